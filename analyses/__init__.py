@@ -1,0 +1,1 @@
+"""One module per question; run as `python -m analyses.NAME --run RUN`."""

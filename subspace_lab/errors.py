@@ -1,0 +1,28 @@
+"""Errors that a user can mend: one sentence, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import ParamSpec
+
+P = ParamSpec("P")
+
+
+class UserError(Exception):
+    """Bad input, told in one sentence: what is wrong, where, and what to do."""
+
+
+def exit_code_2_on_user_error(main: Callable[P, None]) -> Callable[P, None]:
+    """Let a command line print a `UserError` as one sentence and exit with code 2."""
+
+    @functools.wraps(main)
+    def command(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            main(*args, **kwargs)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    return command
