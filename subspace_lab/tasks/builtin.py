@@ -1,0 +1,124 @@
+"""The built-in tasks: mixtures of seeded reasoning-gym generators, nothing to download.
+
+A mixture names a few generators and their settings at each difficulty. Every question is drawn
+from a stream that depends on the seed, kept if its hash falls into the wanted split, and never
+repeated, so no two splits share a question. `demo` is meant for models like SmolLM2-135M,
+`pocket` for the pocket model that ships with this package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from subspace_lab.errors import UserError
+from subspace_lab.tasks.examples import Example
+from subspace_lab.tasks.prompts import plain
+from subspace_lab.tasks.splits import in_generated_split
+
+DIFFICULTIES = ("easy", "medium", "hard")
+SIZES = {"train": 1024, "validation": 256, "train+validation": 1280, "test": 256}
+
+Settings = Mapping[str, Any]
+
+MIXTURES: Mapping[str, Mapping[str, tuple[Settings, Settings, Settings]]] = {
+    "demo": {
+        "chain_sum": (
+            {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
+            {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2},
+            {"min_terms": 3, "max_terms": 4, "min_digits": 2, "max_digits": 3},
+        ),
+    },
+    "pocket": {
+        "chain_sum": (
+            {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
+            {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2},
+            {"min_terms": 3, "max_terms": 4, "min_digits": 2, "max_digits": 3},
+        ),
+    },
+}
+"""Mixture, generator, then the generator's settings when easy, medium and hard."""
+
+NAMES = tuple(MIXTURES)
+
+
+def load(
+    name: str, split: str, *, size: int | None = None, seed: int = 0, difficulty: str = "easy"
+) -> list[Example]:
+    """Generate `size` rows of a mixture, its generators in equal parts, in a shuffled order.
+
+    Args:
+        name: one of `NAMES`.
+        split: one of `splits.SPLITS`.
+        size: number of rows (None: the split's entry in `SIZES`).
+        seed: which rows; equal arguments give equal rows.
+        difficulty: one of `DIFFICULTIES`.
+
+    Raises:
+        UserError: if reasoning-gym is missing, the difficulty unknown, or a generator has too few
+            different questions at this difficulty.
+    """
+    if difficulty not in DIFFICULTIES:
+        raise UserError(
+            f"there is no difficulty {difficulty!r}: choose one of {', '.join(DIFFICULTIES)}"
+        )
+    size = SIZES[split] if size is None else size
+    mixture = MIXTURES[name]
+    examples = []
+    for position, (generator, settings) in enumerate(mixture.items()):
+        share = size // len(mixture) + (position < size % len(mixture))
+        chosen = settings[DIFFICULTIES.index(difficulty)]
+        examples += _different_rows(name, generator, chosen, split=split, size=share, seed=seed)
+    random.Random(seed).shuffle(examples)
+    return examples
+
+
+def score(example: Example, generated_text: str) -> float:
+    """Give 1.0 if the first line of the text is the answer, else 0.0.
+
+    >>> row = Example("demo", "What is 1 + 2?\\nAnswer:", " 3", "3")
+    >>> score(row, " 3"), score(row, " 3\\nWhat is"), score(row, " 33"), score(row, "")
+    (1.0, 1.0, 0.0, 0.0)
+    """
+    return float(generated_text.strip().split("\n")[0].strip() == example.answer)
+
+
+def _different_rows(
+    name: str, generator: str, settings: Settings, *, split: str, size: int, seed: int
+) -> list[Example]:
+    rows: dict[str, Example] = {}
+    for question, answer in _stream(generator, settings, seed=seed, length=200 * size + 2000):
+        if len(rows) == size:
+            break
+        prompt = plain(question)
+        if in_generated_split(prompt, split):
+            metadata = {"generator": generator}
+            rows.setdefault(prompt, Example(name, prompt, f" {answer}", answer, metadata=metadata))
+    if len(rows) < size:
+        raise UserError(
+            f"the generator {generator} of {name!r} has only {len(rows)} different questions for "
+            f"the {split} split with these settings, not {size}: ask for fewer rows or raise the "
+            "difficulty"
+        )
+    return list(rows.values())
+
+
+def _stream(
+    generator: str, settings: Settings, *, seed: int, length: int
+) -> Iterator[tuple[str, str]]:
+    """Yield questions and answers; row i of reasoning-gym is drawn with the seed `base + i`."""
+    try:
+        import reasoning_gym
+    except ImportError as error:
+        raise UserError(
+            'the built-in tasks need reasoning-gym: run `pip install "subspace_lab[builtin]"`'
+        ) from error
+    # Neighbouring seeds would give the same rows, shifted by one; hashed seeds lie far apart.
+    digest = hashlib.sha256(f"{seed} {generator}".encode()).digest()
+    base = int.from_bytes(digest[:4], "big")
+    rows = reasoning_gym.create_dataset(generator, seed=base, size=length, **settings)
+    for index in range(length):
+        row = rows[index]
+        yield row["question"].strip(), row["answer"].strip()

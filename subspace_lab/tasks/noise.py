@@ -1,0 +1,53 @@
+"""Label noise: wrong training targets whose number and places are known."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from subspace_lab.errors import UserError
+from subspace_lab.tasks.examples import Example
+
+
+def with_label_noise(examples: Sequence[Example], *, fraction: float, seed: int) -> list[Example]:
+    """Give a fraction of the rows another row's response, drawn from rows of the same kind.
+
+    The kind is the row's set, or its generator in the built-in tasks, so a wrong response still
+    looks like an answer. Only responses that differ from the row's own are drawn. `answer` keeps
+    the true label, and `metadata["noisy"]` marks the row.
+
+    Args:
+        examples: the training rows.
+        fraction: share of rows to change; `round(fraction * len(examples))` of them are.
+        seed: which rows change and what they get.
+
+    Raises:
+        UserError: if the fraction is not in [0, 1], or all rows of a kind have one response.
+    """
+    if not 0.0 <= fraction <= 1.0:
+        raise UserError(f"label noise is a fraction between 0 and 1, not {fraction}")
+    generator = random.Random(f"label noise {seed}")
+    responses = defaultdict(list)
+    for example in examples:
+        responses[_kind(example)].append(example.response)
+    noisy = list(examples)
+    for index in generator.sample(range(len(noisy)), round(fraction * len(noisy))):
+        example = noisy[index]
+        wrong = [text for text in responses[_kind(example)] if text != example.response]
+        if not wrong:
+            raise UserError(
+                f"label noise needs two different responses among the rows of {_kind(example)!r}: "
+                "load more rows"
+            )
+        noisy[index] = replace(
+            example,
+            response=generator.choice(wrong),
+            metadata={**example.metadata, "noisy": True},
+        )
+    return noisy
+
+
+def _kind(example: Example) -> str:
+    return str(example.metadata.get("generator", example.task))
