@@ -1,0 +1,94 @@
+"""Laws of a rank mask d in {0, 1}^r, told by their first two moments.
+
+Every second-order prediction about a masked update depends on the law of the mask only through its
+mean E[d] and its covariance Cov(d), so a law is those two. The granularity (step, sample, token)
+is no part of it: it says which outputs share one draw.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from subspace_lab.theory.enumeration import check_keep_prob
+
+
+@dataclass(frozen=True)
+class MaskLaw:
+    """Mean and covariance of a mask; `mean[i]` is the probability that coordinate i is kept."""
+
+    mean: Float[Tensor, " r"]
+    covariance: Float[Tensor, "r r"]
+
+    @property
+    def second_moment(self) -> Float[Tensor, "r r"]:
+        """The matrix E[d d^T], whose entries are the probabilities that i and j are both kept."""
+        return self.covariance + torch.outer(self.mean, self.mean)
+
+
+def bernoulli(rank: int, *, keep_prob: float) -> MaskLaw:
+    """Independent coordinates: E[d] = q, Cov(d) = q (1 - q) I.
+
+    >>> bernoulli(2, keep_prob=0.5).covariance.tolist()
+    [[0.25, 0.0], [0.0, 0.25]]
+    """
+    return blocks(rank, block_size=1, keep_prob=keep_prob)
+
+
+def exact_k(rank: int, *, kept: int) -> MaskLaw:
+    """Exactly k = `kept` of r coordinates, all subsets alike (uniform without replacement).
+
+    With q = k / r: E[d] = q,  Cov(d)_ii = q (1 - q),  Cov(d)_ij = -q (1 - q) / (r - 1).
+
+    Raises:
+        ValueError: unless 0 <= kept <= rank.
+    """
+    if not 0 <= kept <= rank:
+        raise ValueError(f"kept must lie between 0 and rank = {rank}, not be {kept}")
+    keep_prob = kept / rank
+    covariance = torch.zeros(rank, rank, dtype=torch.float64)
+    if rank > 1:
+        covariance.fill_(-keep_prob * (1 - keep_prob) / (rank - 1))
+    covariance.fill_diagonal_(keep_prob * (1 - keep_prob))
+    return MaskLaw(torch.full((rank,), keep_prob, dtype=torch.float64), covariance)
+
+
+def prefix(rank: int) -> MaskLaw:
+    """Nested masks 1..b with b uniform on {1, ..., r}, as in DyLoRA (Valipour et al. 2023).
+
+    p_i = P(b >= i) = (r - i + 1) / r,  Cov(d)_ij = min(p_i, p_j) - p_i p_j.
+
+    >>> prefix(4).mean.tolist()
+    [1.0, 0.75, 0.5, 0.25]
+    """
+    mean = torch.arange(rank, 0, -1, dtype=torch.float64) / rank
+    return MaskLaw(mean, torch.minimum(mean[:, None], mean) - torch.outer(mean, mean))
+
+
+def two_masks(rank: int, *, keep_prob: float) -> MaskLaw:
+    """Two independent Bernoulli masks, one on B and one on A: their product, Bernoulli(q^2).
+
+    >>> two_masks(1, keep_prob=0.5).mean.tolist()
+    [0.25]
+    """
+    return bernoulli(rank, keep_prob=keep_prob**2)
+
+
+def blocks(rank: int, *, block_size: int, keep_prob: float) -> MaskLaw:
+    """Blocks of neighbouring coordinates, each kept or dropped as one, independently.
+
+    Cov(d)_ij = q (1 - q) if i and j lie in the same block, else 0. One block of size r drops the
+    whole update; stacking the factors of several layers that share a mask is this law up to order.
+
+    Raises:
+        ValueError: if keep_prob is no probability, or block_size does not divide rank.
+    """
+    check_keep_prob(keep_prob)
+    if block_size < 1 or rank % block_size:
+        raise ValueError(f"block_size {block_size} must divide rank {rank}")
+    block = torch.arange(rank) // block_size
+    covariance = keep_prob * (1 - keep_prob) * (block[:, None] == block).double()
+    return MaskLaw(torch.full((rank,), keep_prob, dtype=torch.float64), covariance)
