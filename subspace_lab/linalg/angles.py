@@ -1,0 +1,289 @@
+"""Principal angles between column spaces, and between masked column spaces of one frame.
+
+The principal angles 0 <= theta_1 <= ... <= theta_q <= pi/2 of range(X) and range(Y) with
+orthonormal bases Q_X, Q_Y have the cosines svdvals(Q_X^T Q_Y), descending, and the sines
+svdvals((I - Q_X Q_X^T) Q_Y), ascending (Bjorck and Golub 1973, Math. Comp. 27(123)). Cosines alone
+lose small angles and sines alone those near pi/2; atan2(sine, cosine) keeps both, with the two
+lists matched in ascending order of the angle.
+
+Both lists come from one triangular factor. Order the columns as [shared, X only, Y only], where
+"shared" are columns that both sides have, and let R be their QR factor. In the coordinates of Q,
+span(shared) is the first block of axes and X's part orthogonal to it the second. The rows below
+the first block of the last columns,
+
+    [Z_1]   rows of "X only"
+    [Z_2]   rows of "Y only",
+
+are Y's residual, inside X and outside it. Orthonormalising them, [C; S] = [Z_1; Z_2] T^{-1}, gives
+the cosines svdvals(C) and the sines svdvals(S). Shared directions are deflated exactly, and what
+is left are the angles of the residual spaces (the partial canonical correlations given the shared
+columns). Every pair costs O(r^3), whatever the length of the columns.
+
+Rank rule: columns are scaled to unit length, and a direction is dependent when its singular value
+is at most 1e-13 times the largest one of the whole frame. A frame without dependent directions has
+none in any of its masked parts (interlacing), so that one test per frame decides; otherwise
+orthonormal bases come from an SVD with the dependent directions set to zero columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .factors import RANK_TOLERANCE, triangular_factor
+
+CHUNK = 4096  # pairs that are in memory at once: some 100 MB at r = 32
+
+
+@dataclass(frozen=True)
+class MaskedAngles:
+    """Principal angles of pairs of masked column spaces.
+
+    Attributes:
+        angles: ascending radians, padded with nan past min(rank_x, rank_y) (..., r).
+        shared: directions in both masks of one frame (...); 0 for two frames.
+        kept_x: directions that the first mask keeps (...).
+        kept_y: directions that the second mask keeps (...).
+        rank_x: dimension of the first space; below kept_x where columns are dependent (...).
+        rank_y: dimension of the second space (...).
+    """
+
+    angles: Float[Tensor, "*batch r"]
+    shared: Int[Tensor, "*batch"]
+    kept_x: Int[Tensor, "*batch"]
+    kept_y: Int[Tensor, "*batch"]
+    rank_x: Int[Tensor, "*batch"]
+    rank_y: Int[Tensor, "*batch"]
+
+
+def principal_angles(
+    X: Float[Tensor, "*#batch n k"], Y: Float[Tensor, "*#batch n l"]
+) -> Float64[Tensor, "*out q"]:
+    """Principal angles between range(X) and range(Y), ascending.
+
+    Args:
+        X: columns that span the first space (..., n, k); they need not be orthonormal.
+        Y: columns that span the second space (..., n, l).
+
+    Returns:
+        (..., min(k, l)) radians in float64; nan past the smaller numerical rank.
+
+    >>> X = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    >>> Y = torch.tensor([[1.0], [0.0], [1.0]])
+    >>> principal_angles(X, Y) * 180 / torch.pi
+    tensor([45.], dtype=torch.float64)
+    """
+    k, l = X.shape[-1], Y.shape[-1]  # noqa: E741
+    frame, full = _joint_frame(X, Y)
+    first = (torch.arange(k + l, device=frame.device) < k).expand(*frame.shape[:-2], k + l)
+    angles, _, _ = _angles(frame, full, torch.zeros_like(first), first, ~first)
+    return angles[..., : min(k, l)]
+
+
+def masked_angles(
+    X: Float[Tensor, "*#batch d r"],
+    mask_x: Bool[Tensor, "*#batch r"],
+    mask_y: Bool[Tensor, "*#batch r"],
+    *,
+    Y: Float[Tensor, "*#batch d r"] | None = None,
+) -> MaskedAngles:
+    """Principal angles between range(X diag(mask_x)) and range(Y diag(mask_y)).
+
+    Angles between masked row spaces of A (r, n) are those of the triangular factor of A^T, and of
+    two frames those of the two blocks of the factor of [A_t^T, A_t'^T]: columns of X and Y are the
+    rank directions in common orthonormal coordinates, of any number d.
+
+    Without Y both masks act on X. Then the directions that both masks keep are deflated and their
+    angles are exactly 0.0. Batches broadcast: X (modules, 1, d, r) with masks (modules, steps, r),
+    or X (d, r) with masks (T, 1, r) and (T, r) for all pairs of T masks.
+
+    Args:
+        X: the first frame (..., d, r).
+        mask_x: its kept directions (..., r), True = kept.
+        mask_y: kept directions of the second frame (..., r).
+        Y: the second frame (..., d, r); None takes X.
+
+    Returns:
+        A `MaskedAngles`; an empty mask has no angles.
+
+    >>> on = lambda *kept: torch.isin(torch.arange(3), torch.tensor(kept))
+    >>> masked_angles(torch.eye(3), on(0, 1), on(0, 2)).angles * 180 / torch.pi
+    tensor([ 0., 90., nan], dtype=torch.float64)
+    """
+    r = X.shape[-1]
+    mask_x, mask_y = mask_x.expand_as(mask_x | mask_y), mask_y.expand_as(mask_x | mask_y)
+    if Y is None:
+        frame, full = _unit_frame(X)
+        shared, only_x, only_y = mask_x & mask_y, mask_x & ~mask_y, mask_y & ~mask_x
+    else:
+        frame, full = _joint_frame(X, Y)
+        only_x, only_y = pad(mask_x, (0, r)), pad(mask_y, (r, 0))
+        shared = torch.zeros_like(only_x)
+    angles, rank_x, rank_y = _angles(frame, full, shared, only_x, only_y)
+    batch = angles.shape[:-1]
+    return MaskedAngles(
+        angles=angles[..., :r],
+        shared=shared.sum(-1).expand(batch),
+        kept_x=mask_x.sum(-1).expand(batch),
+        kept_y=mask_y.sum(-1).expand(batch),
+        rank_x=rank_x,
+        rank_y=rank_y,
+    )
+
+
+def _unit_frame(X: Float[Tensor, "*batch d k"]) -> tuple[Tensor, Tensor]:
+    """Columns at unit length (zeros stay), and whether they are independent (...)."""
+    X = X.to(torch.float64)
+    norms = torch.linalg.vector_norm(X, dim=-2, keepdim=True)
+    X = X / torch.where(norms > 0, norms, 1.0)
+    if X.shape[-2] < X.shape[-1]:
+        return X, torch.zeros(X.shape[:-2], dtype=torch.bool, device=X.device)
+    sigma = torch.linalg.svdvals(X)
+    return X, sigma[..., -1] > RANK_TOLERANCE * sigma[..., 0]
+
+
+def _joint_frame(
+    X: Float[Tensor, "*#batch n k"], Y: Float[Tensor, "*#batch n l"]
+) -> tuple[Tensor, Tensor]:
+    """[X, Y] in at most k + l coordinates, unit columns, and whether X and Y have full rank."""
+    k, l = X.shape[-1], Y.shape[-1]  # noqa: E741
+    batch = np.broadcast_shapes(X.shape[:-2], Y.shape[:-2])
+    both = torch.cat([Z.to(torch.float64).expand(*batch, *Z.shape[-2:]) for Z in (X, Y)], dim=-1)
+    if both.shape[-2] > k + l:
+        both = triangular_factor(both)
+    (X, full_x), (Y, full_y) = (_unit_frame(Z) for Z in (both[..., :k], both[..., k:]))
+    return torch.cat([X, Y], dim=-1), full_x & full_y
+
+
+def _angles(
+    frame: Float64[Tensor, "*#batch d k"],
+    full: Bool[Tensor, "*#batch"],
+    shared: Bool[Tensor, "*#batch k"],
+    only_x: Bool[Tensor, "*#batch k"],
+    only_y: Bool[Tensor, "*#batch k"],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Angles (..., k) with nan padding and both ranks (...), a chunk of pairs at a time."""
+    d, k = frame.shape[-2:]
+    batch = np.broadcast_shapes(frame.shape[:-2], shared.shape[:-1])
+    frames = frame.reshape(-1, d, k)
+    index = torch.arange(len(frames), device=frame.device).reshape(frame.shape[:-2])
+    index = index.expand(batch).reshape(-1)
+    full = full.reshape(-1)[index]
+    roles = [role.expand(*batch, k).reshape(-1, k) for role in (shared, only_x, only_y)]
+    angles = torch.full((len(index), k), torch.nan, dtype=torch.float64, device=frame.device)
+    ranks = torch.zeros(len(index), 2, dtype=torch.int64, device=frame.device)
+    for method, where in ((_by_qr, full.nonzero()[:, 0]), (_by_svd, (~full).nonzero()[:, 0])):
+        for start in range(0, len(where), CHUNK):
+            pairs = where[start : start + CHUNK]
+            C, S, i, a, b = method(frames[index[pairs]], *(role[pairs] for role in roles))
+            angles[pairs] = _assemble(C, S, i, a, b, width=k)
+            ranks[pairs] = torch.stack([i + a, i + b], dim=-1)
+    ranks = ranks.reshape(*batch, 2)
+    return angles.reshape(*batch, k), ranks[..., 0], ranks[..., 1]
+
+
+# One pair below has i shared directions, a residual dimensions of X and b of Y.
+Pieces = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # C, S, i, a, b
+
+
+def _by_qr(
+    frame: Float64[Tensor, "*pairs d k"],
+    shared: Bool[Tensor, "*pairs k"],
+    only_x: Bool[Tensor, "*pairs k"],
+    only_y: Bool[Tensor, "*pairs k"],
+) -> Pieces:
+    """C (pairs, max a, max b) and S (pairs, max b, max b) for frames of full column rank."""
+    i, a, b = shared.sum(-1), only_x.sum(-1), only_y.sum(-1)
+    place = 3 - 3 * shared.to(torch.int8) - 2 * only_x.to(torch.int8) - only_y.to(torch.int8)
+    width = int((i + a + b).max())
+    order = place.argsort(dim=-1, stable=True)[:, :width]
+    R = triangular_factor(_take(frame, order, dim=-1), algorithm="householder")
+    height, most_x, most_y = int((a + b).max()), int(a.max()), int(b.max())
+    Z = _block(R, rows=(i, a + b, height), columns=(i + a, b, most_y))
+    # Absent columns come last, so they cannot disturb the basis of the others.
+    Q = torch.linalg.qr(Z).Q if Z.numel() else Z
+    C = _block(Q, rows=(0 * a, a, most_x), columns=(0 * b, b, most_y))
+    S = _block(Q, rows=(a, b, most_y), columns=(0 * b, b, most_y))
+    return C, S, i, a, b
+
+
+def _by_svd(
+    frame: Float64[Tensor, "*pairs d k"],
+    shared: Bool[Tensor, "*pairs k"],
+    only_x: Bool[Tensor, "*pairs k"],
+    only_y: Bool[Tensor, "*pairs k"],
+) -> Pieces:
+    """C and S for any frame: orthonormal bases with zero columns for dependent directions."""
+    tolerance = RANK_TOLERANCE * torch.linalg.matrix_norm(frame, ord=2)
+    common, i = _basis(frame * shared[:, None, :], tolerance)
+    Q_x, a = _basis(_reject(frame * only_x[:, None, :], common), tolerance)
+    Q_y, b = _basis(_reject(frame * only_y[:, None, :], common), tolerance)
+    return Q_x.mT @ Q_y, _reject(Q_y, Q_x), i, a, b
+
+
+def _basis(X: Float64[Tensor, "*b d k"], tolerance: Float64[Tensor, "*b"]) -> tuple[Tensor, Tensor]:
+    U, sigma, _ = torch.linalg.svd(X, full_matrices=False)
+    independent = sigma > tolerance[..., None]
+    return U * independent[..., None, :], independent.sum(-1)
+
+
+def _reject(X: Float64[Tensor, "*b d k"], Q: Float64[Tensor, "*b d l"]) -> Float64[Tensor, "*out"]:
+    """(I - Q Q^T) X, applied twice to be orthogonal to working precision."""
+    X = X - Q @ (Q.mT @ X)
+    return X - Q @ (Q.mT @ X)
+
+
+def _assemble(
+    C: Float64[Tensor, "*pairs x y"],
+    S: Float64[Tensor, "*pairs z y"],
+    i: Int[Tensor, "*pairs"],
+    a: Int[Tensor, "*pairs"],
+    b: Int[Tensor, "*pairs"],
+    *,
+    width: int,
+) -> Float64[Tensor, "*pairs {width}"]:
+    """The i shared zeros, then min(a, b) angles atan2(sine, cosine), then nan."""
+    position = torch.arange(width, device=C.device)
+    # Both lists are padded so that every pair can be read at the same fixed positions. Columns
+    # that are absent add zeros at the end of the sines: the b true ones are reversed.
+    cosines = _svdvals(C, width)
+    sines = _svdvals(S, width)
+    sines = sines.gather(-1, (b[:, None] - 1 - position).clamp(min=0))
+    residual = torch.atan2(sines, cosines)
+    angles = residual.gather(-1, (position - i[:, None]).clamp(min=0))
+    angles = torch.where(position < i[:, None], 0.0, angles)
+    return torch.where(position < (i + torch.minimum(a, b))[:, None], angles, torch.nan)
+
+
+def _svdvals(X: Float64[Tensor, "*pairs x y"], width: int) -> Float64[Tensor, "*pairs {width}"]:
+    if not X.numel():
+        return torch.zeros(len(X), width, dtype=X.dtype, device=X.device)
+    sigma = torch.linalg.svdvals(X)
+    return pad(sigma, (0, width - sigma.shape[-1]))
+
+
+def _take(X: Tensor, index: Int[Tensor, "*pairs j"], *, dim: int) -> Tensor:
+    """X's columns (dim -1) or rows (dim -2) at index, for every pair its own."""
+    if dim == -1:
+        return X.gather(-1, index[:, None, :].expand(-1, X.shape[-2], -1))
+    return X.gather(-2, index[:, :, None].expand(-1, -1, X.shape[-1]))
+
+
+Span = tuple[Tensor, Tensor, int]  # start (pairs,), length (pairs,), padded length
+
+
+def _block(
+    X: Float64[Tensor, "*pairs x y"], *, rows: Span, columns: Span
+) -> Float64[Tensor, "*out"]:
+    """A block of X for every pair, padded with zeros to a common shape."""
+    for dim, (start, length, size) in ((-2, rows), (-1, columns)):
+        offset = torch.arange(size, device=X.device)
+        index = (start[:, None] + offset).clamp(max=X.shape[dim] - 1)
+        present = offset < length[:, None]
+        X = _take(X, index, dim=dim) * (present[:, None, :] if dim == -1 else present[:, :, None])
+    return X
