@@ -1,0 +1,223 @@
+"""What a model thinks of given responses: loss, exact match and multiple choice.
+
+All three read one teacher-forced forward pass. A response y of T tokens after the prompt x has
+
+    loss = -log p(y | x) / T = -(1/T) sum_t log p(y_t | x, y_<t)      (nats per token),
+
+the end of sequence being one of the T tokens where the model was trained with it. The response is
+reproduced by greedy generation if and only if every y_t is the argmax of p(. | x, y_<t): up to its
+first departure greedy decoding sees exactly the teacher-forced prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from subspace_lab import tasks
+from subspace_lab.errors import UserError
+from subspace_lab.evaluation.batching import evaluation_mode, padded_batches
+from subspace_lab.evaluation.encoding import decode, encode_prompt, encode_response
+from subspace_lab.evaluation.records import example_records
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from subspace_lab.tasks import Example
+
+Normalisation = Literal["sum", "mean"]
+
+
+@dataclass(frozen=True)
+class ResponseScore:
+    """One response under teacher forcing."""
+
+    nats: float  # -log p(response | prompt)
+    tokens: int  # of the response, with its end of sequence if that was scored
+    matched: int  # leading tokens that are the argmax; all of them: greedy decoding reproduces it
+    prediction: str  # greedy decoding up to and with its first departure from the response
+
+    @property
+    def exact(self) -> bool:
+        """Whether greedy decoding reproduces the response."""
+        return self.matched == self.tokens
+
+
+@dataclass(frozen=True)
+class ResponseLoss:
+    """Mean negative log-likelihood of the responses of a set of examples, in nats."""
+
+    per_token: float  # sum of nats / sum of tokens
+    per_example: float  # sum of nats / number of examples
+    tokens: int
+    examples: int
+
+
+def score_responses(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    batch_size: int = 16,
+    with_eos: bool = True,
+) -> list[ResponseScore]:
+    """Score each (prompt, response) pair, in the order given.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        pairs: Prompts with their responses.
+        batch_size: Pairs in one forward pass.
+        with_eos: Whether the end of sequence is one of the response's tokens, as in training.
+    """
+    prompts = [encode_prompt(tokenizer, prompt) for prompt, _ in pairs]
+    responses = [encode_response(tokenizer, text, with_eos=with_eos) for _, text in pairs]
+    scores: dict[int, ResponseScore] = {}
+    with evaluation_mode(model):
+        for batch in padded_batches(
+            [prompt + response for prompt, response in zip(prompts, responses, strict=True)],
+            batch_size=batch_size,
+            side="right",
+            device=model.device,
+            description="scoring",
+        ):
+            # The logits at a position are for the next token: nothing before the last token of
+            # the shortest prompt is needed, and a whole (batch, length, vocabulary) is large.
+            first = min(len(prompts[index]) for index in batch.indices) - 1
+            needed = batch.input_ids.shape[1] - first
+            logits = model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                logits_to_keep=needed,
+            ).logits[:, -needed:]
+            for row, index in enumerate(batch.indices):
+                start = len(prompts[index]) - 1 - first
+                response = responses[index]
+                scores[index] = _score(
+                    logits[row, start : start + len(response)], response, tokenizer
+                )
+    return [scores[index] for index in range(len(pairs))]
+
+
+def exact_match(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 16,
+    with_eos: bool = True,
+) -> pd.DataFrame:
+    """Whether greedy decoding would reproduce each response, from one forward pass.
+
+    Returns:
+        One row per example (see `records.example_records`); `prediction` is the greedy text up to
+        and with its first departure from the response.
+    """
+    pairs = [(example.prompt, example.response) for example in examples]
+    scores = score_responses(model, tokenizer, pairs, batch_size=batch_size, with_eos=with_eos)
+    return example_records(
+        examples,
+        gold=[example.response for example in examples],
+        prediction=[score.prediction for score in scores],
+        correct=[score.exact for score in scores],
+        loss=[score.nats / score.tokens for score in scores],
+        tokens=[score.tokens for score in scores],
+    )
+
+
+def choose(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    normalisation: Normalisation = "sum",
+    batch_size: int = 16,
+    with_eos: bool = True,
+) -> pd.DataFrame:
+    """Pick the most likely of each example's `choices`.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        examples: Multiple-choice examples; `choices` are whole responses.
+        normalisation: `sum` compares log p(choice | prompt), `mean` the same per token, which
+            does not favour short choices.
+        batch_size: Choices in one forward pass.
+        with_eos: Whether the end of sequence is one of the response's tokens, as in training.
+
+    Returns:
+        One row per example (see `records.example_records`); `loss` and `tokens` are those of the
+        choice that was picked.
+
+    Raises:
+        UserError: if an example has no choices.
+    """
+    without = next((example for example in examples if not example.choices), None)
+    if without is not None:
+        raise UserError(
+            f"the task {without.task} is no multiple choice: evaluate it by generation or by "
+            "exact match"
+        )
+    pairs = [(example.prompt, choice) for example in examples for choice in example.choices]
+    scores = iter(
+        score_responses(model, tokenizer, pairs, batch_size=batch_size, with_eos=with_eos)
+    )
+    picked = []
+    for example in examples:
+        candidates = [(choice, next(scores)) for choice in example.choices]
+        picked.append(min(candidates, key=lambda pair: _cost(pair[1], normalisation)))
+    return example_records(
+        examples,
+        gold=[example.answer for example in examples],
+        prediction=[choice for choice, _ in picked],
+        correct=[
+            tasks.score(example, choice) == 1.0
+            for example, (choice, _) in zip(examples, picked, strict=True)
+        ],
+        loss=[score.nats / score.tokens for _, score in picked],
+        tokens=[score.tokens for _, score in picked],
+    )
+
+
+def response_loss(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 16,
+    with_eos: bool = True,
+) -> ResponseLoss:
+    """Mean negative log-likelihood of the responses, per token and per example."""
+    pairs = [(example.prompt, example.response) for example in examples]
+    scores = score_responses(model, tokenizer, pairs, batch_size=batch_size, with_eos=with_eos)
+    nats = sum(score.nats for score in scores)
+    tokens = sum(score.tokens for score in scores)
+    return ResponseLoss(nats / tokens, nats / len(scores), tokens, len(scores))
+
+
+def _cost(score: ResponseScore, normalisation: Normalisation) -> float:
+    return score.nats if normalisation == "sum" else score.nats / score.tokens
+
+
+def _score(
+    logits: Float[Tensor, "tokens vocabulary"],
+    response: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+) -> ResponseScore:
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    target = torch.tensor(response, device=logits.device)
+    greedy = logits.argmax(dim=-1)
+    matched = int((greedy == target).long().cumprod(dim=0).sum())
+    return ResponseScore(
+        nats=float(cross_entropy(logits, target, reduction="sum")),
+        tokens=len(response),
+        matched=matched,
+        prediction=decode(tokenizer, greedy[: matched + 1].tolist()),
+    )
