@@ -1,9 +1,24 @@
 """Linear algebra of low-rank updates in their rank space: tensors in, float64 tensors out."""
 
 from .angles import MaskedAngles, masked_angles, principal_angles
-from .distances import chordal_distance, geodesic_distance, overlap
+from .distances import (
+    chordal_distance,
+    geodesic_distance,
+    grassmann_overlap,
+    overlap,
+    pairwise_overlap,
+)
 from .effective_rank import Measure, effective_rank, nuclear_norm
 from .factors import RANK_TOLERANCE, triangular_factor, update_core
+from .nulls import (
+    AngleMoments,
+    NullOverlap,
+    jacobi_edge,
+    null_overlap,
+    random_angle_moments,
+    random_subspace,
+)
+from .principal_vectors import PrincipalVectors, principal_vectors
 from .spectra import (
     LowRankSVD,
     frobenius_norm,
@@ -14,18 +29,28 @@ from .spectra import (
 
 __all__ = [
     "RANK_TOLERANCE",
+    "AngleMoments",
     "LowRankSVD",
     "MaskedAngles",
     "Measure",
+    "NullOverlap",
+    "PrincipalVectors",
     "chordal_distance",
     "effective_rank",
     "frobenius_norm",
     "geodesic_distance",
+    "grassmann_overlap",
     "inner_product",
+    "jacobi_edge",
     "masked_angles",
     "nuclear_norm",
+    "null_overlap",
     "overlap",
+    "pairwise_overlap",
     "principal_angles",
+    "principal_vectors",
+    "random_angle_moments",
+    "random_subspace",
     "singular_values",
     "singular_vectors",
     "triangular_factor",

@@ -19,10 +19,8 @@ the cosines svdvals(C) and the sines svdvals(S). Shared directions are deflated 
 is left are the angles of the residual spaces (the partial canonical correlations given the shared
 columns). Every pair costs O(r^3), whatever the length of the columns.
 
-Rank rule: columns are scaled to unit length, and a direction is dependent when its singular value
-is at most 1e-13 times the largest one of the whole frame. A frame without dependent directions has
-none in any of its masked parts (interlacing), so that one test per frame decides; otherwise
-orthonormal bases come from an SVD with the dependent directions set to zero columns.
+Dependent directions are told by the rule of `bases`: a frame without them has none in any of its
+masked parts, so one test per frame decides between the QR above and orthonormal bases by SVD.
 """
 
 from __future__ import annotations
@@ -35,9 +33,10 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .factors import RANK_TOLERANCE, triangular_factor
+from .bases import dependence_tolerance, orthonormal_basis, reject, unit_frame
+from .factors import triangular_factor
 
-CHUNK = 4096  # pairs that are in memory at once: some 100 MB at r = 32
+CHUNK = 256  # pairs that are worked on at once: what they need stays in the cache
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def masked_angles(
     r = X.shape[-1]
     mask_x, mask_y = mask_x.expand_as(mask_x | mask_y), mask_y.expand_as(mask_x | mask_y)
     if Y is None:
-        frame, full = _unit_frame(X)
+        frame, full = unit_frame(X)
         shared, only_x, only_y = mask_x & mask_y, mask_x & ~mask_y, mask_y & ~mask_x
     else:
         frame, full = _joint_frame(X, Y)
@@ -136,17 +135,6 @@ def masked_angles(
     )
 
 
-def _unit_frame(X: Float[Tensor, "*batch d k"]) -> tuple[Tensor, Tensor]:
-    """Columns at unit length (zeros stay), and whether they are independent (...)."""
-    X = X.to(torch.float64)
-    norms = torch.linalg.vector_norm(X, dim=-2, keepdim=True)
-    X = X / torch.where(norms > 0, norms, 1.0)
-    if X.shape[-2] < X.shape[-1]:
-        return X, torch.zeros(X.shape[:-2], dtype=torch.bool, device=X.device)
-    sigma = torch.linalg.svdvals(X)
-    return X, sigma[..., -1] > RANK_TOLERANCE * sigma[..., 0]
-
-
 def _joint_frame(
     X: Float[Tensor, "*#batch n k"], Y: Float[Tensor, "*#batch n l"]
 ) -> tuple[Tensor, Tensor]:
@@ -156,7 +144,7 @@ def _joint_frame(
     both = torch.cat([Z.to(torch.float64).expand(*batch, *Z.shape[-2:]) for Z in (X, Y)], dim=-1)
     if both.shape[-2] > k + l:
         both = triangular_factor(both)
-    (X, full_x), (Y, full_y) = (_unit_frame(Z) for Z in (both[..., :k], both[..., k:]))
+    (X, full_x), (Y, full_y) = (unit_frame(Z) for Z in (both[..., :k], both[..., k:]))
     return torch.cat([X, Y], dim=-1), full_x & full_y
 
 
@@ -219,23 +207,11 @@ def _by_svd(
     only_y: Bool[Tensor, "*pairs k"],
 ) -> Pieces:
     """C and S for any frame: orthonormal bases with zero columns for dependent directions."""
-    tolerance = RANK_TOLERANCE * torch.linalg.matrix_norm(frame, ord=2)
-    common, i = _basis(frame * shared[:, None, :], tolerance)
-    Q_x, a = _basis(_reject(frame * only_x[:, None, :], common), tolerance)
-    Q_y, b = _basis(_reject(frame * only_y[:, None, :], common), tolerance)
-    return Q_x.mT @ Q_y, _reject(Q_y, Q_x), i, a, b
-
-
-def _basis(X: Float64[Tensor, "*b d k"], tolerance: Float64[Tensor, "*b"]) -> tuple[Tensor, Tensor]:
-    U, sigma, _ = torch.linalg.svd(X, full_matrices=False)
-    independent = sigma > tolerance[..., None]
-    return U * independent[..., None, :], independent.sum(-1)
-
-
-def _reject(X: Float64[Tensor, "*b d k"], Q: Float64[Tensor, "*b d l"]) -> Float64[Tensor, "*out"]:
-    """(I - Q Q^T) X, applied twice to be orthogonal to working precision."""
-    X = X - Q @ (Q.mT @ X)
-    return X - Q @ (Q.mT @ X)
+    tolerance = dependence_tolerance(frame)
+    common, i = orthonormal_basis(frame * shared[:, None, :], tolerance)
+    Q_x, a = orthonormal_basis(reject(frame * only_x[:, None, :], common), tolerance)
+    Q_y, b = orthonormal_basis(reject(frame * only_y[:, None, :], common), tolerance)
+    return Q_x.mT @ Q_y, reject(Q_y, Q_x), i, a, b
 
 
 def _assemble(

@@ -100,8 +100,20 @@ def singular_vectors(
     U, S, Vh = torch.linalg.svd(scaling * (masked_columns(R_B, mask) @ R_A.mT), full_matrices=False)
     U, S, Vh = (Q_B @ U)[..., :rank], S[..., :rank], (Vh @ Q_A.mT)[..., :rank, :]
     BD = scaling * masked_columns(B, mask)
-    right = torch.linalg.matrix_norm(BD @ (A @ Vh.mT) - U * S[..., None, :])
-    left = torch.linalg.matrix_norm(A.mT @ (BD.mT @ U) - Vh.mT * S[..., None, :])
+    return with_evidence(U, S, Vh, MV=BD @ (A @ Vh.mT), MtU=A.mT @ (BD.mT @ U))
+
+
+def with_evidence(
+    U: Float64[Tensor, "*batch m k"],
+    S: Float64[Tensor, "*batch k"],
+    Vh: Float64[Tensor, "*batch k n"],
+    *,
+    MV: Float64[Tensor, "*batch m k"],
+    MtU: Float64[Tensor, "*batch n k"],
+) -> LowRankSVD:
+    """The triplets of a matrix M with their numerical rank and residual, given M V and M^T U."""
+    right = torch.linalg.matrix_norm(MV - U * S[..., None, :])
+    left = torch.linalg.matrix_norm(MtU - Vh.mT * S[..., None, :])
     norm = torch.linalg.vector_norm(S, dim=-1)
     return LowRankSVD(
         U=U,
