@@ -1,0 +1,1 @@
+"""The methods as PEFT adapters, and the rank mask."""

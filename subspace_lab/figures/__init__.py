@@ -1,0 +1,1 @@
+"""The shared style and drawing helpers; figures read tables only."""

@@ -1,0 +1,1 @@
+"""Recording a training run, and reading runs and adapters back."""

@@ -1,0 +1,1 @@
+"""Seeds, intervals and paired tests."""

@@ -1,0 +1,76 @@
+"""The LoRA layers of a PEFT model, under the names that runs and adapter files use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from subspace_lab.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """One adapted linear layer: dW = scaling * B A.
+
+    Attributes:
+        name: path of the layer in the base model, such as `model.layers.0.self_attn.q_proj`.
+        layer: the PEFT layer.
+        A_module: the linear map x -> A x, whose output the rank mask multiplies.
+        A: its weight, (r, n).
+        B: weight of the map back, (m, r).
+        scaling: alpha / r, or alpha / sqrt(r) with rsLoRA, as PEFT holds it.
+    """
+
+    name: str
+    layer: nn.Module
+    A_module: nn.Module
+    A: Tensor
+    B: Tensor
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        """The rank r."""
+        return int(self.A.shape[0])
+
+
+def lora_modules(model: nn.Module, *, adapter: str = "default") -> list[LoraModule]:
+    """List the adapted linear layers of a PEFT model, in the model's own order.
+
+    Raises:
+        UserError: if the model has no LoRA layer of that name, or one that is no linear layer.
+    """
+    found = list(_walk(model, adapter))
+    if not found:
+        raise UserError(
+            f"the model has no LoRA layers of the adapter {adapter!r}: "
+            "build it with peft.get_peft_model and a LoraConfig first"
+        )
+    return found
+
+
+def _walk(model: nn.Module, adapter: str) -> Iterator[LoraModule]:
+    from peft.tuners.lora import LoraLayer
+    from torch import nn
+
+    for path, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        name = path.removeprefix(PEFT_PREFIX)
+        if adapter in layer.lora_embedding_A or (
+            adapter in layer.lora_A and not isinstance(layer.lora_A[adapter], nn.Linear)
+        ):
+            raise UserError(
+                f"{name} is adapted but is no linear layer: rank masks and step records cover "
+                "linear layers, so leave it out of target_modules"
+            )
+        if adapter in layer.lora_A:
+            A_module, B_module = layer.lora_A[adapter], layer.lora_B[adapter]
+            scaling = float(layer.scaling[adapter])
+            yield LoraModule(name, layer, A_module, A_module.weight, B_module.weight, scaling)

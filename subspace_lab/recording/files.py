@@ -1,0 +1,104 @@
+"""Files that are whole or absent: everything in a run is written beside its place, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from subspace_lab.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from safetensors import safe_open
+    from torch import Tensor
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path for a file or folder; on success it takes the place of `path` in one rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished)
+        unfinished.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON, atomically."""
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file, atomically."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as unfinished:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a parquet file, atomically."""
+    with replacing(path) as unfinished:
+        table.to_parquet(unfinished, index=False)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read JSON.
+
+    Raises:
+        UserError: if the file is not whole.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not whole ({error}): restore it or record the run again") from (
+            error
+        )
+    return dict(content)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a parquet file.
+
+    Raises:
+        UserError: if the file is not whole.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    try:
+        return pd.read_parquet(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} is not whole: restore it, or delete it and go on without") from (
+            error
+        )
+
+
+@contextlib.contextmanager
+def open_tensors(path: Path) -> Iterator[safe_open]:
+    """Open a safetensors file for reading single tensors.
+
+    Raises:
+        UserError: if the file is truncated or malformed.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        opened = safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"the chunk {path} is truncated or damaged ({error}): restore it, or delete it to "
+            "analyse the run without its steps"
+        ) from error
+    with opened as tensors:
+        yield tensors

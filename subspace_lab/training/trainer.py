@@ -1,0 +1,210 @@
+"""From a configuration to a trained, recorded run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import EvalPrediction
+
+from subspace_lab import models, tasks
+from subspace_lab.adapters.mask import RankMask
+from subspace_lab.adapters.methods import adapt, lora_config
+from subspace_lab.errors import UserError
+from subspace_lab.recording import files
+from subspace_lab.recording.provenance import provenance
+from subspace_lab.recording.recorder import SubspaceRecorder
+from subspace_lab.recording.writer import refuse_if_occupied
+from subspace_lab.training.config import TrainConfig
+from subspace_lab.training.data import (
+    RightPadding,
+    data_hash,
+    response_statistics,
+    summarise,
+    tokenize,
+)
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "auto": None}
+
+
+def train(config: TrainConfig, out: Path, *, resume: bool = False) -> None:
+    """Train as `config` says and record into the run directory `out`.
+
+    Args:
+        config: the configuration.
+        out: the run directory.
+        resume: go on with an unfinished run of the same configuration in `out` from its last
+            checkpoint; a finished one is left as it is.
+
+    Raises:
+        UserError: if `out` is occupied, or anything that the configuration names is missing.
+    """
+    resume_at = _resume_point(config, out) if resume else None
+    if resume_at == FINISHED:
+        print(f"{out} is finished: nothing to do")
+        return
+    if resume_at is None:
+        refuse_if_occupied(out)
+    _, trainer = build(config, out, resume_at=resume_at)
+    checkpoint = out / "checkpoints" / f"checkpoint-{resume_at}" if resume_at else None
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+FINISHED = -1
+
+
+def build(
+    config: TrainConfig, out: Path, *, resume_at: int | None = None
+) -> tuple[PeftModel, Trainer]:
+    """Load base and data, put the adapter and its mask on, and give the Trainer that records."""
+    rows = {
+        "train": tasks.load(
+            config.task,
+            "train",
+            size=config.train_size,
+            seed=config.seed,
+            data_dir=config.data_dir,
+            label_noise=config.label_noise,
+            difficulty=config.difficulty,
+        ),
+        "test": tasks.load(
+            config.task,
+            "test",
+            size=config.eval_size,
+            seed=config.seed,
+            data_dir=config.data_dir,
+            difficulty=config.difficulty,
+        ),
+    }
+    base = models.find_base(config.base)
+    tokenizer = models.load_tokenizer(base)
+    tokenized = {
+        split: tokenize(examples, tokenizer, max_length=config.max_length)
+        for split, examples in rows.items()
+    }
+    model = models.load_model(base, dtype=DTYPES[config.base_dtype])
+    model.config.use_cache = False
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    adapted = adapt(
+        model,
+        lora_config(
+            rank=config.rank,
+            alpha=config.alpha,
+            targets=config.targets,
+            lora_dropout=config.lora_dropout,
+            use_rslora=config.use_rslora,
+        ),
+        seed=config.seed,
+    )
+    if config.masked:
+        RankMask(
+            config.keep_prob,
+            granularity=config.granularity,
+            rescale=config.rescale,
+            sampling=config.sampling,
+            seed=config.seed,
+        ).attach(adapted)
+    description = {
+        "config": config.to_dict(),
+        "provenance": provenance()
+        | {
+            "base": base.name,
+            "base_remark": base.remark,
+            "base_hash": models.content_hash(base),
+            "base_dtype": str(model.dtype).removeprefix("torch."),
+            "data_hashes": {split: data_hash(examples) for split, examples in rows.items()},
+        },
+    }
+    recorder = SubspaceRecorder(
+        out,
+        cores=config.cores,
+        snapshots=config.snapshots,
+        description=description,
+        resume_at=resume_at,
+    )
+    trainer = Trainer(
+        model=adapted,
+        args=training_arguments(config, out),
+        train_dataset=tokenized["train"],
+        eval_dataset=tokenized["test"],
+        data_collator=RightPadding(int(tokenizer.pad_token_id)),
+        compute_metrics=_metrics,
+        preprocess_logits_for_metrics=response_statistics,
+        callbacks=[recorder],
+    )
+    return adapted, trainer
+
+
+def training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
+    """Translate the configuration for the Trainer."""
+    mixed = torch.cuda.is_available() and DTYPES[config.base_dtype] != torch.float32
+    return TrainingArguments(
+        output_dir=str(out / "checkpoints"),
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=4 * config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        max_steps=config.steps or -1,
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_schedule
+        if config.lr_schedule != "constant"
+        else "constant_with_warmup",
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        optim="adamw_torch" if config.optimizer == "adamw" else "sgd",
+        max_grad_norm=config.max_grad_norm,
+        bf16=mixed and torch.cuda.is_bf16_supported(including_emulation=False),
+        torch_compile=config.compile,
+        logging_steps=1,
+        include_num_input_tokens_seen="all",
+        eval_strategy="steps" if config.eval_every else "no",
+        eval_steps=config.eval_every or None,
+        eval_on_start=True,
+        save_strategy="steps" if config.checkpoint_every else "no",
+        save_steps=config.checkpoint_every or 500,
+        save_total_limit=2,
+        seed=config.seed,
+        report_to=[],
+        label_names=["labels"],
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _metrics(prediction: EvalPrediction) -> dict[str, float]:
+    return summarise(prediction.predictions)
+
+
+def _resume_point(config: TrainConfig, out: Path) -> int | None:
+    """Find the step to resume at: None for a new run, FINISHED, or a checkpoint's step.
+
+    A checkpoint counts only if the record on disk reaches its step: a run can be killed between
+    the Trainer's writing of a checkpoint and the recorder's.
+    """
+    if not (out / "run.json").exists():
+        return None
+    description = files.read_json(out / "run.json")
+    if description.get("config") != config.to_dict():
+        raise UserError(
+            f"{out} holds a run of another configuration (see {out / 'run.json'}): choose another "
+            "--out"
+        )
+    if description["status"] == "finished":
+        return FINISHED
+    recorded = 0
+    if (out / "metrics.parquet").exists():
+        recorded = int(files.read_table(out / "metrics.parquet")["step"].max())
+    steps = [int(p.name.split("-")[1]) for p in (out / "checkpoints").glob("checkpoint-*")]
+    usable = [step for step in steps if step <= recorded]
+    if not usable:
+        raise UserError(
+            f"{out} was stopped before its first checkpoint: delete it and start again (with "
+            "--checkpoint_every to make a run resumable)"
+        )
+    return max(usable)
