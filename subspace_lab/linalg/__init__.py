@@ -1,5 +1,6 @@
 """Linear algebra of low-rank updates in their rank space: tensors in, float64 tensors out."""
 
+from .alignment import Amplification, BaseProjection, amplification, base_projection
 from .angles import MaskedAngles, masked_angles, principal_angles
 from .distances import (
     chordal_distance,
@@ -10,6 +11,8 @@ from .distances import (
 )
 from .effective_rank import Measure, effective_rank, nuclear_norm
 from .factors import RANK_TOLERANCE, triangular_factor, update_core
+from .intruders import IntruderDimensions, intruder_dimensions
+from .merged import base_svd, merged_svd
 from .nulls import (
     AngleMoments,
     NullOverlap,
@@ -29,20 +32,28 @@ from .spectra import (
 
 __all__ = [
     "RANK_TOLERANCE",
+    "Amplification",
     "AngleMoments",
+    "BaseProjection",
+    "IntruderDimensions",
     "LowRankSVD",
     "MaskedAngles",
     "Measure",
     "NullOverlap",
     "PrincipalVectors",
+    "amplification",
+    "base_projection",
+    "base_svd",
     "chordal_distance",
     "effective_rank",
     "frobenius_norm",
     "geodesic_distance",
     "grassmann_overlap",
     "inner_product",
+    "intruder_dimensions",
     "jacobi_edge",
     "masked_angles",
+    "merged_svd",
     "nuclear_norm",
     "null_overlap",
     "overlap",

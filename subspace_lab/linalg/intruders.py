@@ -1,0 +1,83 @@
+"""Intruder dimensions: leading singular vectors of the merged weight that the base has not.
+
+Shuttleworth, Andreas, Torralba and Sharma (2024, arXiv:2410.21228) call a left singular vector
+among the top k of W0 + dW an intruder if its largest |cosine| with any left singular vector of W0
+is below epsilon. PEFT's `reduce_intruder_dimension` uses the same definition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .merged import base_svd, merged_svd
+from .spectra import LowRankSVD
+
+
+@dataclass(frozen=True)
+class IntruderDimensions:
+    """The top k left singular vectors of W0 + dW against those of W0.
+
+    Attributes:
+        singular_values: of the merged weight, descending (k,).
+        max_cosine: largest |cosine| with a given base vector (k,).
+        unseen_cosine: what the |cosine| with base vectors that were not given can be at most,
+            sqrt(1 - sum of the squared cosines with those given); 0 if all were given (k,).
+        intruder: max_cosine and unseen_cosine are below epsilon (k,).
+        undecided: only max_cosine is: more base vectors are needed to tell (k,).
+        residual: of the merged triplets, as in `LowRankSVD`.
+    """
+
+    singular_values: Float[Tensor, " k"]
+    max_cosine: Float[Tensor, " k"]
+    unseen_cosine: Float[Tensor, " k"]
+    intruder: Bool[Tensor, " k"]
+    undecided: Bool[Tensor, " k"]
+    residual: Float[Tensor, ""]
+
+
+def intruder_dimensions(
+    W0: Float[Tensor, "m n"],
+    B: Float[Tensor, "m r"],
+    A: Float[Tensor, "r n"],
+    *,
+    base: LowRankSVD | None = None,
+    top_k: int = 10,
+    epsilon: float = 0.5,
+    mask: Bool[Tensor, " r"] | None = None,
+    scaling: float = 1.0,
+) -> IntruderDimensions:
+    """Intruder dimensions of W0 + scaling B diag(mask) A; only k x n similarities are formed.
+
+    Args:
+        W0: base weight (m, n).
+        B: left factor (m, r).
+        A: right factor (r, n).
+        base: `base_svd(W0)`, best from its cache; None computes all its triplets. With fewer
+            triplets some vectors may stay undecided.
+        top_k: how many singular vectors of the merged weight to test.
+        epsilon: cosine below which a vector is an intruder.
+        mask: kept rank directions (r,), True = kept; None keeps all.
+        scaling: the factor in front of B A.
+
+    Returns:
+        An `IntruderDimensions` in float64.
+    """
+    base = base_svd(W0) if base is None else base
+    merged = merged_svd(W0, B, A, rank=top_k, mask=mask, scaling=scaling)
+    cosines = (merged.U.T @ base.U).abs()
+    max_cosine = cosines.max(dim=-1).values
+    unseen = (1 - cosines.square().sum(-1)).clamp(min=0).sqrt()
+    if base.S.shape[-1] == min(W0.shape):
+        unseen = torch.zeros_like(unseen)
+    return IntruderDimensions(
+        singular_values=merged.S,
+        max_cosine=max_cosine,
+        unseen_cosine=unseen,
+        intruder=(max_cosine < epsilon) & (unseen < epsilon),
+        undecided=(max_cosine < epsilon) & (unseen >= epsilon),
+        residual=merged.residual,
+    )
