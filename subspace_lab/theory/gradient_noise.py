@@ -271,6 +271,7 @@ def _systems(
     Y: Float[Tensor, "m N"],
 ) -> tuple[_System, _System]:
     """The systems (1) of B's and of A's gradient; nothing n x n is formed."""
+    B, A, X, Y = B.double(), A.double(), X.double(), Y.double()
     N, Z = X.shape[1], A @ X
     for_B = _System(target=Z @ Y.T / N, coupling=Z @ Z.T / N, vectors=B.T)
     for_A = _System(target=B.T @ Y @ X.T / N, coupling=B.T @ B, vectors=Z @ X.T / N)
