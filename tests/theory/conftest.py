@@ -18,7 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+import torch
+from scipy import optimize
+from torch import Tensor
+
+from subspace_lab.theory.mask_law import MaskLaw
+from subspace_lab.theory.regulariser import expected_squared_loss
 
 START, END = "<!-- theory table: start -->", "<!-- theory table: end -->"
 HEADER = (
@@ -57,6 +64,35 @@ def deviation(request: pytest.FixtureRequest) -> Callable[[str, object, float, f
         assert value <= tolerance, f"{statement}: deviation {value:.3e} > tolerance {tolerance:.1e}"
 
     return record
+
+
+@pytest.fixture
+def minimise_masked_loss() -> Callable[..., tuple[Tensor, Tensor]]:
+    """Minimise the exact expected loss over (B, A) by BFGS: the independent route to an optimum."""
+
+    def minimise(
+        X: Tensor, Y: Tensor, law: MaskLaw, *, scaling: float, rescale: float, starts: int = 2
+    ) -> tuple[Tensor, Tensor]:
+        m, n, r = len(Y), len(X), len(law.mean)
+
+        def factors(vector: np.ndarray) -> tuple[Tensor, Tensor]:
+            flat = torch.as_tensor(vector)
+            return flat[: m * r].reshape(m, r), flat[m * r :].reshape(r, n)
+
+        def loss(vector: np.ndarray) -> tuple[float, np.ndarray]:
+            B, A = (factor.clone().requires_grad_() for factor in factors(vector))
+            total = expected_squared_loss(B, A, X, Y, law, scaling=scaling, rescale=rescale).total
+            total.backward()
+            return total.item(), torch.cat([B.grad.flatten(), A.grad.flatten()]).numpy()
+
+        options = {"gtol": 1e-10}
+        runs = [
+            optimize.minimize(loss, start, jac=True, method="BFGS", options=options)
+            for start in np.random.default_rng(0).normal(size=(starts, (m + n) * r))
+        ]
+        return factors(min(runs, key=lambda run: run.fun).x)
+
+    return minimise
 
 
 def pytest_terminal_summary(

@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+import torch
+
+from subspace_lab.theory import mask_law
+from subspace_lab.theory.inference_scale import fit_inference_scale, optimal_inference_scale
+from subspace_lab.theory.masked_moments import balance_ratio
+
+KEEP_PROB = 0.6
+
+
+def problem():
+    """A design that is not whitened."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(5, 30, generator=generator, dtype=torch.float64)
+    X[0] *= 2
+    return X, torch.randn(4, 30, generator=generator, dtype=torch.float64) + X[:4]
+
+
+@pytest.mark.parametrize("rescale", [1.0, 1 / KEEP_PROB])
+def test_optimal_scale_at_the_trained_optimum(deviation, minimise_masked_loss, rescale):
+    X, Y = problem()
+    law = mask_law.bernoulli(3, keep_prob=KEEP_PROB)
+    B, A = minimise_masked_loss(X, Y, law, scaling=0.5, rescale=rescale)
+    ratio = float(balance_ratio(B, A, second_moment=X @ X.T / 30))
+    predicted = optimal_inference_scale(ratio, keep_prob=KEEP_PROB, rescale=rescale)
+    scales = np.linspace(0.5, 2, 7)
+    losses = [float((Y - c * 0.5 * B @ A @ X).square().sum()) for c in scales]
+    fit = fit_inference_scale(scales, np.array(losses))
+    error = abs(fit.scale / predicted - 1)
+    deviation("T9: optimal inference scale (relative)", optimal_inference_scale, error, 1e-8)
+    least = float((Y - fit.scale * 0.5 * B @ A @ X).square().sum())
+    error = max(abs(fit.minimum / least - 1), fit.residual / least)
+    deviation("T9: parabola through the losses (relative)", fit_inference_scale, error, 1e-12)
+    assert predicted > 1 if rescale > 1 else predicted < 1
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match="three"):
+        fit_inference_scale(np.array([1.0, 1.0, 2.0]), np.ones(3))
+    with pytest.raises(ValueError, match="downwards"):
+        fit_inference_scale(np.array([0.0, 1.0, 2.0]), np.array([0.0, 1.0, 0.0]))

@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+import torch
+
+from subspace_lab.theory import mask_law
+from subspace_lab.theory.regulariser import equalised_factors, expected_squared_loss
+from subspace_lab.theory.shrinkage import dropout_minimiser, dropout_spectrum, optimal_prune_prob
+
+
+def problem(m=6, n=5, tokens=40, whitened=True, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    X = torch.randn(n, tokens, generator=generator, dtype=torch.float64)
+    if whitened:
+        X = torch.linalg.qr(X.T)[0].T * tokens**0.5
+    W = torch.randn(m, n, generator=generator, dtype=torch.float64)
+    Y = W @ X + 2 * torch.randn(m, tokens, generator=generator, dtype=torch.float64)
+    return X, Y, W
+
+
+@pytest.mark.parametrize("whitened", [True, False])
+@pytest.mark.parametrize(("rank", "keep_prob"), [(3, 0.9), (4, 0.5), (6, 0.7), (6, 0.3)])
+def test_minimiser_against_bfgs(deviation, minimise_masked_loss, whitened, rank, keep_prob):
+    X, Y, _ = problem(whitened=whitened)
+    second_moment = X @ X.T / X.shape[1]
+    least_squares = Y @ X.T @ torch.linalg.inv(X @ X.T)
+    law = mask_law.bernoulli(rank, keep_prob=keep_prob)
+    B, A = minimise_masked_loss(X, Y, law, scaling=0.8, rescale=1 / keep_prob)
+    found = dropout_minimiser(
+        least_squares, rank=rank, keep_prob=keep_prob, second_moment=second_moment
+    )
+    error = (0.8 * B @ A - found).abs().max()
+    deviation("T8: closed-form minimiser against BFGS", dropout_minimiser, error, 1e-6)
+    products = 0.8 * B.norm(dim=0) * (A @ second_moment @ A.T).diagonal().sqrt()
+    expected = torch.linalg.svdvals(found @ torch.linalg.cholesky(second_moment)).sum() / rank
+    error = (products - expected).abs().max()
+    deviation("T8: all ||b_i|| ||a_i|| are ||dW||_* / r", dropout_minimiser, error, 1e-6)
+
+
+def test_minimiser_without_rescale(deviation, minimise_masked_loss):
+    X, Y, _ = problem()
+    least_squares = Y @ X.T / X.shape[1]
+    law = mask_law.bernoulli(3, keep_prob=0.6)
+    B, A = minimise_masked_loss(X, Y, law, scaling=0.8, rescale=1.0)
+    found = dropout_minimiser(least_squares, rank=3, keep_prob=0.6) / 0.6
+    error = (0.8 * B @ A - found).abs().max()
+    deviation("T8: Eq. 2 overshoots by 1/q, against BFGS", dropout_minimiser, error, 1e-6)
+
+
+@pytest.mark.parametrize("keep_prob", [0.2, 0.5, 0.8, 1.0])
+@pytest.mark.parametrize("rank", [2, 5, 9])
+def test_spectrum_against_bisection(deviation, rank, keep_prob):
+    sigma = torch.tensor([5.0, 3.0, 2.0, 1.0, 0.5, 0.1], dtype=torch.float64)
+    strength, low, high = (1 - keep_prob) / (keep_prob * rank), 0.0, 5.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        implied = strength * (sigma[:rank] - middle).clamp_min(0).sum()
+        low, high = (middle, high) if implied > middle else (low, middle)
+    found = dropout_spectrum(sigma, rank=rank, keep_prob=keep_prob)
+    error = abs(float(found.threshold) - low)
+    deviation("T8: threshold solves its fixed point", dropout_spectrum, error, 1e-14)
+    error = (found.spectrum[:rank] - (sigma[:rank] - low).clamp_min(0)).abs().max()
+    deviation("T8: soft-thresholded spectrum", dropout_spectrum, error, 1e-14)
+    assert not found.spectrum[rank:].any()
+    assert found.kept == (found.spectrum > 0).sum()
+
+
+def test_threshold_without_clipping(deviation):
+    sigma = torch.tensor([[5.0, 4.0, 3.5, 3.0], [9.0, 8.0, 7.0, 0.0]], dtype=torch.float64)
+    found = dropout_spectrum(sigma, rank=3, keep_prob=0.8)
+    error = (found.threshold - 0.2 * sigma[:, :3].mean(1)).abs().max()
+    deviation("T8: τ = (1 - q) mean σ without clipping", dropout_spectrum, error, 1e-14)
+    error = (found.spectrum.sum(1) / sigma[:, :3].sum(1) - 0.8).abs().max()
+    deviation("T8: nuclear norm shrinks by q without clipping", dropout_spectrum, error, 1e-14)
+
+
+def test_equalised_minimiser_is_stationary(deviation):
+    X, Y, _ = problem(whitened=False)
+    second_moment = X @ X.T / X.shape[1]
+    least_squares = Y @ X.T @ torch.linalg.inv(X @ X.T)
+    found = dropout_minimiser(least_squares, rank=5, keep_prob=0.5, second_moment=second_moment)
+    factors = equalised_factors(found, rank=5, second_moment=second_moment)
+    B, A = factors.B.requires_grad_(), factors.A.requires_grad_()
+    law = mask_law.bernoulli(5, keep_prob=0.5)
+    expected_squared_loss(B, A, X, Y, law, rescale=2.0).total.backward()
+    error = max(B.grad.abs().max(), A.grad.abs().max())
+    deviation("T8: gradient at the equalised minimiser", dropout_minimiser, error, 1e-11)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_optimal_prune_prob_against_a_grid(deviation, held_out):
+    X, Y, W = problem(m=4, n=4, tokens=60)
+    M = Y @ X.T / X.shape[1]
+    if held_out:
+        generator = torch.Generator().manual_seed(5)
+        W = W + 0.1 * torch.randn(4, 4, generator=generator, dtype=torch.float64)
+    found = optimal_prune_prob(M, W, rank=3)
+    assert 0 < found.prune_prob < 1 and not found.clipped
+    grid = np.linspace(0, 0.99, 100)
+    for _ in range(4):  # refine around the best point
+        errors = [
+            float((dropout_minimiser(M, rank=3, keep_prob=1 - p) - W).square().sum()) for p in grid
+        ]
+        best = grid[int(np.argmin(errors))]
+        width = grid[1] - grid[0]
+        grid = np.linspace(max(best - width, 0), best + width, 41)
+    error = abs(found.prune_prob - best)
+    deviation("T8: optimal prune rate against a grid", optimal_prune_prob, error, 1e-5)
+
+
+def test_optimal_prune_prob_says_when_it_is_not_exact():
+    M = torch.diag(torch.tensor([3.0, 0.1], dtype=torch.float64))
+    assert optimal_prune_prob(M, 0.5 * M, rank=2).clipped
+    assert optimal_prune_prob(M, 2 * M, rank=1).prune_prob == 0.0
+    assert optimal_prune_prob(M, 2 * M, rank=1).noise_fraction == pytest.approx(-1)
+    with pytest.raises(ValueError, match="rank 3"):
+        optimal_prune_prob(M, M, rank=3)
