@@ -1,0 +1,73 @@
+"""The weights file of an adapter, read tensor by tensor.
+
+Shapes come from the file's header, and a tensor's bytes are read when that tensor is asked for,
+so an adapter of many gigabytes costs the memory of one module.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from subspace_lab.errors import UserError
+
+WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+_READ_ERRORS = (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError, EOFError)
+
+
+def find_weights(folder: Path) -> Path | None:
+    """Find the weights file of an adapter folder, safetensors first, as PEFT does."""
+    return next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+
+
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """List the tensors of a weights file with their shapes, without reading their values.
+
+    Raises:
+        UserError: if the file is truncated, malformed, or no file of tensors.
+    """
+    with _reading(file):
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as tensors:
+                keys = tensors.keys()
+                return {key: tuple(tensors.get_slice(key).get_shape()) for key in keys}
+        return {key: tuple(tensor.shape) for key, tensor in _mapped_pickle(file).items()}
+
+
+def read_tensors(file: Path, keys: Iterable[str]) -> list[Tensor]:
+    """Read the named tensors, and no others, in the order of `keys`.
+
+    Raises:
+        UserError: if the file can no longer be read.
+    """
+    with _reading(file):
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as tensors:
+                return [tensors.get_tensor(key) for key in keys]
+        pickled = _mapped_pickle(file)
+        return [pickled[key].clone() for key in keys]
+
+
+def _mapped_pickle(file: Path) -> Mapping[str, Tensor]:
+    content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(f"{file} holds something else than named tensors: it is no adapter")
+    return content
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except _READ_ERRORS as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{file} cannot be read, it is cut off or no weights file ({first_line}): "
+            "save or download the adapter again"
+        ) from error
