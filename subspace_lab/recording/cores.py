@@ -24,6 +24,9 @@ from torch import Tensor
 
 from subspace_lab import linalg
 
+CANCELLED = 1e-13
+"""Relative size below which a difference of float64 columns is rounding noise."""
+
 
 @dataclass(frozen=True)
 class Motion:
@@ -74,8 +77,15 @@ class Frame:
         return torch.cat([self.R, torch.zeros_like(self.R)], dim=-2)
 
     def then(self, motion: Motion) -> Float[Tensor, "*batch rr r"]:
-        """X before `motion` (one of `step`, `start`) in the same basis, (..., 2 r, r)."""
-        return self.now() - motion.coordinates
+        """X before `motion` (one of `step`, `start`) in the same basis, (..., 2 r, r).
+
+        A column that the motion cancels to rounding noise was zero (B's at the start), and is zero.
+        """
+        now = self.now()
+        then = now - motion.coordinates
+        norm = torch.linalg.vector_norm(then, dim=-2, keepdim=True)
+        noise = CANCELLED * torch.linalg.vector_norm(now, dim=-2, keepdim=True)
+        return torch.where(norm > noise, then, 0.0)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,183 @@
+"""What cores say equals what the whole matrices say, computed densely in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from peft import PeftModel
+
+from subspace_lab import linalg
+from subspace_lab.errors import UserError
+from subspace_lab.recording import files
+from subspace_lab.recording.cores import frame_core
+from subspace_lab.recording.run import Run, open_runs
+from tests.recording.conftest import train_tiny
+from tests.tiny import batch, tiny_llama
+
+
+def dense(run: Run, step: int, module: str) -> tuple[torch.Tensor, torch.Tensor, float]:
+    factors = run.factors(step, module)
+    return factors.B.double(), factors.A.double(), factors.scaling
+
+
+def dense_angles(X: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
+    """Angles between column spaces, ascending, through orthonormal bases of dense matrices."""
+    X, Y = (torch.from_numpy(scipy.linalg.orth(Z.numpy(), rcond=1e-12)) for Z in (X, Y))
+    if X.shape[1] < Y.shape[1]:
+        X, Y = Y, X
+    cosines = torch.linalg.svdvals(X.T @ Y).clamp(max=1)
+    sines = torch.linalg.svdvals(Y - X @ (X.T @ Y)).clamp(max=1).flip(0)
+    return torch.atan2(sines, cosines)
+
+
+def assert_same_angles(found: torch.Tensor, truth: torch.Tensor) -> None:
+    """Directions that do not exist yet (B's columns before their first gradient) come as nan."""
+    found = found[~found.isnan()]
+    assert found.shape == truth.shape
+    assert (found - truth).abs().max() < 1e-7
+
+
+STEPS = [1, 2, 4, 6]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_singular_values_from_cores_equal_dense_ones(run, step):
+    for module in run.modules["module"]:
+        B, A, scaling = dense(run, step, module)
+        core, mask = run.core(step, module), torch.from_numpy(run.mask(step, module))
+        for kept in (None, mask):
+            D = torch.eye(4).double() if kept is None else torch.diag(kept.double())
+            truth = torch.linalg.svdvals(scaling * B @ D @ A)[:4]
+            found = core.singular_values(kept)
+            assert (found - truth).abs().max() <= 1e-9 * truth[0]
+            dense_norm = torch.linalg.matrix_norm(scaling * B @ A)
+        torch.testing.assert_close(core.norm(), dense_norm, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_step_norms_from_cores_equal_dense_ones(run, step):
+    for module in run.modules["module"]:
+        B, A, scaling = dense(run, step, module)
+        core = run.core(step, module)
+        for since, earlier in (("step", step - 1), ("start", 0)):
+            B0, A0, _ = dense(run, earlier, module)
+            pairs = [
+                (core.change_norm(since), torch.linalg.matrix_norm(scaling * (B @ A - B0 @ A0))),
+                (getattr(core.row, since).norm, torch.linalg.matrix_norm(A - A0)),
+                (getattr(core.column, since).norm, torch.linalg.matrix_norm(B - B0)),
+            ]
+            for found, truth in pairs:
+                torch.testing.assert_close(found, truth, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("step", STEPS[1:])
+def test_angles_from_cores_equal_dense_ones(run, step):
+    for module in run.modules["module"]:
+        B, A, _ = dense(run, step, module)
+        core, mask = run.core(step, module), torch.from_numpy(run.mask(step, module))
+        for frame, X, side in ((core.row, A.T, 1), (core.column, B, 0)):
+            for since, earlier in (("step", step - 1), ("start", 0)):
+                motion = getattr(frame, since)
+                then = dense(run, earlier, module)[side]
+                then = then.T if side else then
+                if not then.any():  # B is zero at the start and spans nothing
+                    continue
+                found = linalg.principal_angles(frame.now(), frame.then(motion))
+                assert_same_angles(found, dense_angles(X, then))
+                if mask.any() and then[:, mask].any():
+                    masked = linalg.principal_angles(
+                        frame.now()[:, mask], frame.then(motion)[:, mask]
+                    )
+                    assert_same_angles(masked, dense_angles(X[:, mask], then[:, mask]))
+
+
+def test_a_tiny_step_keeps_its_relative_accuracy():
+    torch.manual_seed(0)
+    X = torch.randn(50, 3, dtype=torch.float64)
+    step = 1e-10 * torch.randn(50, 3, dtype=torch.float64)
+    frame = frame_core(X + step, X, torch.zeros_like(X))
+    moved = X + step - X  # what the addition left of the step
+    torch.testing.assert_close(frame.step.norm, moved.norm(), rtol=1e-12, atol=0)
+    Q = torch.linalg.qr(X).Q
+    sines = torch.linalg.svdvals(
+        (moved - Q @ (Q.T @ moved)) @ torch.linalg.inv(torch.linalg.qr(X).R)
+    )
+    angles = linalg.principal_angles(frame.now(), frame.then(frame.step))
+    torch.testing.assert_close(angles.flip(0), sines, rtol=1e-4, atol=0)
+
+
+def test_masks_are_the_law_s_and_masked_directions_of_the_first_step_stand_still(run):
+    for module in run.modules["module"]:
+        steps, masks = run.masks(module)
+        assert steps.tolist() == run.mask_steps == [1, 2, 3, 4, 5, 6]
+        core = run.core(1, module)
+        movement = torch.linalg.vector_norm(core.column.step.coordinates, dim=0)
+        assert np.array_equal(movement.numpy() > 0, masks[0])
+
+
+def test_metrics_have_a_row_per_step(run):
+    metrics = run.metrics.set_index("step")
+    columns = ["loss", "learning_rate", "gradient_norm", "seconds"]
+    assert metrics.loc[1:6, columns].notna().all().all()
+
+
+def test_a_snapshot_loads_in_stock_peft_and_merges(run):
+    loaded = PeftModel.from_pretrained(tiny_llama(), run.path / "snapshots" / "step-000006").eval()
+    unmerged = loaded(**batch()).logits
+    assert not torch.allclose(unmerged, tiny_llama().eval()(**batch()).logits, atol=1e-3)
+    merged = loaded.merge_and_unload()(**batch()).logits
+    torch.testing.assert_close(merged, unmerged, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_been_stopped(run, tmp_path):
+    train_tiny(tmp_path / "resumed", steps=6)
+    # Forget everything after step 4, as after a kill, and go on from there.
+    description = files.read_json(tmp_path / "resumed" / "run.json") | {"status": "running"}
+    files.write_json(tmp_path / "resumed" / "run.json", description)
+    train_tiny(tmp_path / "resumed", steps=6, resume=4)
+    resumed = Run(tmp_path / "resumed")
+    assert resumed.steps == run.steps and resumed.mask_steps == run.mask_steps
+    assert resumed.metrics["loss"].equals(run.metrics["loss"])
+    for module in run.modules["module"]:
+        assert np.array_equal(resumed.masks(module)[1], run.masks(module)[1])
+        for since in ("step", "start"):
+            found, expected = (r.core(6, module).change_norm(since) for r in (resumed, run))
+            torch.testing.assert_close(found, expected)
+
+
+def test_a_run_is_readable_while_it_is_written_and_damage_is_named(run, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    (copy / "metrics.parquet").unlink()
+    chunk = next((copy / "cores").iterdir())
+    (copy / "cores" / f".{chunk.name}.1.unfinished").write_bytes(b"half")
+    assert Run(copy).steps == run.steps
+    for size in (0, 5, 100, chunk.stat().st_size - 1):
+        chunk.write_bytes(next((run.path / "cores").iterdir()).read_bytes()[:size])
+        with pytest.raises(UserError, match=chunk.name):
+            list(Run(copy).cores())
+    chunk.unlink()
+    with files.open_tensors(run.path / "cores" / chunk.name) as whole:
+        lost = set(whole.get_tensor("steps").tolist())
+    assert Run(copy).steps == sorted(set(run.steps) - lost)
+
+
+def test_what_run_and_recorder_refuse(run, tmp_path):
+    with pytest.raises(UserError, match="already holds a run"):
+        train_tiny(run.path)
+    assert Run(run.path).steps == run.steps
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        train_tiny(tmp_path)
+    with pytest.raises(UserError):
+        Run(tmp_path)
+    with pytest.raises(UserError, match="no run matches"):
+        open_runs([str(tmp_path / "*")])
+    with pytest.raises(UserError, match="no core of step 99"):
+        run.core(99, run.modules["module"][0])
+    with pytest.raises(UserError, match="no module 'nothing'"):
+        run.core(1, "nothing")
