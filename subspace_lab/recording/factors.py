@@ -57,7 +57,7 @@ class Factors:
 
 
 def weight_matrix(
-    weight: Float[Tensor, ...], *, kind: Kind = "linear", fan_in_fan_out: bool = False
+    weight: Float[Tensor, "*leading last"], *, kind: Kind = "linear", fan_in_fan_out: bool = False
 ) -> Float[Tensor, "m n"]:
     """View a stored weight as the (m, n) matrix that `Factors` of that kind update.
 

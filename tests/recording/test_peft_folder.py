@@ -167,6 +167,14 @@ def test_the_module_table_locates_each_module(tmp_path):
     assert second.tolist() == [1, "q_proj", ""]
 
 
+def test_replicated_layers_are_counted_as_peft_counts_them(tmp_path):
+    config = LoraConfig(r=2, target_modules=["q_proj"], layer_replication=[[0, 2], [1, 2]])
+    adapt(llama(), config).save_pretrained(tmp_path)
+    modules = AdapterFolder(tmp_path).modules
+    assert sorted(modules["layer"]) == [0, 1, 2]
+    assert set(modules["note"]) == {"layer counts the layers after layer_replication"}
+
+
 def test_conv1d_of_gpt2_comes_in_linear_orientation(tmp_path):
     model = adapt(gpt2(), LoraConfig(r=3, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True))
     model.save_pretrained(tmp_path)
