@@ -1,0 +1,79 @@
+"""Intruder dimensions on planted updates, and against PEFT's own detection."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from subspace_lab.linalg import base_svd, intruder_dimensions, random_subspace
+
+EPSILON = 0.5
+
+
+def planted(m: int = 40, n: int = 30) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """W0 = U diag(30, 29, ..., 1) V^T, so that W0's left vectors do not fill R^m."""
+    U, V = random_subspace(m, n), random_subspace(n, n)
+    S = torch.arange(n, 0, -1, dtype=torch.float64)
+    return (U * S) @ V.T, U, V
+
+
+def test_a_new_direction_is_an_intruder_and_an_old_one_is_not():
+    W0, U, V = planted()
+    new = torch.randn(40, dtype=torch.float64)
+    new = new - U @ (U.T @ new)
+    B = torch.stack([new / new.norm(), U[:, 4]], dim=1)
+    A = 20.0 * torch.stack([V[:, 3], V[:, 4]])
+    result = intruder_dimensions(W0, B, A, top_k=5)
+    # W0 + dW has U_5 at 26 + 20, and u_4 at (27, 20 new): one vector at cosine 27/33.6 to u_4.
+    assert result.singular_values[0].item() == pytest.approx(46)
+    assert result.singular_values[1].item() == pytest.approx((27**2 + 20**2) ** 0.5)
+    assert result.max_cosine[:2].tolist() == pytest.approx([1, 27 / (27**2 + 20**2) ** 0.5])
+    assert not result.intruder.any()
+    result = intruder_dimensions(W0, B, A, scaling=3.0, top_k=5)
+    assert result.intruder.tolist() == [False, True, False, False, False]
+    assert result.max_cosine[1].item() == pytest.approx(27 / (27**2 + 60**2) ** 0.5)
+    masked = intruder_dimensions(W0, B, A, scaling=3.0, mask=torch.tensor([False, True]))
+    assert not masked.intruder.any()
+
+
+def test_part_of_the_base_decides_what_it_can():
+    W0 = torch.randn(50, 50, dtype=torch.float64) / 7
+    B, A = torch.randn(50, 3, dtype=torch.float64), torch.randn(3, 50, dtype=torch.float64)
+    full = intruder_dimensions(W0, B, A, scaling=0.12)
+    assert 0 < full.intruder.sum() < 10
+    assert not full.undecided.any()
+    for rank in (5, 20, 45):
+        part = intruder_dimensions(W0, B, A, scaling=0.12, base=base_svd(W0, rank=rank))
+        unseen = torch.maximum(part.max_cosine, part.unseen_cosine)
+        assert (part.max_cosine <= full.max_cosine + 1e-9).all()
+        assert (full.max_cosine <= unseen + 1e-9).all()
+        assert (part.intruder <= full.intruder).all()
+        assert (full.intruder <= (part.intruder | part.undecided)).all()
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.3, 1.0, 3.0])
+def test_detection_of_peft(scale):
+    peft = pytest.importorskip("peft")
+    intruders = pytest.importorskip("peft.tuners.lora.intruders")
+    linear = torch.nn.Linear(64, 48, dtype=torch.float64)
+    config = peft.LoraConfig(r=8, lora_alpha=4, target_modules=["0"])
+    model = peft.get_peft_model(torch.nn.Sequential(linear), config)
+    layer = model.base_model.model[0]
+    layer.lora_A["default"].weight.data = torch.randn(8, 64, dtype=torch.float64)
+    layer.lora_B["default"].weight.data = scale * torch.randn(48, 8, dtype=torch.float64) / 8
+    ours = intruder_dimensions(
+        layer.get_base_layer().weight.detach(),
+        layer.lora_B["default"].weight.detach(),
+        layer.lora_A["default"].weight.detach(),
+        scaling=layer.scaling["default"],
+        top_k=10,
+        epsilon=EPSILON,
+    )
+    lines: list[str] = []
+    intruders.reduce_intruder_dimension(
+        model, top_k=10, threshold_epsilon=EPSILON, logging_sink=lines.append
+    )
+    found = re.search(r"Intruders: (\d+)", lines[0])
+    assert int(ours.intruder.sum()) == (int(found[1]) if found else 0)

@@ -1,0 +1,63 @@
+"""Lanczos against the dense decomposition, and the cache of base factorisations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from subspace_lab.linalg import base_svd, merged_svd
+from subspace_lab.linalg import merged as merged_module
+
+
+def problem(m: int, n: int, r: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return torch.randn(m, n) / n**0.5, torch.randn(m, r), torch.randn(r, n) / 5
+
+
+@pytest.mark.parametrize("shape", [(90, 60), (60, 90), (60, 60)])
+@pytest.mark.parametrize("rank", [1, 8, 50, 60])
+def test_leading_triplets_of_the_merged_weight(shape, rank):
+    W0, B, A = problem(*shape)
+    mask = torch.tensor([True, False, True])
+    svd = merged_svd(W0, B, A, rank=rank, mask=mask, scaling=0.5)
+    merged = W0.double() + 0.5 * (B.double() * mask) @ A.double()
+    torch.testing.assert_close(svd.S, torch.linalg.svdvals(merged)[:rank], rtol=0, atol=1e-12)
+    torch.testing.assert_close(merged @ svd.Vh.T, svd.U * svd.S, rtol=0, atol=1e-9)
+    assert svd.U.shape == (shape[0], rank)
+    assert svd.residual < 1e-9
+
+
+def test_a_loose_tolerance_shows_in_the_residual():
+    W0, B, A = problem(300, 300)
+    loose = merged_svd(W0, B, A, rank=10, tolerance=1e-2).residual
+    assert merged_svd(W0, B, A, rank=10).residual < 1e-9 < loose
+
+
+def test_rank_out_of_range():
+    with pytest.raises(ValueError, match=r"rank must be in 1\.\.20"):
+        merged_svd(*problem(30, 20), rank=21)
+
+
+def test_base_factorisation_is_computed_once(tmp_path, monkeypatch):
+    W0 = torch.randn(40, 30, dtype=torch.bfloat16)
+    first = base_svd(W0, rank=4, cache=tmp_path / "cache")
+    monkeypatch.setattr(merged_module, "merged_svd", None)  # any further call would fail
+    second = base_svd(W0.clone(), rank=4, cache=tmp_path / "cache")
+    for name, tensor in vars(first).items():
+        assert torch.equal(tensor, getattr(second, name))
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".safetensors"]
+
+
+def test_another_weight_rank_or_type_is_another_entry(tmp_path):
+    W0 = torch.randn(12, 10)
+    changed = W0.clone()
+    changed[3, 4] = torch.nextafter(changed[3, 4], torch.tensor(9.0))
+    for weight in (W0, changed, W0.double(), W0.T):
+        base_svd(weight, cache=tmp_path)
+    base_svd(W0, rank=2, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_all_triplets_rebuild_the_weight():
+    W0 = torch.randn(12, 10, dtype=torch.float64)
+    svd = base_svd(W0)
+    torch.testing.assert_close((svd.U * svd.S) @ svd.Vh, W0)
