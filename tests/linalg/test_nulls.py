@@ -72,7 +72,7 @@ def test_edge_of_the_bulk(a, b):
     n = 1600
     X, Y = random_subspace(n, a, batch=(3,)), random_subspace(n, b, batch=(3,))
     largest = principal_angles(X, Y)[:, 0].cos().square().mean()
-    assert largest.item() == pytest.approx(jacobi_edge(n, a, b), rel=0.04)
+    assert largest.item() == pytest.approx(jacobi_edge(n, a, b), rel=0.05)
     assert jacobi_edge(n, 900, 800) == 1
 
 
