@@ -1,0 +1,1 @@
+"""Closed-form predictions about masked low-rank adapters, one topic a file."""

@@ -3,7 +3,6 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 from scipy.linalg import hadamard
-from scipy.optimize import brentq
 
 from subspace_lab.theory.deep_linear import (
     aligned_strength,
@@ -13,6 +12,7 @@ from subspace_lab.theory.deep_linear import (
     typical_growth_exponent,
 )
 from subspace_lab.theory.enumeration import all_masks, mask_probabilities
+from subspace_lab.theory.shrinkage import dropout_spectrum
 
 WIDTH = 4
 LAWS = [(0.5, 2.0), (0.8, 1.25), (0.5, 1.0)]
@@ -107,15 +107,14 @@ def test_limit_is_the_soft_threshold(q, s, deviation):
     late = lotka_volterra_flow(
         np.array([200.0]), start=np.full(3, 0.01), targets=sigma, rank=r, keep_prob=q, rescale=s
     )[0]
-    strength = (1 - q) / q / r  # tau = strength * sum of the thresholded singular values
-    tau = brentq(lambda x: x - strength * np.maximum(sigma - x, 0).sum(), 0, 3, xtol=1e-14)
+    limit = dropout_spectrum(torch.from_numpy(sigma), rank=r, keep_prob=q)
     deviation(
         "T14: Lotka-Volterra limit = soft threshold of T8",
         lotka_volterra_flow,
-        np.abs(s * q * late - np.maximum(sigma - tau, 0)).max(),
+        np.abs(s * q * late - limit.spectrum.numpy()).max(),
         1e-8,
     )
-    assert (tau > 0.4) == (late[2] < 1e-6)  # a mode below tau dies
+    assert (limit.spectrum[2] == 0) == (q == 0.5)  # the weak mode dies at q = 1/2
 
 
 @pytest.mark.parametrize(("q", "s"), LAWS)
