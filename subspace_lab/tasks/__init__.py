@@ -11,20 +11,37 @@ hash of the prompt), "train+validation" (every training row) and "test".
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 from subspace_lab.errors import UserError
-from subspace_lab.tasks import builtin
+from subspace_lab.tasks import builtin, code, commonsense, conversation, math
 from subspace_lab.tasks.examples import Example
 from subspace_lab.tasks.noise import with_label_noise
-from subspace_lab.tasks.splits import check_split
+from subspace_lab.tasks.splits import check_split, in_training_split
 
-__all__ = ["Example", "load", "names", "score"]
+__all__ = ["Example", "is_scored", "load", "names", "score"]
+
+_SCORES: dict[str, Callable[[Example, str], float]] = {
+    name: family.score
+    for family in (builtin, commonsense, math, code, conversation)
+    for name in family.NAMES
+}
+_LOADERS: dict[str, Callable[..., list[Example]]] = {
+    name: family.load for family in (commonsense, math, code, conversation) for name in family.NAMES
+}
 
 
 def names() -> tuple[str, ...]:
     """List the names that `load` knows."""
-    return builtin.NAMES
+    return tuple(_SCORES)
+
+
+def is_scored(name: str) -> bool:
+    """Tell whether `score` works for a task; programs and conversations are judged elsewhere."""
+    _check_name(name)
+    return name not in (*code.NAMES, *conversation.NAMES)
 
 
 def load(
@@ -44,7 +61,8 @@ def load(
         split: "train", "validation", "train+validation" or "test".
         size: at most this many rows, drawn by `seed` (None: all, or the built-in default).
         seed: the drawn rows of a set, the generated rows of a built-in task, and the label noise.
-        data_dir: folder with `commonsense/` and `math/` files; None reads the hub.
+        data_dir: folder that holds `commonsense/boolq/train.json`, `math/gsm8k_train.jsonl` and
+            so on, as each family's module says; None reads the hub.
         label_noise: share of training rows that get another row's response; `answer` stays true.
         difficulty: "easy", "medium" or "hard", for the built-in tasks.
 
@@ -53,16 +71,33 @@ def load(
     """
     check_split(split)
     _check_name(name)
-    examples = builtin.load(name, split, size=size, seed=seed, difficulty=difficulty)
+    if name in builtin.NAMES:
+        examples = builtin.load(name, split, size=size, seed=seed, difficulty=difficulty)
+    else:
+        examples = _load_set(name, split, data_dir=data_dir)
+        if size is not None and size < len(examples):
+            examples = random.Random(seed).sample(examples, size)
     if label_noise and split.startswith("train"):
         examples = with_label_noise(examples, fraction=label_noise, seed=seed)
     return examples
 
 
 def score(example: Example, generated_text: str) -> float:
-    """Score what a model wrote after `example.prompt`, from 0.0 (wrong) to 1.0 (right)."""
+    """Score what a model wrote after `example.prompt`, from 0.0 (wrong) to 1.0 (right).
+
+    Raises:
+        UserError: if the task is unknown, or not scored here (see `is_scored`).
+    """
     _check_name(example.task)
-    return builtin.score(example, generated_text)
+    return _SCORES[example.task](example, generated_text)
+
+
+def _load_set(name: str, split: str, *, data_dir: str | Path | None) -> list[Example]:
+    """Load a published set; validation rows are taken out of the training rows by their hash."""
+    if split == "test":
+        return _LOADERS[name](name, "test", data_dir=data_dir)
+    rows = _LOADERS[name](name, "train", data_dir=data_dir)
+    return [row for row in rows if in_training_split(row.prompt, split)]
 
 
 def _check_name(name: str) -> None:

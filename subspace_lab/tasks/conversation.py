@@ -1,0 +1,52 @@
+"""Conversation: WizardLM's evolved instructions (Xu et al., 2023), to train on.
+
+With a data folder: `conversation/wizardlm_train.jsonl`. A row holds `conversations`, a list of
+turns `{"from": ..., "value": ...}` of which the first question and answer are taken, or the two
+fields `human` and `assistant`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from subspace_lab.errors import UserError
+from subspace_lab.tasks.examples import Example
+from subspace_lab.tasks.prompts import alpaca
+from subspace_lab.tasks.sources import HubSet, Row, read
+
+NAMES = ("wizardlm",)
+
+WIZARDLM = HubSet("fxmeng/WizardLM_evol_instruct_V2_143k")
+
+
+def load(name: str, split: str, *, data_dir: str | Path | None = None) -> list[Example]:
+    """Load the "train" rows.
+
+    Raises:
+        UserError: if data is missing or malformed, or another split is asked for.
+    """
+    if split != "train":
+        raise UserError(f"{name} has only a train split: conversation is judged on MT-Bench")
+    rows = read("conversation/wizardlm_train.jsonl", WIZARDLM, split=split, data_dir=data_dir)
+    return [_example(name, row) for row in rows]
+
+
+def score(example: Example, generated_text: str) -> float:
+    """Refuse: a conversation is judged, not compared.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError(f"{example.task} has no automatic score: conversation is judged on MT-Bench")
+
+
+def _example(name: str, row: Row) -> Example:
+    turns = row.fields.get("conversations")
+    if turns is None:
+        question, answer = row.text("human"), row.text("assistant")
+    else:
+        try:
+            question, answer = turns[0]["value"], turns[1]["value"]
+        except (LookupError, TypeError) as error:
+            raise row.error("needs two turns with a 'value' in 'conversations'") from error
+    return Example(name, alpaca(question), answer, answer)

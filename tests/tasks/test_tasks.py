@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from subspace_lab import tasks
+from subspace_lab.errors import UserError
+
+
+def test_unknown_tasks_and_splits_are_refused_with_the_choices() -> None:
+    with pytest.raises(UserError, match="no task 'gsm9k': choose one of demo, pocket, boolq"):
+        tasks.load("gsm9k", "train")
+    with pytest.raises(UserError, match="no task 'gsm9k'"):
+        tasks.score(tasks.Example("gsm9k", "", "", ""), "")
+    with pytest.raises(UserError, match="no split 'dev'"):
+        tasks.load("gsm8k", "dev")
+
+
+def test_what_is_scored_here() -> None:
+    unscored = {name for name in tasks.names() if not tasks.is_scored(name)}
+    assert unscored == {"codefeedback", "humaneval", "mbpp", "wizardlm"}
+
+
+def test_a_size_draws_a_subset_by_the_seed(tmp_path: Path) -> None:
+    (tmp_path / "math").mkdir()
+    rows = [{"question": f"{i}?", "answer": f"So.\n#### {i}"} for i in range(300)]
+    (tmp_path / "math" / "gsm8k_train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    all_rows = tasks.load("gsm8k", "train", data_dir=tmp_path)
+    drawn = tasks.load("gsm8k", "train", size=20, seed=1, data_dir=tmp_path)
+    prompts = {example.prompt for example in drawn}
+    assert len(prompts) == 20
+    assert prompts < {example.prompt for example in all_rows}
+    assert drawn == tasks.load("gsm8k", "train", size=20, seed=1, data_dir=tmp_path)
+    assert drawn != tasks.load("gsm8k", "train", size=20, seed=2, data_dir=tmp_path)
+    assert tasks.load("gsm8k", "train", size=900, data_dir=tmp_path) == all_rows
