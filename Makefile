@@ -21,7 +21,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup ## train four runs on SmolLM2-135M, analyse them, write runs/demo/report.html
-	$(BIN)/python -m subspace_lab.demo --out runs/demo
+	$(BIN)/python scripts/demo.py --out runs/demo
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest --numprocesses 2

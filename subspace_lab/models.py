@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ from subspace_lab.errors import UserError
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# PEFT still asks transformers by the old name; that is no news for a user of this package.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 POCKET = Path(__file__).parent / "pocket"
 BUNDLED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

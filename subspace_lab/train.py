@@ -12,7 +12,6 @@ every field can be set by its own flag. The run directory holds cores, masks, me
 from __future__ import annotations
 
 import sys
-import warnings
 from pathlib import Path
 
 from subspace_lab.errors import exit_code_2_on_user_error
@@ -35,8 +34,6 @@ def main() -> None:
     out, resume = Path(values.pop("out")), values.pop("resume")
     config = TrainConfig(**values)
 
-    # Deprecations between transformers and peft are no news for a user of this command.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     from subspace_lab.training.trainer import train  # heavy: torch, transformers and peft
 
     train(config, out, resume=resume)

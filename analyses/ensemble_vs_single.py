@@ -1,0 +1,433 @@
+"""Is the full-rank model an ensemble of its masked subnetworks?
+
+    python -m analyses.ensemble_vs_single --run RUN [--run RUN2 ...] [--masks 8] [--examples 64]
+
+Evaluates one trained adapter in six ways on the run's test rows, by teacher forcing:
+
+- base: the base model without the adapter;
+- full: the full-rank model, as it is used at inference;
+- scaled: the full-rank update times an inference scale;
+- single: one rank mask on, rescaled as in training (several draws);
+- arithmetic: the mean of the single masks' probabilities;
+- geometric: the normalised geometric mean of the single masks' probabilities.
+
+The paper likens full-rank inference to an ensemble. For an adapter on the logits with rescaled
+masks, full and geometric agree exactly; in a deep network they need not, and what single masks
+lose against the geometric ensemble is the Jensen gap, which theory gives without labels. The masks
+are drawn anew, one for all tokens, with the run's keep_prob and rescale (0.5, rescaled, where the
+run was not masked). Loss is in nats per response token; accuracy is the share of rows that greedy
+decoding would reproduce exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from analyses._command import Summary, analysis_parser, run_analysis
+from subspace_lab.errors import UserError, exit_code_2_on_user_error
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from subspace_lab.recording.run import Run
+    from subspace_lab.tasks import Example
+    from subspace_lab.trained import TrainedModel
+
+SCALES = (0.5, 0.75, 1.25, 1.5)
+FIRST_DRAW = 1 << 40
+"""Draws are step masks of steps that no training reaches."""
+
+
+@dataclass
+class _Tally:
+    """Sums over rows: what a predictor scored."""
+
+    nats: float = 0.0
+    tokens: int = 0
+    exact: int = 0
+    jensen_gap: float = 0.0
+    rows: list[bool] = field(default_factory=list)
+
+    def add(self, log_probabilities: Tensor, targets: Tensor, rows: Tensor) -> None:
+        """Add response tokens: log-probabilities (tokens, vocabulary), targets and row numbers."""
+        import torch
+
+        chosen = log_probabilities.gather(-1, targets[:, None]).squeeze(-1)
+        self.nats -= float(chosen.double().sum())
+        self.tokens += len(targets)
+        wrong = log_probabilities.argmax(-1) != targets
+        failed = torch.zeros(int(rows.max()) + 1, dtype=torch.bool).index_put_(
+            (rows,), wrong.cpu(), accumulate=True
+        )
+        self.rows += (~failed).tolist()
+
+
+def compute(
+    run: Run,
+    *,
+    steps: Sequence[int] | None = None,
+    modules: Sequence[str] | None = None,
+    masks: int = 8,
+    examples: int = 64,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Evaluate the predictors.
+
+    A row is a run, step and predictor: `run, step, predictor, masks` (how many are in it), `scale`
+    (of the update), `draw` (which mask, else -1), `loss` (nats per response token), `accuracy`,
+    `examples`, `jensen_gap` (nats per token, of the ensemble rows: E loss of single masks minus
+    geometric, from the predictions alone), `predicted_scale` (T9's optimal inference scale for
+    white inputs, one number per run and step; nan without masks in training), `keep_prob`.
+
+    Args:
+        run: the run.
+        steps: which snapshots; None: the last.
+        modules: must be None: predictions come from the whole model.
+        masks: masks drawn.
+        examples: test rows used at most.
+        batch_size: rows in one forward pass.
+        seed: seed of the drawn masks.
+
+    Raises:
+        UserError: if the run has no adapter to load, or an argument is out of range.
+    """
+    import pandas as pd
+
+    if masks < 1 or examples < 1:
+        raise UserError("--masks and --examples must be at least 1")
+    if modules is not None:
+        raise UserError("ensemble_vs_single evaluates whole models: leave --modules out")
+    chosen = [None] if steps is None else list(steps)
+    return pd.concat(
+        [_at_step(run, step, masks, examples, batch_size, seed) for step in chosen],
+        ignore_index=True,
+    )
+
+
+def _at_step(
+    run: Run, step: int | None, masks: int, examples: int, batch_size: int, seed: int
+) -> pd.DataFrame:
+    import pandas as pd
+    import torch
+
+    from subspace_lab.trained import evaluation_examples, load_trained
+
+    rows = evaluation_examples(run, size=examples)
+    trained = load_trained(run, step=step)
+    predictors = _predictors(run, trained.model, masks=masks, seed=seed)
+    tallies = {key: _Tally() for key in [*predictors, *_ensembles(masks)]}
+    with torch.no_grad():
+        for batch in _batches(trained, rows, batch_size, run.name):
+            singles = []
+            for key, context in predictors.items():
+                with context():
+                    log_probabilities = batch.log_probabilities(trained.model)
+                tallies[key].add(log_probabilities, batch.targets, batch.rows)
+                if key[0] == "single":
+                    singles.append(log_probabilities)
+            _add_ensembles(tallies, torch.stack(singles), batch, masks)
+    predicted = predicted_scale(run, trained.step)
+    return pd.DataFrame(
+        {
+            "run": run.name,
+            "step": trained.step,
+            "predictor": predictor,
+            "masks": count,
+            "scale": scale,
+            "draw": draw,
+            "loss": tally.nats / tally.tokens,
+            "accuracy": sum(tally.rows) / len(tally.rows),
+            "examples": len(tally.rows),
+            "jensen_gap": tally.jensen_gap / tally.tokens if count > 1 else float("nan"),
+            "predicted_scale": predicted,
+            "keep_prob": (run.mask_law or {}).get("keep_prob", float("nan")),
+        }
+        for (predictor, count, scale, draw), tally in tallies.items()
+    )
+
+
+def predicted_scale(run: Run, step: int) -> float:
+    """Give the inference scale that theory (T9) predicts for the mask law and white inputs.
+
+    c* = s [q + (1 - q) rho], rho = sum ||b_i||^2 ||a_i||^2 / ||B A||^2, summed over modules;
+    nan for a run without masks. Exact for one linear layer with squared loss, indicative here.
+    """
+    from subspace_lab.theory.inference_scale import optimal_inference_scale
+
+    if run.mask_law is None:
+        return float("nan")
+    products = updates = 0.0
+    for batch in run.cores(steps=[step], motions=False):
+        norms = batch.core.column.norms * batch.core.row.norms * batch.core.scaling[..., None]
+        products += float(norms.square().sum())
+        updates += float(batch.core.norm().square().sum())
+    if updates == 0:
+        return float("nan")
+    keep_prob = run.mask_law["keep_prob"]
+    rescale = 1 / keep_prob if run.mask_law["rescale"] else 1.0
+    return optimal_inference_scale(products / updates, keep_prob=keep_prob, rescale=rescale)
+
+
+Key = tuple[str, int, float, int]
+"""Predictor, masks in it, scale of the update, draw."""
+
+
+def _ensembles(masks: int) -> list[Key]:
+    return [("arithmetic", masks, 1.0, -1), ("geometric", masks, 1.0, -1)]
+
+
+def _predictors(run: Run, model: Any, *, masks: int, seed: int) -> dict[Key, Any]:
+    """Give a context manager for each predictor that is one forward pass."""
+    import contextlib
+    import functools
+    import warnings
+
+    import torch
+
+    from subspace_lab.adapters.mask import RankMask
+
+    law = run.mask_law or {"keep_prob": 0.5, "rescale": True, "sampling": "bernoulli"}
+    chosen = {name: law[name] for name in ("keep_prob", "rescale", "sampling")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the adapter is trained already is the point here
+        mask = RankMask(**chosen, granularity="step", seed=seed).attach(model)
+
+    def scaled(scale: float) -> Any:
+        values = {
+            name: torch.full((rank,), scale / mask.law.factor) for name, rank in mask.ranks.items()
+        }
+        return functools.partial(mask.in_evaluation, values)
+
+    def single(draw: int) -> Any:
+        kept = mask.masks(FIRST_DRAW + draw)
+        return functools.partial(
+            mask.in_evaluation, {name: torch.from_numpy(m) for name, m in kept.items()}
+        )
+
+    predictors: dict[Key, Any] = {("base", 0, 0.0, -1): model.disable_adapter}
+    predictors[("full", 0, 1.0, -1)] = contextlib.nullcontext
+    scales = {*SCALES, mask.law.keep_prob} - {1.0}
+    predictors |= {("scaled", 0, scale, -1): scaled(scale) for scale in sorted(scales)}
+    predictors |= {("single", 1, 1.0, draw): single(draw) for draw in range(masks)}
+    return predictors
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A padded batch with its response tokens.
+
+    Attributes:
+        input_ids, attention_mask: (batch, length).
+        positions: (tokens, 2), row and position whose logits predict a response token.
+        targets: (tokens,) the response tokens.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    positions: Tensor
+    targets: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        """Row number of each response token."""
+        return self.positions[:, 0].cpu()
+
+    def log_probabilities(self, model: torch.nn.Module) -> Tensor:
+        """Log-probabilities (tokens, vocabulary) at the response tokens."""
+        # Logits before the first response are not needed, and a whole (batch, length, vocabulary)
+        # is large.
+        first = int(self.positions[:, 1].min())
+        needed = self.input_ids.shape[1] - first
+        logits = model(
+            input_ids=self.input_ids, attention_mask=self.attention_mask, logits_to_keep=needed
+        ).logits[:, -needed:]
+        selected: Tensor = logits[self.positions[:, 0], self.positions[:, 1] - first]
+        return selected.float().log_softmax(-1)
+
+
+def _batches(
+    trained: TrainedModel, examples: Sequence[Example], batch_size: int, name: str
+) -> Iterator[_Batch]:
+    import torch
+
+    from subspace_lab.evaluation.batching import padded_batches
+    from subspace_lab.evaluation.encoding import encode_prompt, encode_response
+
+    prompts = [encode_prompt(trained.tokenizer, example.prompt) for example in examples]
+    responses = [
+        encode_response(trained.tokenizer, example.response, with_eos=True) for example in examples
+    ]
+    for batch in padded_batches(
+        [prompt + response for prompt, response in zip(prompts, responses, strict=True)],
+        batch_size=batch_size,
+        side="right",
+        device=trained.model.device,
+        description=f"ensembles of {name}",
+    ):
+        positions = [
+            (row, len(prompts[index]) - 1 + offset)
+            for row, index in enumerate(batch.indices)
+            for offset in range(len(responses[index]))
+        ]
+        targets = [token for index in batch.indices for token in responses[index]]
+        device = trained.model.device
+        yield _Batch(
+            batch.input_ids,
+            batch.attention_mask,
+            torch.tensor(positions, device=device),
+            torch.tensor(targets, device=device),
+        )
+
+
+def _add_ensembles(
+    tallies: dict[Key, _Tally], log_probabilities: Tensor, batch: _Batch, masks: int
+) -> None:
+    from subspace_lab.theory.ensembles import (
+        arithmetic_ensemble,
+        geometric_ensemble,
+        jensen_gap,
+    )
+
+    gap = float(jensen_gap(log_probabilities).double().sum())
+    ensembles = (arithmetic_ensemble, geometric_ensemble)
+    for key, ensemble in zip(_ensembles(masks), ensembles, strict=True):
+        tallies[key].add(ensemble(log_probabilities), batch.targets, batch.rows)
+        tallies[key].jensen_gap += gap
+
+
+def plot(table: pd.DataFrame) -> Figure:
+    """Draw loss over inference scale, and what masks and ensembles cost against the full model."""
+    from subspace_lab.figures.style import paper_style
+
+    with paper_style():
+        return _draw(table[table["step"] == table.groupby("run")["step"].transform("max")])
+
+
+def _draw(table: pd.DataFrame) -> Figure:
+    from subspace_lab.figures.style import legend_below, new_figure
+
+    runs = list(dict.fromkeys(table["run"]))
+    figure, axes = new_figure(3, row_height=1.35, share_x=False)
+    for i, run in enumerate(runs):
+        rows = table[table["run"] == run]
+        _draw_scales(axes[0, 0], rows, i)
+        _draw_costs(axes[1, 0], rows, i, len(runs))
+        _draw_accuracies(axes[2, 0], rows, i, len(runs))
+    axes[0, 0].set_xlabel("inference scale c of the update")
+    axes[0, 0].set_ylabel("loss (nats/token)")
+    axes[0, 0].axvline(1.0, color="0.8", linewidth=0.6, zorder=0)
+    axes[1, 0].axhline(0.0, color="0.8", linewidth=0.6, zorder=0)
+    axes[1, 0].set_ylabel("loss − full (nats/token)")
+    axes[1, 0].set_xticks(range(len(COSTS)), COSTS)
+    axes[1, 0].set_xlim(-0.5, len(COSTS) - 0.5)
+    axes[2, 0].set_ylabel("exact match")
+    axes[2, 0].set_xticks(range(len(SHOWN)), SHOWN)
+    axes[2, 0].set_xlim(-0.5, len(SHOWN) - 0.5)
+    axes[2, 0].set_ylim(0, 1)
+    masks = int(table["masks"].max())
+    figure.suptitle(
+        f"{table['examples'].max()} test rows, {masks} masks; bars: 95 % (Wilson)",
+        fontsize="medium",
+    )
+    legend_below(figure, axes[:2, 0], columns=2)
+    return figure
+
+
+COSTS = ("single", "geometric", "arithmetic")
+SHOWN = ("base", "full", "single", "geometric", "arithmetic")
+
+
+def _look(i: int) -> dict[str, Any]:
+    from subspace_lab.figures.style import MARKERS, PALETTE
+
+    return {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]}
+
+
+def _draw_scales(axis: Any, rows: pd.DataFrame, i: int) -> None:
+    """Draw loss over inference scale, and a tick at the scale that theory predicts."""
+    curve = rows[rows["predictor"].isin(["base", "scaled", "full"])].sort_values("scale")
+    label = str(rows["run"].iloc[0])
+    axis.plot(curve["scale"], curve["loss"], **_look(i), label=label)
+    predicted = rows["predicted_scale"].iloc[0]
+    if predicted == predicted:
+        axis.axvline(
+            predicted,
+            ymax=0.12,
+            color=_look(i)["color"],
+            linestyle=(0, (1, 1)),
+            label="predicted c* (T9)" if i == 0 else None,
+        )
+
+
+def _draw_costs(axis: Any, rows: pd.DataFrame, i: int, count: int) -> None:
+    """Draw the loss of masks and ensembles above the full model's, and the Jensen identity."""
+    full = rows.loc[rows["predictor"] == "full", "loss"].iloc[0]
+    shift = 0.7 * ((i + 0.5) / count - 0.5)
+    for x, predictor in enumerate(COSTS):
+        found = rows[rows["predictor"] == predictor]
+        cost = found["loss"] - full
+        look = _look(i)
+        axis.plot([x + shift] * len(cost), cost, linestyle="", alpha=0.35, **look)
+        axis.plot([x + shift], [cost.mean()], linestyle="", **look)
+    geometric = rows[rows["predictor"] == "geometric"].iloc[0]
+    expected = geometric["loss"] + geometric["jensen_gap"] - full
+    axis.plot(
+        [shift - 0.08, shift + 0.08],
+        [expected, expected],
+        color="0.2",
+        linewidth=1.5,
+        label="geometric + Jensen gap (T12)" if i == 0 else None,
+    )
+
+
+def _draw_accuracies(axis: Any, rows: pd.DataFrame, i: int, count: int) -> None:
+    from subspace_lab.stats.intervals import accuracy_interval
+
+    shift = 0.7 * ((i + 0.5) / count - 0.5)
+    for x, predictor in enumerate(SHOWN):
+        found = rows[rows["predictor"] == predictor]
+        accuracy, examples = found["accuracy"].mean(), int(found["examples"].iloc[0])
+        interval = accuracy_interval(round(accuracy * examples), examples)
+        ends = [[accuracy - interval.low], [interval.high - accuracy]]
+        axis.errorbar([x + shift], [accuracy], yerr=ends, linewidth=0.7, linestyle="", **_look(i))
+
+
+def summarise(table: pd.DataFrame) -> Summary:
+    """Give each run's losses."""
+    summary: dict[str, float | int | str] = {}
+    for (run, step), rows in table.groupby(["run", "step"], sort=False):
+        losses = rows[rows["predictor"] != "scaled"].groupby("predictor", sort=False)["loss"].mean()
+        text = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
+        curve = rows[rows["predictor"].isin(["base", "scaled", "full"])]
+        best = curve.loc[curve["loss"].idxmin(), "scale"]
+        predicted = rows["predicted_scale"].iloc[0]
+        summary[f"{run}, step {step}, loss (nats/token)"] = text
+        summary[f"{run}, step {step}, best scale of the grid"] = (
+            f"{best:.3g} (predicted {predicted:.3g})" if predicted == predicted else f"{best:.3g}"
+        )
+    return summary
+
+
+@exit_code_2_on_user_error
+def main() -> None:
+    """Run the analysis from the command line."""
+    parser = analysis_parser("ensemble_vs_single", __doc__)
+    parser.add_argument("--masks", type=int, default=8, help="masks drawn (default: 8)")
+    parser.add_argument(
+        "--examples", type=int, default=64, help="test rows used at most (default: 64)"
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=16, help="rows in one forward pass (default: 16)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the masks (default: 0)")
+    run_analysis(parser, compute, plot, summarise)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""How did training go: loss per step, and the evaluations on held-out rows.
+
+    python -m analyses.learning_curves --run RUN [--run RUN2 ...]
+
+The training loss is the mean negative log-likelihood of the batch in nats per response token, under
+the step's masks where a run is masked; the evaluations are of the full-rank model. Exact match is
+the share of test rows whose whole response greedy decoding would write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from analyses._command import Summary, analysis_parser, run_analysis
+from subspace_lab.errors import UserError, exit_code_2_on_user_error
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from subspace_lab.recording.run import Run
+
+COLUMNS = {
+    "loss": "training loss (nats/token)",
+    "eval_response_loss": "test loss (nats/token)",
+    "eval_exact_match": "test exact match",
+}
+
+
+def compute(
+    run: Run, *, steps: Sequence[int] | None = None, modules: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Read the metrics of a run.
+
+    A row is a run and optimizer step, with the columns of `Run.metrics`; evaluations are nan at
+    steps without one.
+
+    Args:
+        run: the run.
+        steps: only these; None: all.
+        modules: must be None: metrics are those of the whole model.
+
+    Raises:
+        UserError: if the run has no metrics, or modules are asked for.
+    """
+    if modules is not None:
+        raise UserError("learning curves are those of the whole model: leave --modules out")
+    table = run.metrics
+    table.insert(0, "run", run.name)
+    return table if steps is None else table[table["step"].isin(steps)]
+
+
+def plot(table: pd.DataFrame) -> Figure:
+    """Draw training loss, test loss and exact match over steps, one colour per run."""
+    from subspace_lab.figures.style import paper_style
+
+    with paper_style():
+        return _draw(table)
+
+
+def _draw(table: pd.DataFrame) -> Figure:
+    from subspace_lab.figures.style import (
+        LINES,
+        MARKERS,
+        PALETTE,
+        legend_below,
+        new_figure,
+        step_axis,
+    )
+
+    shown = [name for name in COLUMNS if name in table and table[name].notna().any()]
+    figure, axes = new_figure(len(shown), row_height=1.2)
+    for i, (run, rows) in enumerate(table.groupby("run", sort=False)):
+        look: dict[str, Any] = {
+            "color": PALETTE[i % len(PALETTE)],
+            "linestyle": LINES[i % len(LINES)],
+            "label": str(run),
+        }
+        for axis, name in zip(axes[:, 0], shown, strict=True):
+            found = rows.dropna(subset=[name])
+            marker = MARKERS[i % len(MARKERS)] if name != "loss" else ""
+            axis.plot(found["step"], found[name], marker=marker, **look)
+    for axis, name in zip(axes[:, 0], shown, strict=True):
+        axis.set_ylabel(COLUMNS[name])
+    if "eval_examples" in table:
+        figure.suptitle(f"{int(table['eval_examples'].max())} test rows", fontsize="medium")
+    step_axis(axes[-1, 0])
+    legend_below(figure, axes[:, 0])
+    return figure
+
+
+def summarise(table: pd.DataFrame) -> Summary:
+    """Give each run's first and last evaluation."""
+    summary: dict[str, float | int | str] = {}
+    for run, rows in table.groupby("run", sort=False):
+        for name, label in COLUMNS.items():
+            found = rows[name].dropna() if name in rows else rows["step"][:0]
+            if len(found):
+                summary[f"{run}, {label}"] = f"{found.iloc[0]:.3g} → {found.iloc[-1]:.3g}"
+    return summary
+
+
+@exit_code_2_on_user_error
+def main() -> None:
+    """Run the analysis from the command line."""
+    run_analysis(analysis_parser("learning_curves", __doc__), compute, plot, summarise)
+
+
+if __name__ == "__main__":
+    main()

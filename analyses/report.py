@@ -1,0 +1,187 @@
+"""One self-contained page from the analyses of several runs, in plain words.
+
+    python -m analyses.report --run runs/demo/lora --run runs/demo/step --out runs/demo/report.html
+
+Reads the tables that the analyses wrote into each run's `analyses/` folder, draws them for all runs
+together, and says what each figure shows. Computes nothing: an analysis that was not run is named
+with the command that makes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import importlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analyses._command import label, open_named_runs
+from analyses._explanations import EXPLANATIONS, Explanation
+from subspace_lab.errors import UserError, exit_code_2_on_user_error
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from subspace_lab.recording.run import Run
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem;
+       color: #222; background: #fff }
+table { border-collapse: collapse; font-size: .85rem; margin: 1rem 0; display: block;
+        overflow-x: auto }
+th, td { border-bottom: 1px solid #ccc; padding: .25rem .6rem; text-align: left;
+         vertical-align: top }
+figure { margin: 1rem 0 } img { width: 26rem; max-width: 100% }
+code { background: #f2f2f2; padding: 0 .2rem } .remark { color: #555; font-size: .9rem }
+"""
+
+
+def render(runs: Sequence[Run]) -> str:
+    """Render the page.
+
+    Args:
+        runs: the runs, with their analyses in `RUN/analyses/`.
+
+    Returns:
+        HTML with every figure inside it.
+    """
+    sections = [_overview(runs)]
+    sections += [_section(explanation, runs) for explanation in EXPLANATIONS]
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>subspace_lab report</title><style>{STYLE}</style></head><body>"
+        + "\n".join(sections)
+        + "</body></html>\n"
+    )
+
+
+def _overview(runs: Sequence[Run]) -> str:
+    rows = "".join(
+        f"<tr>{''.join(f'<td>{cell}</td>' for cell in _facts(run))}</tr>" for run in runs
+    )
+    heads = (
+        "run",
+        "method",
+        "mask",
+        "steps",
+        "test loss<br>(nats/token)",
+        "test exact match<br>(95&nbsp;%, Wilson)",
+        "step time<br>(median)",
+        "size",
+    )
+    remarks = sorted(
+        {
+            f"{run.description['provenance']['base']}: {remark}"
+            for run in runs
+            if (remark := run.description.get("provenance", {}).get("base_remark"))
+        }
+    )
+    return (
+        "<h1>What happened in these runs</h1>"
+        "<p>Each run trains a low-rank update ΔW = (α/r)·B·A of a frozen model. DropLoRA switches "
+        "rank directions (a column of B with its row of A) off at random while it trains, and uses "
+        "all of them afterwards. The runs differ in what shares one mask (an optimizer step or a "
+        "single token) and in whether what is kept is scaled up by 1/keep_prob.</p>"
+        f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{rows}</table>"
+        + "".join(f"<p class='remark'>Base model {html.escape(remark)}.</p>" for remark in remarks)
+        + "<p class='remark'>One seed per run: differences between runs are within what another "
+        "seed could change, unless an interval says otherwise.</p>"
+    )
+
+
+def _facts(run: Run) -> list[str]:
+    """Give the cells of a run's row in the overview."""
+    from subspace_lab.stats.intervals import accuracy_interval
+
+    metrics, law = run.metrics, run.mask_law
+    losses = metrics["eval_response_loss"].dropna()
+    matches = metrics["eval_exact_match"].dropna()
+    examples = int(metrics["eval_examples"].max())
+    interval = accuracy_interval(round(matches.iloc[-1] * examples), examples)
+    mask = "none"
+    if law is not None:
+        rescale = "× 1/keep_prob" if law["rescale"] else "not rescaled"
+        mask = f"per {law['granularity']}, keep_prob {law['keep_prob']:g}, {rescale}"
+    size = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
+    return [
+        html.escape(run.name),
+        html.escape(str(run.config.get("method", "?"))),
+        html.escape(mask),
+        str(int(metrics["step"].max())),
+        f"{losses.iloc[0]:.2f} → {losses.iloc[-1]:.2f}",
+        f"{matches.iloc[0]:.2f} → {matches.iloc[-1]:.2f} "
+        f"[{interval.low:.2f}, {interval.high:.2f}], n = {examples}",
+        f"{metrics['seconds'].median():.2f} s",
+        f"{size / 2**20:.0f} MiB",
+    ]
+
+
+def _section(explanation: Explanation, runs: Sequence[Run]) -> str:
+    """Render one analysis: what it asks, the figure for all runs that have it, how to read it."""
+    import pandas as pd
+
+    from subspace_lab.recording import files
+
+    name = explanation.analysis
+    paths = {run: run.output_folder / f"{name}.parquet" for run in runs}
+    having = [run for run, path in paths.items() if path.is_file()]
+    head = f"<h2>{html.escape(explanation.question)}</h2>"
+    if not having:
+        command = f"python -m analyses.{name} --run {runs[0].path}"
+        return head + f"<p>Not computed: run <code>{html.escape(command)}</code>.</p>"
+    tables = []
+    for run in having:
+        table = files.read_table(paths[run])
+        table["run"] = run.name
+        tables.append(table.drop(columns="configuration", errors="ignore"))
+    image = _image(name, label(pd.concat(tables, ignore_index=True), having))
+    missing = [run.name for run in runs if run not in having]
+    note = f"<p class='remark'>Without {', '.join(missing)}: {explanation.why_missing}.</p>"
+    return (
+        head
+        + f"<p>{explanation.reading}</p><figure><img alt='{html.escape(explanation.question)}' "
+        + f"src='data:image/png;base64,{image}'></figure>"
+        + (html.unescape(note) if missing else "")
+        + f"<p class='remark'>Tables: <code>RUN/analyses/{name}.parquet</code></p>"
+    )
+
+
+def _image(name: str, table: pd.DataFrame) -> str:
+    from subspace_lab.figures.style import DOTS_PER_INCH
+
+    figure = importlib.import_module(f"analyses.{name}").plot(table)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=DOTS_PER_INCH)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+@exit_code_2_on_user_error
+def main() -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analyses.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--run", action="append", nargs="+", required=True, metavar="RUN")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
+    arguments = parser.parse_args()
+    runs = open_named_runs(arguments.run)
+    for run in runs:
+        if not run.recorded:
+            raise UserError(f"{run.path} is no recorded run: a report needs its metrics")
+
+    from subspace_lab.recording import files
+
+    page = render(runs)
+    with files.replacing(arguments.out) as unfinished:
+        unfinished.write_text(page)
+    print(f"wrote {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
