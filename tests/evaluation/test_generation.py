@@ -44,7 +44,8 @@ def test_generation_is_greedy_whatever_the_models_own_settings(model, tokenizer)
 
 
 def test_the_model_is_given_back_in_the_mode_it_came_in(model, tokenizer) -> None:
-    model.config.attention_dropout = 0.9
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.9
     expected = generate(model, tokenizer, PROMPTS, max_new_tokens=4)
     model.train()
     assert generate(model, tokenizer, PROMPTS, max_new_tokens=4) == expected

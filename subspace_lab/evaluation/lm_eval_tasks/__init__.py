@@ -4,6 +4,6 @@
         --include_path subspace_lab/evaluation/lm_eval_tasks \
         --tasks llm_adapters_commonsense --metadata '{"data_dir": "DATA"}'
 
-DATA/commonsense/NAME/test.json are LLM-Adapters' own files. The group's score is the plain mean
-over the sets, as published tables take it.
+DATA/commonsense/SET/test.json are LLM-Adapters' own files; without metadata the hub is read. The
+group's score is the plain mean over the sets, as published tables take it.
 """

@@ -1,42 +1,30 @@
-"""What the YAML files beside this module call: the rows and the prompt."""
+"""The rows that the YAML files beside this module ask for."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from subspace_lab.errors import UserError
-from subspace_lab.tasks.prompts import alpaca
+from subspace_lab import tasks
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
 def load(*, name: str, data_dir: str | None = None, **_: Any) -> dict[str, Dataset]:
-    """Read the test rows of one set.
+    """Load the test rows of one set, with the prompt that adapters are trained with.
 
     Args:
-        name: The set's folder, given by its YAML file.
-        data_dir: The folder that holds `commonsense/`, given as lm-eval metadata.
+        name: The set's name in `subspace_lab.tasks`, given by its YAML file.
+        data_dir: The folder that holds `commonsense/`, given as lm-eval metadata; None reads the
+            hub.
         _: What else lm-eval's metadata holds.
 
     Raises:
-        UserError: if `data_dir` is not given or holds no such set.
+        UserError: if the rows are missing or malformed.
     """
     from datasets import Dataset
 
-    if data_dir is None:
-        raise UserError(
-            "the LLM-Adapters tasks read local files: name their folder by data_dir, which is "
-            """--metadata '{"data_dir": "..."}' on lm_eval's command line"""
-        )
-    path = Path(data_dir) / "commonsense" / name / "test.json"
-    if not path.is_file():
-        raise UserError(f"there is no {path}: put LLM-Adapters' {name}/test.json there")
-    return {"test": Dataset.from_list(json.loads(path.read_text()))}
-
-
-def prompt(row: dict[str, Any]) -> str:
-    """The row's instruction in the template that the adapters are trained with."""
-    return alpaca(row["instruction"])
+    rows = tasks.load(name, "test", data_dir=data_dir)
+    return {
+        "test": Dataset.from_list([{"prompt": row.prompt, "answer": row.answer} for row in rows])
+    }
