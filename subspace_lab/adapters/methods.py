@@ -1,58 +1,172 @@
-"""The methods as PEFT adapters on a base model."""
+"""The methods as PEFT adapters on a base model.
+
+| method | what it trains | what B A is |
+|---|---|---|
+| `lora` | A and B, B = 0 at first (Hu et al., 2022) | the update |
+| `droplora` | the same under a rank mask | the update; no mask at inference |
+| `dora` | A, B and a magnitude per output (Liu et al., 2024) | the update of the direction only |
+| `pissa` | A, B = the r largest singular directions of W0 (Meng et al., 2024) | see below |
+| `milora` | A, B = the r smallest singular directions of W0 (Wang et al., 2025) | see below |
+| `full` | the target weights themselves | see `adapters.full` |
+
+PiSSA and MiLoRA split the base, W0 = W_res + scaling * B0 A0, and train A and B from A0 and B0 on
+W_res. So B A holds the initial part as well and the true update of W0 is
+
+    dW = scaling * (B A - B0 A0),
+
+of rank 2 r at most. A rank core's R describes B A; its displacement since the start describes the
+true update exactly: `RankCore.change("start")`. Saved adapters hold the true update, as a plain
+LoRA of rank 2 r on the original base (see `adapters.conversion`). Both want lora_dropout 0, with
+which the model starts out as the base.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import difflib
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+import yaml
 
 from subspace_lab.errors import UserError
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import LoraConfig, PeftConfig, PeftModel
     from transformers import PreTrainedModel
+
+Method = Literal["lora", "droplora", "dora", "pissa", "milora", "full"]
+
+SPLIT_THE_BASE = ("pissa", "milora")
+
+
+def default_alpha(method: str, rank: int) -> float:
+    """Give the paper's alpha (Table 7): r for PiSSA and MiLoRA, 2 r for the others."""
+    return float(rank if method in SPLIT_THE_BASE else 2 * rank)
 
 
 def lora_config(
+    method: str = "lora",
     *,
     rank: int,
     alpha: float,
     targets: Sequence[str],
     lora_dropout: float = 0.0,
     use_rslora: bool = False,
+    overrides: Mapping[str, Any] | None = None,
 ) -> LoraConfig:
-    """Give the PEFT configuration of a plain LoRA: dW = (alpha / r) B A."""
+    """Give the PEFT configuration of a method other than `full`: scaling alpha / r.
+
+    Args:
+        method: one of `Method`; `droplora` is configured as `lora`.
+        rank: r.
+        alpha: numerator of the scaling.
+        targets: last path components of the layers to adapt.
+        lora_dropout: dropout probability on the adapter's input.
+        use_rslora: scaling alpha / sqrt(r).
+        overrides: any other fields of PEFT's LoraConfig; they win.
+    """
     from peft import LoraConfig
 
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=rank,
-        lora_alpha=alpha,
-        target_modules=list(targets),
-        lora_dropout=lora_dropout,
-        use_rslora=use_rslora,
-    )
+    fields = {
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": list(targets),
+        "lora_dropout": lora_dropout,
+        "use_rslora": use_rslora,
+        "use_dora": method == "dora",
+        "init_lora_weights": "pissa" if method == "pissa" else True,
+        **(overrides or {}),
+    }
+    if method in SPLIT_THE_BASE and fields["lora_dropout"] > 0:
+        warnings.warn(
+            f"{method} starts from a nonzero B A, so lora_dropout {fields['lora_dropout']} changes "
+            "the model's function from the first step on: its authors train with 0",
+            stacklevel=2,
+        )
+    return LoraConfig(**fields)
 
 
-def adapt(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> PeftModel:
-    """Put an adapter on `model`, initialised by `seed`, in fp32 whatever the base's dtype.
+def peft_config_from_file(path: str | Path, lora_fields: Mapping[str, Any]) -> PeftConfig:
+    """Read a PEFT configuration of any kind from JSON or YAML.
+
+    Args:
+        path: the file. Without `peft_type`, or with LORA, its fields override a method's; with
+            another `peft_type` they are the whole configuration but for task and targets.
+        lora_fields: the arguments of `lora_config`.
 
     Raises:
-        UserError: if the target modules match nothing in the model.
+        UserError: if the file is missing or malformed, or a kind or field is unknown.
     """
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    fields = _read_fields(Path(path))
+    kind = str(fields.pop("peft_type", "LORA")).upper()
+    classes = {member.value: config for member, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if kind not in classes:
+        raise UserError(f"{path}: there is no peft_type {kind}: choose of {', '.join(classes)}")
+    known = classes[kind].__dataclass_fields__
+    for name in fields:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f", did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"{path}: {kind} has no field {name!r}{hint}")
+    try:
+        if kind == "LORA":
+            return lora_config(**lora_fields, overrides=fields)
+        if "target_modules" in known:
+            fields.setdefault("target_modules", list(lora_fields["targets"]))
+        return classes[kind](task_type="CAUSAL_LM", **fields)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} is no valid {kind} configuration: {error}") from error
+
+
+def adapt(
+    model: PreTrainedModel, config: PeftConfig, *, seed: int, method: str = "lora"
+) -> PeftModel:
+    """Put an adapter on `model`, initialised by `seed`, in fp32 whatever the base's dtype.
+
+    PiSSA and MiLoRA change the base's weights in place, rounded to the base's dtype.
+
+    Raises:
+        UserError: if the target modules match nothing in the model, or a PiSSA or MiLoRA meets
+            quantised weights.
+    """
+    import torch
     from peft import get_peft_model
 
+    from subspace_lab.adapters.initialisation import refuse_quantised, split_off_minor_directions
+
+    if method in SPLIT_THE_BASE:
+        refuse_quantised(model, method)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            return get_peft_model(model, config, autocast_adapter_dtype=True)
+            adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
         except ValueError as error:
             if "target" not in str(error).lower():
                 raise
-            wanted = ", ".join(sorted(config.target_modules or []))
+            wanted = ", ".join(sorted(getattr(config, "target_modules", None) or []))
             linear = (name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear))
             known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
             raise UserError(
                 f"the targets {wanted} match nothing in the model; its linear layers are: {known}"
             ) from error
+    if method == "milora":
+        split_off_minor_directions(adapted)
+    return adapted
+
+
+def _read_fields(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"there is no PEFT configuration file {path}")
+    try:
+        fields = yaml.safe_load(path.read_text())  # JSON is YAML
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"{path} is neither JSON nor YAML: {message}") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{path} holds no fields: write one `name: value` per line")
+    return {str(name): value for name, value in fields.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,8 @@ class SubspaceRecorder(TrainerCallback):
         adapter: name of the PEFT adapter.
         description: what run.json says of the run (configuration, data); provenance is added.
         resume_at: step of the checkpoint from which the Trainer resumes this run; None: a new run.
+        save: what writes a snapshot, given the model and the folder; None: PEFT's
+            `save_pretrained`.
 
     Raises:
         UserError: when training begins, if `folder` is occupied or nothing can be recorded.
@@ -80,6 +82,7 @@ class SubspaceRecorder(TrainerCallback):
         adapter: str = "default",
         description: Mapping[str, Any] | None = None,
         resume_at: int | None = None,
+        save: Callable[[nn.Module, Path], None] | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.mask = mask
@@ -89,6 +92,7 @@ class SubspaceRecorder(TrainerCallback):
         self._adapter = adapter
         self._description = dict(description or {})
         self._resume_at = resume_at
+        self._save = save
         self._writer: RunWriter | None = None
 
     def on_train_begin(
@@ -237,7 +241,10 @@ class SubspaceRecorder(TrainerCallback):
 
     def _save_snapshot(self, step: int) -> None:
         with files.replacing(self.folder / "snapshots" / f"step-{step:06d}") as unfinished:
-            self._model.save_pretrained(unfinished, selected_adapters=[self._adapter])  # type: ignore[operator]
+            if self._save is not None:
+                self._save(self._model, unfinished)
+            else:
+                self._model.save_pretrained(unfinished, selected_adapters=[self._adapter])  # type: ignore[operator]
 
 
 def module_table(modules: list[LoraModule]) -> pd.DataFrame:

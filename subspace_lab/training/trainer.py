@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
 from subspace_lab import models, tasks
-from subspace_lab.adapters.mask import RankMask
-from subspace_lab.adapters.methods import adapt, lora_config
 from subspace_lab.errors import UserError
 from subspace_lab.recording import files
 from subspace_lab.recording.provenance import provenance
 from subspace_lab.recording.recorder import SubspaceRecorder
 from subspace_lab.recording.writer import refuse_if_occupied
 from subspace_lab.training.config import TrainConfig
+from subspace_lab.training.coreless import CorelessRecorder
 from subspace_lab.training.data import (
     RightPadding,
     data_hash,
@@ -25,9 +27,10 @@ from subspace_lab.training.data import (
     summarise,
     tokenize,
 )
+from subspace_lab.training.preparation import Prepared, prepare
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from subspace_lab.tasks import Example
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "auto": None}
 
@@ -60,56 +63,23 @@ FINISHED = -1
 
 def build(
     config: TrainConfig, out: Path, *, resume_at: int | None = None
-) -> tuple[PeftModel, Trainer]:
+) -> tuple[nn.Module, Trainer]:
     """Load base and data, put the adapter and its mask on, and give the Trainer that records."""
-    rows = {
-        "train": tasks.load(
-            config.task,
-            "train",
-            size=config.train_size,
-            seed=config.seed,
-            data_dir=config.data_dir,
-            label_noise=config.label_noise,
-            difficulty=config.difficulty,
-        ),
-        "test": tasks.load(
-            config.task,
-            "test",
-            size=config.eval_size,
-            seed=config.seed,
-            data_dir=config.data_dir,
-            difficulty=config.difficulty,
-        ),
-    }
+    rows = _load_rows(config)
     base = models.find_base(config.base)
     tokenizer = models.load_tokenizer(base)
     tokenized = {
         split: tokenize(examples, tokenizer, max_length=config.max_length)
         for split, examples in rows.items()
     }
-    model = models.load_model(base, dtype=DTYPES[config.base_dtype])
+    arguments = training_arguments(config, out)
+    dtype = torch.float32 if config.method == "full" else DTYPES[config.base_dtype]
+    model = models.load_model(base, dtype=dtype)
     model.config.use_cache = False
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    adapted = adapt(
-        model,
-        lora_config(
-            rank=config.rank,
-            alpha=config.alpha,
-            targets=config.targets,
-            lora_dropout=config.lora_dropout,
-            use_rslora=config.use_rslora,
-        ),
-        seed=config.seed,
-    )
-    if config.masked:
-        RankMask(
-            config.keep_prob,
-            granularity=config.granularity,
-            rescale=config.rescale,
-            sampling=config.sampling,
-            seed=config.seed,
-        ).attach(adapted)
+    base_dtype = str(model.dtype).removeprefix("torch.")
+    prepared = prepare(config, model, device=arguments.device)
     description = {
         "config": config.to_dict(),
         "provenance": provenance()
@@ -117,38 +87,79 @@ def build(
             "base": base.name,
             "base_remark": base.remark,
             "base_hash": models.content_hash(base),
-            "base_dtype": str(model.dtype).removeprefix("torch."),
+            "base_dtype": base_dtype,
             "data_hashes": {split: data_hash(examples) for split, examples in rows.items()},
+            "trainable_parameters": trainable_parameters(prepared.model),
+            "processes": arguments.world_size,
         },
     }
-    recorder = SubspaceRecorder(
-        out,
-        cores=config.cores,
-        snapshots=config.snapshots,
-        description=description,
-        resume_at=resume_at,
-    )
     trainer = Trainer(
-        model=adapted,
-        args=training_arguments(config, out),
-        train_dataset=tokenized["train"],
-        eval_dataset=tokenized["test"],
+        model=prepared.model,
+        args=arguments,
+        train_dataset=tokenized[config.train_split],
+        eval_dataset=tokenized[config.eval_split],
         data_collator=RightPadding(int(tokenizer.pad_token_id)),
         compute_metrics=_metrics,
         preprocess_logits_for_metrics=response_statistics,
-        callbacks=[recorder],
+        callbacks=[_recorder(config, out, prepared, description, resume_at)],
     )
-    return adapted, trainer
+    return prepared.model, trainer
+
+
+def trainable_parameters(model: nn.Module) -> int:
+    """Count the parameters that are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _load_rows(config: TrainConfig) -> dict[str, list[Example]]:
+    shared: dict[str, Any] = {
+        "seed": config.seed,
+        "data_dir": config.data_dir,
+        "difficulty": config.difficulty,
+    }
+    training, evaluated = config.train_split, config.eval_split
+    return {
+        training: tasks.load(
+            config.task,
+            training,
+            size=config.train_size,
+            label_noise=config.label_noise,
+            **shared,
+        ),
+        evaluated: tasks.load(config.task, evaluated, size=config.eval_size, **shared),
+    }
+
+
+def _recorder(
+    config: TrainConfig,
+    out: Path,
+    prepared: Prepared,
+    description: Mapping[str, Any],
+    resume_at: int | None,
+) -> SubspaceRecorder:
+    shared: dict[str, Any] = {
+        "snapshots": config.snapshots,
+        "description": description,
+        "resume_at": resume_at,
+        "save": prepared.save,
+    }
+    if prepared.coreless is not None:
+        return CorelessRecorder(out, modules=prepared.coreless, **shared)
+    return SubspaceRecorder(out, cores=config.cores, **shared)
 
 
 def training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
-    """Translate the configuration for the Trainer."""
+    """Translate the configuration for the Trainer.
+
+    Raises:
+        UserError: if the global batch cannot be made of whole batches on all processes.
+    """
     mixed = torch.cuda.is_available() and DTYPES[config.base_dtype] != torch.float32
     return TrainingArguments(
         output_dir=str(out / "checkpoints"),
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=4 * config.batch_size,
-        gradient_accumulation_steps=config.accumulation,
+        gradient_accumulation_steps=_accumulation(config),
         max_steps=config.steps or -1,
         num_train_epochs=config.epochs,
         learning_rate=config.learning_rate,
@@ -175,6 +186,20 @@ def training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+
+
+def _accumulation(config: TrainConfig) -> int:
+    """Give the forward passes per optimizer step, so that all processes make the global batch."""
+    if config.global_batch is None:
+        return config.accumulation
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by accelerate launch and torchrun
+    accumulation, remainder = divmod(config.global_batch, config.batch_size * processes)
+    if remainder or not accumulation:
+        raise UserError(
+            f"global_batch {config.global_batch} is no multiple of batch_size {config.batch_size} "
+            f"x {processes} processes: change one of them"
+        )
+    return accumulation
 
 
 def _metrics(prediction: EvalPrediction) -> dict[str, float]:

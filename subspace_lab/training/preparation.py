@@ -1,0 +1,94 @@
+"""What a method does to the base model, and what of it the recorder can keep."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from subspace_lab.adapters.conversion import SaveOnOriginalBase
+from subspace_lab.adapters.full import FullChange
+from subspace_lab.adapters.mask import RankMask
+from subspace_lab.adapters.methods import (
+    SPLIT_THE_BASE,
+    adapt,
+    lora_config,
+    peft_config_from_file,
+)
+from subspace_lab.adapters.modules import lora_modules
+from subspace_lab.errors import UserError
+from subspace_lab.training.config import TrainConfig
+
+Save = Callable[[nn.Module, Path], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model ready to be trained.
+
+    Attributes:
+        model: the model; its trainable parameters are the method's.
+        save: what writes a snapshot that is valid on the original base; None: `save_pretrained`.
+        coreless: None where rank cores can be recorded, else the rows of the module table.
+    """
+
+    model: nn.Module
+    save: Save | None = None
+    coreless: list[dict[str, Any]] | None = None
+
+
+def prepare(config: TrainConfig, model: PreTrainedModel, *, device: torch.device) -> Prepared:
+    """Make the method of `config` trainable on a base model, and put its rank mask on.
+
+    Args:
+        config: the configuration.
+        model: the base model; changed in place.
+        device: where singular value decompositions of the base are taken.
+
+    Raises:
+        UserError: if the method does not fit the model.
+    """
+    if config.method == "full":
+        change = FullChange(model, config.targets, rank=config.snapshot_rank)
+        warnings.warn(
+            "method full has no rank cores: metrics and snapshots of dW are recorded", stacklevel=2
+        )
+        return Prepared(model, change, change.modules)
+    fields = {
+        "method": config.method,
+        "rank": config.rank,
+        "alpha": config.scaling_alpha,
+        "targets": config.targets,
+        "lora_dropout": config.lora_dropout,
+        "use_rslora": config.use_rslora,
+    }
+    if config.peft_config is None:
+        peft_config = lora_config(**fields)  # type: ignore[arg-type]
+    else:
+        peft_config = peft_config_from_file(config.peft_config, fields)
+    if config.method in SPLIT_THE_BASE:
+        model.to(device)  # type: ignore[arg-type]
+    adapted = adapt(model, peft_config, seed=config.seed, method=config.method)
+    if config.masked:
+        RankMask(
+            config.keep_prob,
+            granularity=config.granularity,
+            rescale=config.rescale,
+            sampling=config.sampling,
+            seed=config.seed,
+        ).attach(adapted)
+    save = SaveOnOriginalBase(adapted) if config.method in SPLIT_THE_BASE else None
+    try:
+        lora_modules(adapted)
+    except UserError as reason:
+        warnings.warn(
+            f"only metrics and snapshots are recorded, no rank cores: {reason}", stacklevel=2
+        )
+        return Prepared(adapted, save, coreless=[])
+    return Prepared(adapted, save)
