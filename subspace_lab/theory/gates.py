@@ -15,13 +15,13 @@ dropout (Wager, Wang, Liang 2013; Wei, Kakade, Ma 2020); its Gauss-Newton part i
 network linearised in its gates. Step and token gates give different traces where tokens mix after
 the gate (attention), the cross-token terms of the Hessian.
 
-The closure must be deterministic, and differentiable as often as the order asks: attention kernels
-without a second derivative have to be switched to their plain form.
+The closure must be deterministic, and differentiable as often as the order asks: fused attention
+has no second derivative, so a transformers model is loaded with attn_implementation="eager".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -105,9 +105,7 @@ def gate_trace(
     def product(probe: list[Tensor]) -> list[Tensor]:
         point = [gate.detach().requires_grad_() for gate in gates]
         gradient = _gradient(loss(*point), point, create_graph=True)
-        inner = sum((g * e).sum() for g, e in zip(gradient, probe, strict=True))
-        assert isinstance(inner, Tensor)
-        return _gradient(inner, point)
+        return _gradient(_inner(gradient, probe), point)
 
     return _hutchinson(product, gates, probes, generator)
 
@@ -141,9 +139,7 @@ def gauss_newton_trace(
         # J e, as the derivative of J^T w with respect to w: twice reverse, no forward mode needed.
         w = torch.zeros_like(out).requires_grad_()
         pulled = _gradient((out * w).sum(), point, create_graph=True)
-        inner = sum((g * e).sum() for g, e in zip(pulled, probe, strict=True))
-        assert isinstance(inner, Tensor)
-        (pushed,) = _gradient(inner, [w])
+        (pushed,) = _gradient(_inner(pulled, probe), [w])
         at = out.detach().requires_grad_()
         (slope,) = _gradient(output_loss(at), [at], create_graph=True)
         (curved,) = _gradient((slope * pushed).sum(), [at])
@@ -218,7 +214,7 @@ def gate_gap(
             dtype=torch.float64,
         )
     mean = weights @ rows
-    error = torch.zeros(5) if masks is None else rows.std(0) / masks**0.5
+    error = rows.new_zeros(5) if masks is None else rows.std(0) / masks**0.5
     return GateGap(
         measured=mean[0].item(),
         measured_standard_error=error[0].item(),
@@ -275,7 +271,7 @@ def _hutchinson(
         for layer, (e, He) in enumerate(zip(probe, product(probe), strict=True)):
             row[layer] = (e * He).sum()
     if probes is None:
-        per_layer, total_error, layer_error = rows.sum(0), 0.0, torch.zeros(len(gates))
+        per_layer, total_error, layer_error = rows.sum(0), 0.0, rows.new_zeros(len(gates))
     else:
         per_layer = rows.mean(0)
         total_error = rows.sum(1).std().item() / probes**0.5
@@ -283,16 +279,14 @@ def _hutchinson(
     return GateTrace(per_layer.sum().item(), total_error, per_layer, layer_error, len(rows))
 
 
+def _inner(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
+    return torch.stack([(x * y).sum() for x, y in zip(xs, ys, strict=True)]).sum()
+
+
 def _split(flat: Tensor, gates: Sequence[Tensor]) -> list[Tensor]:
     """Cut a flat vector into tensors of the gates' shapes, dtypes and devices."""
-
-    def pieces() -> Iterator[Tensor]:
-        start = 0
-        for gate in gates:
-            yield flat[start : start + gate.numel()].reshape(gate.shape).to(gate)
-            start += gate.numel()
-
-    return list(pieces())
+    parts = torch.split(flat, [gate.numel() for gate in gates])
+    return [part.reshape(gate.shape).to(gate) for part, gate in zip(parts, gates, strict=True)]
 
 
 def _check_at_least_two(number: int, what: str) -> None:
