@@ -1,0 +1,101 @@
+"""Cores and masks in pieces that fit into the cache, worked on by all processors."""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from subspace_lab.recording.run import CoreBatch, Run
+
+Result = TypeVar("Result")
+
+CORES_PER_PIECE = 1024
+
+
+def map_cores(
+    run: Run,
+    function: Callable[[CoreBatch], Result],
+    *,
+    steps: Collection[int] | None,
+    modules: Collection[str] | None,
+    motions: bool = False,
+) -> Iterator[Result]:
+    """Apply a function to all cores of a run, a few steps at a time, in order.
+
+    LAPACK works outside Python's lock, so threads use all processors. At most two pieces per
+    thread are held at once, so memory stays bounded however long the run is.
+
+    Args:
+        run: the run.
+        function: of a batch of cores (T, M) of modules that share a rank.
+        steps: only these; None: all.
+        modules: only these; None: all.
+        motions: whether the function needs the displacements.
+    """
+    import torch
+    from tqdm import tqdm
+
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    waiting: collections.deque[tuple[int, Future[Result]]] = collections.deque()
+    chosen = len(run.modules if modules is None else modules)
+    total = chosen * len(run.steps if steps is None else steps)
+    with (
+        ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        tqdm(total=total, unit="core", desc=run.name, disable=None) as bar,
+    ):
+        for batch in run.cores(steps=steps, modules=modules, motions=motions):
+            for piece in _pieces(batch):
+                size = len(piece.steps) * len(piece.modules)
+                waiting.append((size, pool.submit(function, piece)))
+                if len(waiting) > 2 * (threads or 1):
+                    size, done = waiting.popleft()
+                    yield done.result()
+                    bar.update(size)
+        for size, done in waiting:
+            yield done.result()
+            bar.update(size)
+
+
+class StepMasks:
+    """All step masks of a run, for looking them up in batches.
+
+    Args:
+        run: the run.
+
+    Raises:
+        UserError: if the run has no step masks.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._masks = {module: run.masks(module) for module in run.modules["module"]}
+        self._steps = next(iter(self._masks.values()))[0]
+
+    def has(self, steps: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell whether the masks of the given steps were recorded (T,)."""
+        import numpy as np
+
+        return np.isin(steps, self._steps)
+
+    def at(self, steps: NDArray[np.int64], modules: Collection[str]) -> NDArray[np.bool_]:
+        """Give the masks (T, M, r) of recorded steps and of modules that share a rank."""
+        import numpy as np
+
+        places = np.searchsorted(self._steps, steps)
+        return np.stack([self._masks[module][1][places] for module in modules], axis=1)
+
+
+def _pieces(batch: CoreBatch) -> Iterator[CoreBatch]:
+    """Cut a batch along its steps."""
+    from subspace_lab.recording.run import CoreBatch
+
+    length = max(1, CORES_PER_PIECE // len(batch.modules))
+    for start in range(0, len(batch.steps), length):
+        part = slice(start, start + length)
+        yield CoreBatch(batch.steps[part], batch.modules, batch.core[part])

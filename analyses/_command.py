@@ -1,0 +1,268 @@
+"""The command line that all analyses share: open runs, compute, draw, write, and say where.
+
+    parser = analysis_parser("effective_rank", __doc__)
+    parser.add_argument("--own-option")
+    run_analysis(parser, compute, plot, summarise)
+
+An analysis's own options reach its `compute` by keyword.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from subspace_lab.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from subspace_lab.recording.run import Run
+
+FORMATS = ("png", "pdf", "svg")
+SHARED = ("run", "out", "format", "steps", "modules")
+
+Summary = Mapping[str, float | int | str | Mapping[str, float]]
+
+
+def analysis_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """Make the parser with the options of all analyses; its help is the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m analyses.{name}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(analysis=name)
+    parser.add_argument(
+        "--run",
+        action="append",
+        nargs="+",
+        required=True,
+        metavar="RUN",
+        help="a run directory, a PEFT adapter folder, a Trainer output folder with checkpoints, "
+        "a hub id, or a quoted glob of run directories; may be given several times",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where to write (default: RUN/analyses; for several runs comparisons/NAMES)",
+    )
+    parser.add_argument(
+        "--format",
+        action="append",
+        choices=FORMATS,
+        help="of the figure; may be given several times (default: png and pdf)",
+    )
+    parser.add_argument(
+        "--steps",
+        metavar="STEPS",
+        help="which recorded steps: a list such as 0,10,100, every:K, log:K (K per decade), "
+        "or last (default: all)",
+    )
+    parser.add_argument(
+        "--modules",
+        nargs="+",
+        metavar="PATTERN",
+        help="which modules: projections such as q_proj, full paths, or quoted globs such as "
+        "'*.layers.0.*' (default: all)",
+    )
+    return parser
+
+
+def run_analysis(
+    parser: argparse.ArgumentParser,
+    compute: Callable[..., pd.DataFrame],
+    plot: Callable[[pd.DataFrame], Figure],
+    summarise: Callable[[pd.DataFrame], Summary],
+    *,
+    steps_of: Callable[[Run], Sequence[int]] | None = None,
+) -> None:
+    """Parse the command line, then compute, draw and write one table for all runs.
+
+    Args:
+        parser: from `analysis_parser`, with the analysis's own options.
+        compute: of a run, with `steps`, `modules` (None: all) and the own options.
+        plot: of the table of all runs.
+        summarise: of the table: what is printed and kept in NAME.json.
+        steps_of: the steps among which --steps chooses; None: those with cores.
+
+    Raises:
+        UserError: if a run, a step or a module cannot be had.
+    """
+    from analyses._tables import concatenate
+
+    arguments = parser.parse_args()
+    runs = open_named_runs(arguments.run)
+    own = {name: value for name, value in vars(arguments).items() if name not in SHARED}
+    own.pop("analysis")
+    steps_of = steps_of or (lambda run: run.steps)
+    table = concatenate(
+        compute(
+            run,
+            steps=select_steps(run, steps_of(run), arguments.steps),
+            modules=select_modules(run, arguments.modules),
+            **own,
+        )
+        for run in runs
+    )
+    write_results(arguments, runs, label(table, runs), plot, summarise)
+
+
+def open_named_runs(patterns: Sequence[Sequence[str]]) -> list[Run]:
+    """Open the runs of all --run options, and give them names that tell them apart."""
+    from subspace_lab.recording.run import open_runs
+
+    runs = open_runs([pattern for group in patterns for pattern in group])
+    folders = [run.path.resolve() for run in runs]
+    for depth in range(2, max(len(folder.parts) for folder in folders)):
+        if len({run.name for run in runs}) == len(runs):
+            break
+        for run, folder in zip(runs, folders, strict=True):
+            run.name = "/".join(folder.parts[-depth:])
+    return runs
+
+
+def select_steps(run: Run, available: Sequence[int], text: str | None) -> list[int] | None:
+    """Read --steps against the steps that a run has; None: all.
+
+    Raises:
+        UserError: if a listed step is not there, or none is selected.
+    """
+    from subspace_lab.recording import schedule
+
+    if text is None:
+        return None
+    if text == "last":
+        return list(available[-1:])
+    due = schedule.parse(text)
+    chosen = [step for step in available if due(step)]
+    asked = {int(step) for step in text.split(",")} if text[:1].isdigit() else set(chosen)
+    if missing := sorted(asked.difference(chosen)):
+        raise UserError(
+            f"{run.path} has nothing recorded at step {', '.join(map(str, missing))}: it has "
+            f"{len(available)} steps from {available[0]} to {available[-1]}"
+        )
+    if not chosen:
+        raise UserError(f"--steps {text} selects none of the {len(available)} steps of {run.path}")
+    return chosen
+
+
+def select_modules(run: Run, patterns: Sequence[str] | None) -> list[str] | None:
+    """Read --modules against a run's modules: by projection, full path, or a glob of either.
+
+    Raises:
+        UserError: if a pattern matches nothing.
+    """
+    if patterns is None:
+        return None
+    chosen: dict[str, None] = {}
+    pairs = list(zip(run.modules["module"], run.modules["projection"], strict=True))
+    for pattern in patterns:
+        found = [
+            module
+            for module, projection in pairs
+            if fnmatch.fnmatchcase(module, pattern) or fnmatch.fnmatchcase(projection, pattern)
+        ]
+        if not found:
+            known = ", ".join(dict.fromkeys(run.modules["projection"]))
+            raise UserError(
+                f"{run.path} has no module {pattern!r}: its projections are {known}, its modules "
+                f"are named like {pairs[0][0]}"
+            )
+        chosen |= dict.fromkeys(found)
+    return list(chosen)
+
+
+def label(table: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
+    """Add a column `configuration`, shared by runs that differ in their seed, for several runs."""
+    from subspace_lab.stats.seeds import label_configurations
+
+    if len(runs) > 1:
+        labels = label_configurations({run.name: run.config for run in runs})
+        table["configuration"] = table["run"].astype(str).map(labels).astype("category")
+    return table
+
+
+def write_results(
+    arguments: argparse.Namespace,
+    runs: Sequence[Run],
+    table: pd.DataFrame,
+    plot: Callable[[pd.DataFrame], Figure],
+    summarise: Callable[[pd.DataFrame], Summary],
+) -> None:
+    """Write NAME.parquet, the figure and NAME.json, and print a short summary with the paths."""
+    from subspace_lab.figures.style import save
+    from subspace_lab.recording import files
+    from subspace_lab.recording.provenance import provenance
+
+    name = arguments.analysis
+    folder = arguments.out or _default_folder(runs)
+    paths = [folder / f"{name}.parquet"]
+    summary = summarise(table)
+    figure = plot(table)
+    try:
+        files.write_table(paths[0], table)
+        for form in dict.fromkeys(arguments.format or ("png", "pdf")):
+            paths.append(folder / f"{name}.{form}")
+            with files.replacing(paths[-1]) as unfinished:
+                save(figure, unfinished, format=form)
+        paths.append(folder / f"{name}.json")
+        files.write_json(
+            paths[-1],
+            {
+                "analysis": name,
+                "summary": {key: _jsonable(value) for key, value in summary.items()},
+                "runs": [_describe(run) for run in runs],
+                "arguments": {key: _jsonable(value) for key, value in vars(arguments).items()},
+                "provenance": provenance(),
+            },
+        )
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error}): give another --out") from error
+    print(f"{name} of {', '.join(run.name for run in runs)} ({len(table):,} rows)")
+    width = max((len(key) for key in summary), default=0)
+    for key, value in summary.items():
+        print(
+            f"  {key:<{width}}  {value:.4g}"
+            if isinstance(value, float)
+            else f"  {key:<{width}}  {value}"
+        )
+    for path in paths:
+        print(f"wrote {path}")
+
+
+def _default_folder(runs: Sequence[Run]) -> Path:
+    if len(runs) == 1:
+        return runs[0].output_folder
+    names = "+".join(run.name.replace("/", "-") for run in runs)
+    return Path("comparisons") / names[:120]
+
+
+def _describe(run: Run) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "path": str(run.path),
+        "config": run.config,
+        "mask": run.mask_law,
+        "provenance": run.description.get("provenance", {}),
+    }
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_shown(each)}" for key, each in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _jsonable(each) for key, each in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | list | None) else str(value)

@@ -1,0 +1,78 @@
+"""Tidy tables of millions of rows, built column by column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from subspace_lab.recording.run import CoreBatch, Run
+
+
+def grid_columns(run: Run, batch: CoreBatch, **axes: Sequence[str]) -> dict[str, Any]:
+    """Make the columns that name the entries of an array (T, M, *axes), in C order.
+
+    Args:
+        run: the run; its name becomes the column `run`.
+        batch: the steps (T,) and modules (M,).
+        axes: further axes of the array: name of the column, and its labels along the axis.
+
+    Returns:
+        run, step, module, layer, projection, and a column for each axis.
+    """
+    import numpy as np
+    import pandas as pd
+
+    shape = (len(batch.steps), len(batch.modules), *map(len, axes.values()))
+    places = [place.ravel() for place in np.indices(shape, dtype=np.int32)]
+
+    def labelled(values: Sequence[str], codes: NDArray[np.int32]) -> Any:
+        return pd.Categorical.from_codes(codes, categories=pd.Index(values))
+
+    def of_modules(column: str) -> Any:
+        known = list(dict.fromkeys(run.modules[column]))
+        codes = np.array([known.index(value) for value in batch.modules[column]], dtype=np.int32)
+        return labelled(known, codes[places[1]])
+
+    columns = {
+        "run": labelled([run.name], np.zeros_like(places[0])),
+        "step": np.asarray(batch.steps)[places[0]],
+        "module": of_modules("module"),
+        "layer": batch.modules["layer"].to_numpy()[places[1]],
+        "projection": of_modules("projection"),
+    }
+    for (name, labels), place in zip(axes.items(), places[2:], strict=True):
+        columns[name] = labelled(labels, place)
+    return columns
+
+
+def concatenate(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Stack tables; columns of labels stay categorical, with the union of their categories."""
+    import pandas as pd
+    from pandas.api.types import union_categoricals
+
+    parts = [table for table in tables if len(table)]
+    if not parts:
+        return pd.DataFrame()
+    return pd.DataFrame(
+        {
+            name: union_categoricals([part[name] for part in parts])
+            if isinstance(parts[0][name].dtype, pd.CategoricalDtype)
+            else pd.concat([part[name] for part in parts], ignore_index=True)
+            for name in parts[0].columns
+        }
+    )
+
+
+def ragged(values: NDArray[np.float64]) -> NDArray[np.object_]:
+    """Turn rows (N, k) padded with nan into N arrays of their own lengths."""
+    import numpy as np
+
+    present = ~np.isnan(values)
+    flat, ends = values[present], present.sum(1).cumsum()
+    rows = (flat[start:end] for start, end in zip(np.r_[0, ends[:-1]], ends, strict=True))
+    return np.fromiter(rows, dtype=object, count=len(values))

@@ -1,0 +1,182 @@
+"""Effective ranks of an adapter's update, masked update and factors, step by step.
+
+    python -m analyses.effective_rank --run runs/first
+    python -m analyses.effective_rank --run 'runs/seed-*' --steps every:10 --modules q_proj
+
+For each module and step, of the singular values sigma of four matrices
+
+    update         dW = scaling B A, what inference uses
+    masked_update  scaling B D A, D the mask of the step, applied to the state after it
+                   (only where step masks were recorded)
+    A, B           the factors alone
+
+five numbers that are all called effective rank in print, and differ:
+
+    entropy        exp of the entropy of sigma / sum sigma (Roy and Vetterli 2007)
+    stable         ||.||_F^2 / ||.||_2^2
+    participation  (sum sigma^2)^2 / sum sigma^4
+    energy90       how many sigma carry 90 % of ||.||_F^2
+    numerical      how many sigma exceed 1e-13 of the largest: the rank, in floating point
+
+The dotted line, keep_prob x r, is the mean rank of a masked update under Bernoulli masks. It is
+right for the numerical rank, a rough guide to the entropy effective rank of flat spectra, and
+wrong for the stable rank, which masking changes much less: the figure says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, get_args
+
+from analyses._batches import StepMasks, map_cores
+from analyses._command import Summary, analysis_parser, run_analysis
+from analyses._tables import concatenate, grid_columns
+from subspace_lab.errors import UserError, exit_code_2_on_user_error
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from subspace_lab.linalg import Measure
+    from subspace_lab.recording.run import CoreBatch, Run
+
+MEASURES: tuple[Measure, ...] = ("numerical", "entropy", "stable", "participation", "energy90")
+MATRICES = {"update": "update", "masked_update": "masked update", "A": "A", "B": "B"}
+VALIDITY = {"numerical": "exact mean", "entropy": "rough"}  # of keep_prob x r; else it is wrong
+
+
+def compute(
+    run: Run,
+    *,
+    steps: Collection[int] | None = None,
+    modules: Collection[str] | None = None,
+    measures: Sequence[Measure] = MEASURES,
+) -> pd.DataFrame:
+    """Compute the table; a row is (run, step, module, matrix, measure).
+
+    Args:
+        run: a run or adapters; `masked_update` needs step masks.
+        steps: only these steps; None: all.
+        modules: only these modules; None: all.
+        measures: names of `linalg.effective_rank`'s measures.
+
+    Returns:
+        Columns run, step, module, layer, projection, matrix (update, masked_update, A, B), measure,
+        value, kept (rank directions that the mask keeps; r without one), expected_rank
+        (keep_prob x r for masked updates, else nan).
+
+    Raises:
+        UserError: if a measure is unknown.
+    """
+    import pandas as pd
+    import torch
+
+    from subspace_lab import linalg
+
+    if unknown := set(measures) - set(get_args(linalg.Measure)):
+        known = ", ".join(get_args(linalg.Measure))
+        raise UserError(f"there is no measure {', '.join(sorted(unknown))}: choose among {known}")
+    masks = StepMasks(run) if run.mask_steps else None
+    keep_prob = (run.mask_law or {}).get("keep_prob", float("nan"))
+
+    def part(batch: CoreBatch, sigma: dict[str, torch.Tensor], kept: torch.Tensor) -> pd.DataFrame:
+        values = [
+            torch.stack([linalg.effective_rank(s, measure=m, kept=kept) for m in measures], dim=-1)
+            for s in sigma.values()
+        ]
+        stacked = torch.stack(values, dim=-2)
+        columns = grid_columns(run, batch, matrix=list(sigma), measure=measures)
+        columns["value"] = stacked.flatten().numpy()
+        columns["kept"] = kept[..., None, None].expand_as(stacked).flatten().numpy()
+        masked = columns["matrix"] == "masked_update"
+        rank = int(batch.modules["r"].iloc[0])
+        columns["expected_rank"] = pd.Series(keep_prob * rank, index=range(len(masked))).where(
+            masked
+        )
+        return pd.DataFrame(columns)
+
+    def of_batch(batch: CoreBatch) -> pd.DataFrame:
+        from subspace_lab.recording.run import CoreBatch
+
+        core = batch.core
+        whole = {
+            "update": core.singular_values(),
+            "A": torch.linalg.svdvals(core.row.R),
+            "B": torch.linalg.svdvals(core.column.R),
+        }
+        rank = torch.tensor(core.row.R.shape[-1]).expand(whole["A"].shape[:-1])
+        tables = [part(batch, whole, rank)]
+        if masks is not None and (where := masks.has(batch.steps)).any():
+            inside = CoreBatch(batch.steps[where], batch.modules, core[torch.from_numpy(where)])
+            mask = torch.from_numpy(masks.at(inside.steps, inside.modules["module"]))
+            sigma = {"masked_update": inside.core.singular_values(mask)}
+            tables.append(part(inside, sigma, mask.sum(-1)))
+        return concatenate(tables)
+
+    return concatenate(map_cores(run, of_batch, steps=steps, modules=modules))
+
+
+def plot(table: pd.DataFrame) -> Figure:
+    """Draw each measure over steps, one panel each, with keep_prob x r where masks were on."""
+    from subspace_lab.figures.style import paper_style
+
+    with paper_style():
+        return _draw(table)
+
+
+def _draw(table: pd.DataFrame) -> Figure:
+    from subspace_lab.figures.curves import draw_curves, draw_prediction, looks, sample_note
+    from subspace_lab.figures.style import legend_below, new_figure, step_axis
+
+    several = table["run"].nunique() > 1
+    shown = [m for m in MATRICES if (table["matrix"] == m).any()]
+    if several:  # the factors' own curves would crowd a comparison
+        shown = [m for m in shown if m not in ("A", "B")]
+    look = looks(table, {matrix: MATRICES[matrix] for matrix in shown})
+    measures = list(dict.fromkeys(table["measure"]))
+    figure, axes = new_figure(len(measures), row_height=1.05)
+    for axis, measure in zip(axes[:, 0], measures, strict=True):
+        rows = table[table["measure"] == measure]
+        for matrix in shown:
+            draw_curves(axis, rows[rows["matrix"] == matrix], "value", name=matrix, looks=look)
+        if rows["expected_rank"].notna().any():
+            draw_prediction(axis, rows, "expected_rank", label="keep_prob × r")
+            axis.set_title(f"{measure}  (keep_prob × r: {VALIDITY.get(measure, 'wrong')})")
+        else:
+            axis.set_title(measure)
+        axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
+    step_axis(axes[-1, 0])
+    figure.supylabel("effective rank (dimensions)", fontsize="medium")
+    figure.suptitle(sample_note(table), fontsize="medium")
+    legend_below(figure, axes[:, 0], columns=1 if several else 3)
+    return figure
+
+
+def summarise(table: pd.DataFrame) -> Summary:
+    """Give medians over modules at each run's last step."""
+    found: dict[str, dict[str, float]] = {}
+    for run, rows in table.groupby("run", observed=True):
+        last = rows[rows["step"] == rows["step"].max()]
+        for matrix, values in last.groupby("matrix", observed=True):
+            medians = values.groupby("measure", observed=True)["value"].median()
+            name = f"{run}, step {last['step'].iloc[0]}, {matrix}"
+            found[name] = {str(measure): float(value) for measure, value in medians.items()}
+    return found
+
+
+@exit_code_2_on_user_error
+def main() -> None:
+    """Run the analysis from the command line."""
+    parser = analysis_parser("effective_rank", __doc__)
+    parser.add_argument(
+        "--measures",
+        nargs="+",
+        default=list(MEASURES),
+        metavar="MEASURE",
+        help=f"default: {' '.join(MEASURES)}; also entropy_squared, energy95, energy99",
+    )
+    run_analysis(parser, compute, plot, summarise)
+
+
+if __name__ == "__main__":
+    main()

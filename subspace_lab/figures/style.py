@@ -1,0 +1,107 @@
+"""One look for all figures: one paper column wide, legible in print, safe for colour-blind readers.
+
+Figures are made without pyplot's global state, so that they work alike in scripts, notebooks and
+threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+COLUMN_WIDTH = 3.3  # inches
+DOTS_PER_INCH = 300
+
+# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/) but for its yellow, too pale for lines.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+LINES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 1)), (0, (1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+PREDICTION: dict[str, Any] = {"color": "0.35", "linestyle": (0, (1, 1)), "linewidth": 1.2}
+
+SETTINGS: Any = {  # matplotlib's own type lists all its keys
+    "font.size": 7,
+    "axes.titlesize": 7.5,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 2.2,
+    "legend.columnspacing": 1.2,
+    "legend.borderaxespad": 0.2,
+    "figure.constrained_layout.h_pad": 0.03,
+    "figure.constrained_layout.w_pad": 0.03,
+    "figure.titlesize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3,
+    "image.cmap": "viridis",
+    "pdf.fonttype": 42,  # TrueType, so that text in the PDF stays text
+    "svg.fonttype": "none",
+}
+
+
+@contextlib.contextmanager
+def paper_style() -> Iterator[None]:
+    """Make and draw figures in the shared style; other figures keep their own."""
+    with mpl.rc_context(SETTINGS):
+        yield
+
+
+def new_figure(
+    rows: int, columns: int = 1, *, row_height: float = 1.3, share_x: bool = True
+) -> tuple[Figure, np.ndarray[Any, np.dtype[np.object_]]]:
+    """Make a figure one column wide with a grid of axes (rows, columns).
+
+    Args:
+        rows: rows of axes.
+        columns: columns of axes.
+        row_height: height of a row, in inches.
+        share_x: whether the axes of a column share the horizontal axis.
+    """
+    figure = Figure(figsize=(COLUMN_WIDTH, rows * row_height), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex="col" if share_x else "none", squeeze=False)
+    return figure, axes
+
+
+def step_axis(axes: Axes) -> None:
+    """Label the horizontal axis as optimizer steps, which are whole numbers."""
+    axes.set_xlabel("optimizer step")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
+def legend_below(figure: Figure, axes: Axes | Iterable[Axes], *, columns: int = 2) -> None:
+    """Draw one legend under the figure, of the labels in all given axes, each once."""
+    found: dict[str, Artist] = {}
+    for each in [axes] if isinstance(axes, Axes) else axes:
+        handles, labels = each.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    if found:
+        height = 0.14 * -(-len(found) // columns) + 0.08
+        figure.set_figheight(figure.get_figheight() + height)
+        figure.legend(
+            handles=list(found.values()),
+            labels=list(found),
+            loc="outside lower center",
+            ncols=columns,
+        )
+
+
+def save(figure: Figure, path: Path, *, format: str) -> None:  # noqa: A002 (matplotlib's word)
+    """Write a figure as `png`, `pdf` or `svg`."""
+    with paper_style():
+        figure.savefig(path, format=format, dpi=DOTS_PER_INCH)

@@ -1,0 +1,124 @@
+"""Intervals around means, other statistics, and accuracies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+from scipy import stats
+
+Numbers = float | Float[np.ndarray, " *batch"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its interval [low, high].
+
+    Attributes:
+        estimate: the point estimate (...).
+        low: lower end; nan where the sample is too small for one (...).
+        high: upper end (...).
+        level: the interval's coverage, such as 0.95.
+        count: how many values (or trials) it rests on (...).
+    """
+
+    estimate: Numbers
+    low: Numbers
+    high: Numbers
+    level: float
+    count: int | np.ndarray[Any, np.dtype[np.int64]]
+
+
+def mean_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
+    """Mean and Student's t interval along the last axis, mean +- t_{n-1} s / sqrt(n).
+
+    Exact for independent normal values. nan entries are left out; with fewer than two values the
+    interval is nan.
+
+    Args:
+        values: samples (..., n).
+        level: coverage.
+
+    >>> interval = mean_interval([1.0, 2.0, 3.0])
+    >>> interval.estimate, round(interval.low, 3), round(interval.high, 3)
+    (2.0, -0.484, 4.484)
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    present = ~np.isnan(sample)
+    count = present.sum(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(present, sample, 0.0).sum(-1) / count
+        squares = np.where(present, (sample - mean[..., None]) ** 2, 0.0).sum(-1)
+        error = np.sqrt(squares / (count - 1) / count)
+        half = stats.t.ppf((1 + level) / 2, count - 1) * error
+    return Interval(
+        _plain(mean), _plain(mean - half), _plain(mean + half), level=level, count=_plain(count)
+    )
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    *,
+    statistic: Callable[..., Any] = np.mean,
+    level: float = 0.95,
+    resamples: int = 9999,
+    seed: int = 0,
+) -> Interval:
+    """Bias-corrected and accelerated (BCa) bootstrap interval (Efron 1987, JASA 82(397)).
+
+    Args:
+        values: one sample (n,), n >= 2; second-order accurate, so not for a handful of values.
+        statistic: function of the sample that takes `axis`.
+        level: coverage.
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: if there are fewer than two values.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 1 or len(sample) < 2:
+        raise ValueError(f"a bootstrap needs one sample of at least 2 values, not {sample.shape}")
+    estimate = float(statistic(sample, axis=-1))
+    if (sample == sample[0]).all():  # no spread to resample: BCa is undefined
+        return Interval(estimate, estimate, estimate, level, len(sample))
+    found = stats.bootstrap(
+        (sample,),
+        statistic,
+        confidence_level=level,
+        n_resamples=resamples,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(estimate, float(found.low), float(found.high), level, len(sample))
+
+
+def accuracy_interval(correct: int, total: int, *, level: float = 0.95) -> Interval:
+    """Wilson's score interval for an accuracy (Wilson 1927, JASA 22(158)).
+
+    It covers the sampling of test examples only, not that of training seeds.
+
+    Args:
+        correct: correct answers.
+        total: examples.
+        level: coverage.
+
+    Raises:
+        ValueError: if correct is not in 0..total, or total is 0.
+
+    >>> interval = accuracy_interval(8, 10)
+    >>> round(interval.low, 3), round(interval.high, 3)
+    (0.49, 0.943)
+    """
+    if not 0 <= correct <= total or total == 0:
+        raise ValueError(f"{correct} correct answers of {total} examples")
+    found = stats.binomtest(correct, total).proportion_ci(level, method="wilson")
+    return Interval(correct / total, float(found.low), float(found.high), level, total)
+
+
+def _plain(array: np.ndarray[Any, Any]) -> Any:
+    return array.item() if array.ndim == 0 else array

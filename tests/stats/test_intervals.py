@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from subspace_lab.stats.intervals import accuracy_interval, bootstrap_interval, mean_interval
+
+
+def test_t_interval_equals_scipys():
+    sample = np.random.default_rng(0).normal(3, 2, 11)
+    found = mean_interval(sample, level=0.9)
+    truth = stats.ttest_1samp(sample, 0).confidence_interval(0.9)
+    assert (found.low, found.high) == pytest.approx((truth.low, truth.high), rel=1e-12)
+    assert found.estimate == pytest.approx(sample.mean())
+    assert found.count == 11
+
+
+def test_t_interval_covers_the_mean_as_often_as_it_says():
+    samples = np.random.default_rng(1).normal(5, 3, (20_000, 4))
+    found = mean_interval(samples, level=0.8)
+    covered = ((found.low <= 5) & (found.high >= 5)).mean()
+    assert abs(covered - 0.8) < 4 * np.sqrt(0.8 * 0.2 / 20_000)
+
+
+def test_missing_values_are_left_out_and_one_value_has_no_interval():
+    found = mean_interval([[1.0, np.nan, 3.0], [2.0, np.nan, np.nan]])
+    alone = mean_interval([1.0, 3.0])
+    assert (found.low[0], found.high[0]) == pytest.approx((alone.low, alone.high))
+    assert list(found.estimate) == [2.0, 2.0]
+    assert np.isnan([found.low[1], found.high[1]]).all()
+    assert list(found.count) == [2, 1]
+
+
+def test_bca_covers_the_mean_of_a_skewed_law_about_as_often_as_it_says():
+    rng = np.random.default_rng(2)
+    intervals = [
+        bootstrap_interval(rng.exponential(1, 40), level=0.9, resamples=400) for _ in range(400)
+    ]
+    covered = np.mean([i.low <= 1 <= i.high for i in intervals])
+    assert 0.83 < covered < 0.94
+
+
+def test_bootstrap_of_the_median_brackets_it_and_repeats():
+    sample = np.random.default_rng(3).normal(size=60)
+    found = bootstrap_interval(sample, statistic=np.median)
+    assert found.low < found.estimate == np.median(sample) < found.high
+    assert found == bootstrap_interval(sample, statistic=np.median)
+
+
+def test_bootstrap_of_equal_values_is_a_point():
+    found = bootstrap_interval([2.0, 2.0, 2.0])
+    assert (found.low, found.high) == (2.0, 2.0)
+    with pytest.raises(ValueError, match="at least 2"):
+        bootstrap_interval([1.0])
+
+
+@pytest.mark.parametrize(("correct", "total"), [(0, 7), (3, 7), (7, 7), (610, 1319)])
+def test_wilson_interval_solves_its_equation(correct, total):
+    """Its ends are the accuracies p at which |p - estimate| = z sqrt(p (1 - p) / n)."""
+    found = accuracy_interval(correct, total)
+    z = stats.norm.ppf(0.975)
+    for p in (found.low, found.high):
+        assert abs(p - found.estimate) == pytest.approx(z * np.sqrt(p * (1 - p) / total), abs=1e-9)
+
+
+def test_impossible_counts_are_refused():
+    with pytest.raises(ValueError, match="9 correct answers of 8"):
+        accuracy_interval(9, 8)
