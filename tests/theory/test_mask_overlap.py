@@ -173,6 +173,21 @@ def test_pair_coverage_bounds(deviation, rank, steps):
         )
 
 
+def test_bonferroni_terms_by_enumeration(deviation):
+    keep_prob, rank, steps = 0.6, 5, 12
+    masks = np.array(list(itertools.product([0, 1], repeat=rank)))
+    weights = np.prod(np.where(masks, keep_prob, 1 - keep_prob), axis=1)
+    apart = [1 - masks[:, i] * masks[:, j] for i, j in itertools.combinations(range(rank), 2)]
+    first = sum((weights @ one) ** steps for one in apart)
+    second = sum(
+        (weights @ (one * other)) ** steps for one, other in itertools.combinations(apart, 2)
+    )
+    bounds = pair_coverage_bounds(rank, keep_prob=keep_prob, steps=steps)
+    assert 0 < first - second < first < 1
+    error = max(abs(bounds.lower - (first - second)), abs(bounds.upper - first))
+    deviation("T1: Bonferroni sums of pair coverage", pair_coverage_bounds, error, 1e-14)
+
+
 @pytest.mark.parametrize(
     ("rank", "keep_prob", "row"),
     [

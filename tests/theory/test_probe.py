@@ -172,6 +172,15 @@ def test_exact_k_token_mask_has_no_keep_prob():
     assert "not binomial" in found.doubts[0]
 
 
+def test_dependent_factors_have_no_keep_prob():
+    layer = Masked(nn.Dropout(0.5))
+    with torch.no_grad():
+        layer.B[:, 5:] = layer.B[:, :3]
+    found = probe_mask(layer, IN, max_rank=12)
+    assert found.granularity == "token" and found.keep_prob is None
+    assert "dependent factors" in found.doubts[0]
+
+
 def test_too_little_evidence_is_undecided():
     layer = Masked(sample_dropout(0.5), rank=2)
     found = probe_mask(layer, IN, steps=16, batch=2, max_rank=12)
