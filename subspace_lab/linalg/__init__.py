@@ -10,7 +10,7 @@ from .distances import (
     pairwise_overlap,
 )
 from .effective_rank import Measure, effective_rank, nuclear_norm
-from .factors import RANK_TOLERANCE, triangular_factor, update_core
+from .factors import RANK_TOLERANCE, Algorithm, triangular_factor, update_core
 from .intruders import IntruderDimensions, intruder_dimensions
 from .merged import base_svd, merged_svd
 from .nulls import (
@@ -32,6 +32,7 @@ from .spectra import (
 
 __all__ = [
     "RANK_TOLERANCE",
+    "Algorithm",
     "Amplification",
     "AngleMoments",
     "BaseProjection",

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .bases import dependence_tolerance, orthonormal_basis, reject, unit_frame
-from .factors import triangular_factor
+from .factors import compressed, triangular_factor
 
 CHUNK = 256  # pairs that are worked on at once: what they need stays in the cache
 
@@ -95,7 +95,8 @@ def masked_angles(
 
     Angles between masked row spaces of A (r, n) are those of the triangular factor of A^T, and of
     two frames those of the two blocks of the factor of [A_t^T, A_t'^T]: columns of X and Y are the
-    rank directions in common orthonormal coordinates, of any number d.
+    rank directions in common orthonormal coordinates, of any number d (tall frames are compressed
+    first).
 
     Without Y both masks act on X. Then the directions that both masks keep are deflated and their
     angles are exactly 0.0. Batches broadcast: X (modules, 1, d, r) with masks (modules, steps, r),
@@ -115,14 +116,13 @@ def masked_angles(
     tensor([ 0., 90., nan], dtype=torch.float64)
     """
     r = X.shape[-1]
-    mask_x, mask_y = mask_x.expand_as(mask_x | mask_y), mask_y.expand_as(mask_x | mask_y)
     if Y is None:
-        frame, full = unit_frame(X)
+        frame, full = unit_frame(compressed(X))
         shared, only_x, only_y = mask_x & mask_y, mask_x & ~mask_y, mask_y & ~mask_x
     else:
         frame, full = _joint_frame(X, Y)
         only_x, only_y = pad(mask_x, (0, r)), pad(mask_y, (r, 0))
-        shared = torch.zeros_like(only_x)
+        shared = torch.zeros_like(only_x | only_y)
     angles, rank_x, rank_y = _angles(frame, full, shared, only_x, only_y)
     batch = angles.shape[:-1]
     return MaskedAngles(
@@ -139,11 +139,10 @@ def _joint_frame(
     X: Float[Tensor, "*#batch n k"], Y: Float[Tensor, "*#batch n l"]
 ) -> tuple[Tensor, Tensor]:
     """[X, Y] in at most k + l coordinates, unit columns, and whether X and Y have full rank."""
-    k, l = X.shape[-1], Y.shape[-1]  # noqa: E741
+    k = X.shape[-1]
     batch = np.broadcast_shapes(X.shape[:-2], Y.shape[:-2])
     both = torch.cat([Z.to(torch.float64).expand(*batch, *Z.shape[-2:]) for Z in (X, Y)], dim=-1)
-    if both.shape[-2] > k + l:
-        both = triangular_factor(both)
+    both = compressed(both)
     (X, full_x), (Y, full_y) = (unit_frame(Z) for Z in (both[..., :k], both[..., k:]))
     return torch.cat([X, Y], dim=-1), full_x & full_y
 

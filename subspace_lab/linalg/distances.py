@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .angles import principal_angles
 from .bases import dependence_tolerance, orthonormal_basis, unit_frame
-from .factors import triangular_factor
+from .factors import compressed
 
 
 def chordal_distance(angles: Float[Tensor, "*batch q"]) -> Float64[Tensor, "*batch"]:
@@ -78,7 +78,7 @@ def pairwise_overlap(X: Float[Tensor, "d r"], masks: Bool[Tensor, "T r"]) -> Flo
     Returns:
         (T, T) in float64; nan in the rows and columns of masks that keep no direction.
     """
-    frame, _ = unit_frame(X if X.shape[0] <= X.shape[1] else triangular_factor(X))
+    frame, _ = unit_frame(compressed(X))
     frames = frame * masks[:, None, :]
     bases, ranks = orthonormal_basis(frames, dependence_tolerance(frame).expand(len(masks)))
     projectors = (bases @ bases.mT).flatten(1)

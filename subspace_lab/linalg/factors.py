@@ -115,10 +115,12 @@ def update_core(
     Returns:
         The core (..., min(m, r), min(n, r)) in float64.
     """
-    r = B.shape[-1]
-    left = triangular_factor(B) if B.shape[-2] > r else B.to(torch.float64)
-    right = triangular_factor(A.mT).mT if A.shape[-1] > r else A.to(torch.float64)
-    return scaling * (masked_columns(left, mask) @ right)
+    return scaling * (masked_columns(compressed(B), mask) @ compressed(A.mT).mT)
+
+
+def compressed(X: Float[Tensor, "*batch n k"]) -> Float64[Tensor, "*batch d k"]:
+    """X in min(n, k) coordinates of its column space: the triangular factor where n > k."""
+    return triangular_factor(X) if X.shape[-2] > X.shape[-1] else X.to(torch.float64)
 
 
 def masked_columns(

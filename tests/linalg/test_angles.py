@@ -65,9 +65,11 @@ def test_scipy_on_angles_of_moderate_size(k, l, n):  # noqa: E741
         assert (principal_angles(X, Y) - true).abs().max() < 1e-14
 
 
-def test_dependent_columns_count_once(exact_angles):
+@pytest.mark.parametrize("zero_columns", [0, 1])
+def test_dependent_columns_count_once(zero_columns, exact_angles):
     X, Y = torch.randn(20, 3, dtype=torch.float64), torch.randn(20, 2, dtype=torch.float64)
-    dependent = torch.stack([X[:, 0], X[:, 1], X[:, 0] - 2 * X[:, 1], X[:, 2], 0 * X[:, 0]], dim=1)
+    combination = X @ torch.tensor([[1.0], [-2.0], [0.3]], dtype=torch.float64)
+    dependent = torch.cat([X, combination, torch.zeros(20, zero_columns)], dim=1)
     theta = principal_angles(dependent, torch.cat([Y, Y], dim=1))
     assert torch.isnan(theta[2:]).all()
     assert (theta[:2] - exact_angles(X, Y)).abs().max() < 1e-14
