@@ -405,7 +405,7 @@ def summarise(table: pd.DataFrame) -> Summary:
         losses = rows[rows["predictor"] != "scaled"].groupby("predictor", sort=False)["loss"].mean()
         text = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
         curve = rows[rows["predictor"].isin(["base", "scaled", "full"])]
-        best = curve.loc[curve["loss"].idxmin(), "scale"]
+        best = curve.sort_values("loss")["scale"].iloc[0]
         predicted = rows["predicted_scale"].iloc[0]
         summary[f"{run}, step {step}, loss (nats/token)"] = text
         summary[f"{run}, step {step}, best scale of the grid"] = (

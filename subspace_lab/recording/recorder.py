@@ -25,6 +25,8 @@ from subspace_lab.recording import files, schedule
 from subspace_lab.recording.cores import frame_arrays, frame_core
 from subspace_lab.recording.names import layer_and_projection
 from subspace_lab.recording.provenance import provenance
+from subspace_lab.recording.witness import STEPS as WITNESSED_STEPS
+from subspace_lab.recording.witness import GateWitness
 from subspace_lab.recording.writer import RunWriter
 
 
@@ -94,6 +96,7 @@ class SubspaceRecorder(TrainerCallback):
         self._resume_at = resume_at
         self._save = save
         self._writer: RunWriter | None = None
+        self._witness: GateWitness | None = None
 
     def on_train_begin(
         self,
@@ -121,6 +124,9 @@ class SubspaceRecorder(TrainerCallback):
         self._groups = make_groups(self._modules_of_rank, self._initial_values(modules))
         if self._resume_at is None and self._schedules["cores"] != "never":
             self._record_cores(0)
+        # A compiled model would have to be compiled again for the witness's hooks.
+        if self._resume_at is None and not args.torch_compile:
+            self._witness = GateWitness(modules)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -132,6 +138,8 @@ class SubspaceRecorder(TrainerCallback):
             self.mask.set_step(step)
         if self._writer is None:
             return
+        if self._witness is not None:
+            self._witness.step = step
         last = step == state.max_steps and self._schedules["cores"] != "never"
         self._core_is_due_now = self._core_due(step) or last
         if self._core_is_due_now:
@@ -148,6 +156,9 @@ class SubspaceRecorder(TrainerCallback):
         self._writer.add_metrics(step, {"seconds": time.perf_counter() - self._started})
         if self.mask is not None and self.mask.kept:
             self._writer.add_masks(step, self._masks_by_rank(self.mask))
+        if self._witness is not None and step == min(WITNESSED_STEPS, state.max_steps):
+            self._witness.stop(self.folder)
+            self._witness = None
         if self._core_is_due_now:
             self._record_cores(step)
         if self._snapshot_due(step) or step == state.max_steps:

@@ -24,6 +24,7 @@ from subspace_lab.recording import files
 from subspace_lab.recording.cores import Frame, Motion, RankCore, unpack_triangle
 from subspace_lab.recording.factors import Factors
 from subspace_lab.recording.peft_folder import AdapterFolder, open_checkpoints, resolve_adapter
+from subspace_lab.recording.witness import Gates, read_gates
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -120,6 +121,11 @@ class Run:
     def mask_steps(self) -> list[int]:
         """The steps whose masks were recorded."""
         return sorted({int(step) for steps, _ in self._chunks("masks") for step in steps})
+
+    @property
+    def gates(self) -> list[Gates]:
+        """What the gate witness saw of the masks in the first training steps."""
+        return read_gates(self.path)
 
     def masks(self, module: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Give all recorded masks of a module: steps (T,) and masks (T, r), True = kept.

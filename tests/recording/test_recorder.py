@@ -117,6 +117,15 @@ def test_masks_are_the_law_s_and_masked_directions_of_the_first_step_stand_still
         assert np.array_equal(movement.numpy() > 0, masks[0])
 
 
+def test_the_witness_saw_the_masks_that_the_run_claims(run):
+    assert [gates.module for gates in run.gates] == list(run.modules["module"][:2])
+    for seen in run.gates:
+        assert seen.steps.tolist() == [1, 2]
+        for step, gates in zip(seen.steps.tolist(), seen.gates, strict=True):
+            expected = 2.0 * torch.from_numpy(run.mask(step, seen.module)).float()
+            torch.testing.assert_close(gates, expected.expand_as(gates))
+
+
 def test_metrics_have_a_row_per_step(run):
     metrics = run.metrics.set_index("step")
     columns = ["loss", "learning_rate", "gradient_norm", "seconds"]
