@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TASK_FOLDER = Path(__file__).parent / "lm_eval_tasks"
+OWN_PREFIX = "llm_adapters_"  # for these alone lm-eval need not read its thousands of files
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,11 @@ def evaluate_with_lm_eval(
     from lm_eval.tasks import TaskManager
 
     metadata = {} if data_dir is None else {"data_dir": str(data_dir)}
-    manager = TaskManager(include_path=str(TASK_FOLDER), metadata=metadata)
+    manager = TaskManager(
+        include_path=str(TASK_FOLDER),
+        include_defaults=not all(name.startswith(OWN_PREFIX) for name in tasks),
+        metadata=metadata,
+    )
     unknown = sorted(set(tasks) - set(manager.all_tasks))
     if unknown:
         raise UserError(f"lm-eval has no task {', '.join(unknown)}: see `lm_eval ls tasks`")

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import subspace_lab
+from subspace_lab import tasks
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.generation import generate
 
+POCKET = Path(subspace_lab.__file__).parent / "pocket"
 PROMPTS = ["12 + 30 = ", "a", "Which is larger, 7 or 9?\nAnswer:", "xyz xyz", "? ! ?", "Q: (3)"]
 
 
@@ -60,3 +66,14 @@ def test_a_prompt_beyond_the_context_is_refused(model, tokenizer) -> None:
 
 def test_no_prompts_give_no_texts(model, tokenizer) -> None:
     assert generate(model, tokenizer, [], max_new_tokens=4) == []
+
+
+@pytest.mark.skipif(not POCKET.is_dir(), reason="the pocket model is not in this checkout")
+def test_the_pocket_model_answers_the_same_at_every_batch_size() -> None:
+    pocket, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(POCKET, dtype=torch.float32),
+        (AutoTokenizer.from_pretrained(POCKET)),
+    )
+    prompts = [row.prompt for row in tasks.load("pocket", "test", size=12, seed=0)]
+    one = generate(pocket, tokenizer, prompts, max_new_tokens=12, batch_size=1)
+    assert generate(pocket, tokenizer, prompts, max_new_tokens=12, batch_size=5) == one
