@@ -156,6 +156,8 @@ def training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
     """
     mixed = torch.cuda.is_available() and DTYPES[config.base_dtype] != torch.float32
     return TrainingArguments(
+        # Without GPUs, several processes find each other only where the CPU is asked for.
+        use_cpu=_processes() > 1 and not torch.cuda.is_available(),
         output_dir=str(out / "checkpoints"),
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=4 * config.batch_size,
@@ -172,6 +174,7 @@ def training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
         max_grad_norm=config.max_grad_norm,
         bf16=mixed and torch.cuda.is_bf16_supported(including_emulation=False),
         torch_compile=config.compile,
+        ddp_find_unused_parameters=False,
         logging_steps=1,
         include_num_input_tokens_seen="all",
         eval_strategy="steps" if config.eval_every else "no",
@@ -192,7 +195,7 @@ def _accumulation(config: TrainConfig) -> int:
     """Give the forward passes per optimizer step, so that all processes make the global batch."""
     if config.global_batch is None:
         return config.accumulation
-    processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by accelerate launch and torchrun
+    processes = _processes()
     accumulation, remainder = divmod(config.global_batch, config.batch_size * processes)
     if remainder or not accumulation:
         raise UserError(
@@ -200,6 +203,11 @@ def _accumulation(config: TrainConfig) -> int:
             f"x {processes} processes: change one of them"
         )
     return accumulation
+
+
+def _processes() -> int:
+    """Give the number of data-parallel processes, as accelerate launch and torchrun set it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -1,0 +1,134 @@
+"""Whole tiny runs of every method, and what their folders hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from subspace_lab.errors import UserError
+from subspace_lab.recording.run import Run
+from subspace_lab.training.config import TrainConfig
+from subspace_lab.training.trainer import build, train, training_arguments
+
+
+@pytest.fixture(scope="module")
+def config(base) -> TrainConfig:
+    return TrainConfig(
+        base=str(base),
+        base_dtype="fp32",
+        rank=4,
+        train_size=32,
+        eval_size=8,
+        steps=3,
+        batch_size=4,
+        learning_rate=1e-2,
+    )
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.arange(1, 25).view(2, 12)).logits
+
+
+@pytest.mark.filterwarnings("ignore:method full has no rank cores")
+@pytest.mark.parametrize("method", ["lora", "droplora", "dora", "pissa", "milora", "full"])
+def test_last_snapshot_is_the_trained_model_on_the_original_base(config, base, tmp_path, method):
+    model, trainer = build(dataclasses.replace(config, method=method), tmp_path / "run")
+    trainer.train()
+    run = Run(tmp_path / "run")
+    assert sorted(run.snapshots) == [0, 3]
+    original = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    untrained = logits(original)
+    reloaded = PeftModel.from_pretrained(original, tmp_path / "run/snapshots/step-000003")
+    torch.testing.assert_close(logits(reloaded), logits(model), atol=5e-5, rtol=1e-3)
+    assert (logits(model) - untrained).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("method", ["pissa", "milora"])
+def test_displacement_of_a_split_bases_core_is_the_true_update(config, tmp_path, method):
+    train(dataclasses.replace(config, method=method), tmp_path / "run")
+    run = Run(tmp_path / "run")
+    for module in run.modules["module"]:
+        converted = run.factors(3, module)
+        update = converted.scaling * converted.B.double() @ converted.A.double()
+        core = run.core(3, module)
+        found = torch.linalg.svdvals(core.change("start"))
+        truth = torch.linalg.svdvals(update)[: len(found)]
+        torch.testing.assert_close(found[: len(truth)], truth, atol=1e-8, rtol=1e-6)
+        assert core.norm() > 2 * core.change_norm("start")  # B A still holds the initial part
+
+
+@pytest.mark.filterwarnings("ignore:method full has no rank cores")
+def test_full_run_has_cores_of_its_snapshots(config, tmp_path):
+    train(dataclasses.replace(config, method="full", snapshot_rank=5), tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert run.steps == [0, 3]
+    module = run.modules["module"][0]
+    factors = run.factors(3, module)
+    sigma = run.core(3, module).singular_values()
+    torch.testing.assert_close(
+        sigma, torch.linalg.svdvals(factors.B.double() @ factors.A.double())[:5]
+    )
+    assert run.description["schedules"]["cores"] == "never"
+    missing = json.loads((tmp_path / "run/snapshots/step-000003/truncation.json").read_text())
+    assert all(0 < value < 1 for value in missing.values())
+
+
+def test_other_kinds_of_adapters_are_recorded_without_cores(config, tmp_path):
+    file = tmp_path / "loha.yaml"
+    file.write_text("peft_type: LOHA\nr: 2\n")
+    with pytest.warns(UserWarning, match="only metrics and snapshots are recorded"):
+        train(dataclasses.replace(config, peft_config=str(file)), tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert run.metrics["loss"].notna().sum() == 3
+    assert (tmp_path / "run/snapshots/step-000003/adapter_config.json").is_file()
+
+
+def test_rank_mask_goes_onto_dora(config, tmp_path):
+    train(dataclasses.replace(config, method="dora", rank_mask=True), tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert run.mask_law is not None
+    assert run.mask_steps == [1, 2, 3]
+
+
+def test_resumed_run_equals_the_uninterrupted_one(config, tmp_path):
+    droplora = dataclasses.replace(config, method="droplora", checkpoint_every=2, lora_dropout=0.1)
+    train(droplora, tmp_path / "whole")
+    _, trainer = build(droplora, tmp_path / "cut")
+    trainer.args.max_steps = 3
+    trainer.add_callback(_StopAfter(2))
+    trainer.train()
+    description = json.loads((tmp_path / "cut/run.json").read_text())
+    (tmp_path / "cut/run.json").write_text(json.dumps(description | {"status": "running"}))
+    train(droplora, tmp_path / "cut", resume=True)
+    whole, cut = Run(tmp_path / "whole"), Run(tmp_path / "cut")
+    np.testing.assert_allclose(whole.metrics["loss"], cut.metrics["loss"], rtol=1e-6)
+
+
+def test_global_batch_is_made_of_whole_batches(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    wanted = dataclasses.replace(config, global_batch=12)
+    assert training_arguments(wanted, tmp_path).gradient_accumulation_steps == 3
+    with pytest.raises(UserError, match="no multiple of batch_size 4 x 1 processes"):
+        training_arguments(dataclasses.replace(config, global_batch=10), tmp_path)
+
+
+def test_validation_rows_are_evaluated_on_request(config, tmp_path):
+    _, trainer = build(dataclasses.replace(config, eval_split="validation"), tmp_path / "a")
+    _, other = build(config, tmp_path / "b")
+    assert trainer.eval_dataset != other.eval_dataset
+    assert list(trainer.train_dataset) == list(other.train_dataset)
+
+
+class _StopAfter(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
