@@ -111,6 +111,8 @@ def run_analysis(
         )
         for run in runs
     )
+    if table.empty:
+        raise UserError("the selected steps hold nothing for this analysis: leave --steps out")
     write_results(arguments, runs, label(table, runs), plot, summarise)
 
 
@@ -226,13 +228,8 @@ def write_results(
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error}): give another --out") from error
     print(f"{name} of {', '.join(run.name for run in runs)} ({len(table):,} rows)")
-    width = max((len(key) for key in summary), default=0)
     for key, value in summary.items():
-        print(
-            f"  {key:<{width}}  {value:.4g}"
-            if isinstance(value, float)
-            else f"  {key:<{width}}  {value}"
-        )
+        print(f"  {key}: {_shown(value)}")
     for path in paths:
         print(f"wrote {path}")
 

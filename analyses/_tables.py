@@ -13,12 +13,19 @@ if TYPE_CHECKING:
     from subspace_lab.recording.run import CoreBatch, Run
 
 
-def grid_columns(run: Run, batch: CoreBatch, **axes: Sequence[str]) -> dict[str, Any]:
+def grid_columns(
+    run: Run,
+    batch: CoreBatch,
+    *,
+    steps: NDArray[np.int64] | None = None,
+    **axes: Sequence[str],
+) -> dict[str, Any]:
     """Make the columns that name the entries of an array (T, M, *axes), in C order.
 
     Args:
         run: the run; its name becomes the column `run`.
         batch: the steps (T,) and modules (M,).
+        steps: the steps (T,) where they are fewer than those of the batch.
         axes: further axes of the array: name of the column, and its labels along the axis.
 
     Returns:
@@ -27,7 +34,8 @@ def grid_columns(run: Run, batch: CoreBatch, **axes: Sequence[str]) -> dict[str,
     import numpy as np
     import pandas as pd
 
-    shape = (len(batch.steps), len(batch.modules), *map(len, axes.values()))
+    steps = batch.steps if steps is None else steps
+    shape = (len(steps), len(batch.modules), *map(len, axes.values()))
     places = [place.ravel() for place in np.indices(shape, dtype=np.int32)]
 
     def labelled(values: Sequence[str], codes: NDArray[np.int32]) -> Any:
@@ -40,7 +48,7 @@ def grid_columns(run: Run, batch: CoreBatch, **axes: Sequence[str]) -> dict[str,
 
     columns = {
         "run": labelled([run.name], np.zeros_like(places[0])),
-        "step": np.asarray(batch.steps)[places[0]],
+        "step": steps[places[0]],
         "module": of_modules("module"),
         "layer": batch.modules["layer"].to_numpy()[places[1]],
         "projection": of_modules("projection"),

@@ -147,7 +147,7 @@ def _draw(table: pd.DataFrame) -> Figure:
         axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
     step_axis(axes[-1, 0])
     figure.supylabel("effective rank (dimensions)", fontsize="medium")
-    figure.suptitle(sample_note(table), fontsize="medium")
+    figure.suptitle(f"Effective ranks\n{sample_note(table)}", fontsize="medium")
     legend_below(figure, axes[:, 0], columns=1 if several else 3)
     return figure
 

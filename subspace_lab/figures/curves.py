@@ -70,7 +70,8 @@ def curves(table: pd.DataFrame, value: str) -> list[Curve]:
         quartiles = (by_step[column].to_numpy() for column in (0.5, 0.25, 0.75))
         return [Curve(groups(table)[0], by_step.index.to_numpy(), *quartiles)]
     medians = table.groupby(["run", "step"], observed=True)[value].median().rename("value")
-    runs = table.drop_duplicates("run").set_index("run")[group_column(table)].astype(str)
+    first = table.drop_duplicates("run")
+    runs = pd.Series(first[group_column(table)].astype(str).to_numpy(), index=first["run"])
     drawn = []
     for group in dict.fromkeys(runs):
         members = runs.index[runs == group]

@@ -1,0 +1,279 @@
+"""The jump from one step's mask to the next: principal angles between the masked subspaces.
+
+    python -m analyses.subspace_angles --run runs/first
+    python -m analyses.subspace_angles --run 'runs/seed-*' --steps every:10 --modules q_proj
+
+Step t trains the rank directions in its mask M_t, step t + 1 those in M_{t+1}. At the state
+between them (A_t, B_t after step t) this compares, for each module,
+
+    space coordinate   the coordinate subspaces of R^r that the two masks span: a statement about
+                       coin flips only, whose angles are 0 (shared directions) or 90 degrees
+    space weights      the row spaces of the kept rows of A_t (side row) and the column spaces of
+                       the kept columns of B_t (side column), in R^n and R^m
+
+Directions that both masks keep have angle exactly 0. Further numbers: kept directions, shared
+ones, their Jaccard index |shared| / |union|, and phi, the mean of cos^2 over the angles (1: one
+space contains the other; 0: orthogonal).
+
+Dotted lines are what chance gives: q r kept, q^2 r shared and a Jaccard index of q / (2 - q) for
+Bernoulli masks of keep_prob q, and the phi of masked parts of a random Gaussian frame. Real A
+starts there; what departs from it later is learned alignment of the rank directions. The motion of
+the frame itself is another thing: see analyses.frame_drift.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from analyses._batches import StepMasks, map_cores
+from analyses._command import Summary, analysis_parser, run_analysis
+from analyses._tables import concatenate, grid_columns, ragged
+from subspace_lab.errors import UserError, exit_code_2_on_user_error
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from matplotlib.figure import Figure
+
+    from subspace_lab.recording.run import CoreBatch, Run
+
+SIDES = {"row": "row space of A", "column": "column space of B"}
+LARGEST_NULL_RANK = 128  # the null's expectation enumerates some r^3 / 6 overlaps
+
+
+def compute(
+    run: Run,
+    *,
+    steps: Collection[int] | None = None,
+    modules: Collection[str] | None = None,
+) -> pd.DataFrame:
+    """Compute the table; a row is (run, step, module, side, space).
+
+    Args:
+        run: a run with step masks.
+        steps: only these steps t; None: all whose mask, core and next mask were recorded.
+        modules: only these modules; None: all.
+
+    Returns:
+        Columns run, step, next_step, module, layer, projection, side, space; kept, next_kept,
+        shared (directions); jaccard; phi; angles (list, radians, ascending), min_angle,
+        median_angle, max_angle, min_residual_angle (smallest one that is not a shared direction;
+        radians); expected_kept, expected_shared, expected_jaccard and null_phi (expectations under
+        the run's mask law, null_phi for a Gaussian frame; nan where there is none). Angles are
+        fewer than min(kept, next_kept) where columns of B are still zero.
+
+    Raises:
+        UserError: if the run has no step masks, or none of two successive steps.
+    """
+    import pandas as pd
+    import torch
+
+    from subspace_lab import linalg
+
+    masks = StepMasks(run)
+
+    def of_batch(batch: CoreBatch) -> pd.DataFrame:
+        steps = batch.steps[masks.has(batch.steps) & masks.has(batch.steps + 1)]
+        if not steps.size:
+            return pd.DataFrame()
+        core = batch.core[torch.from_numpy(masks.has(batch.steps) & masks.has(batch.steps + 1))]
+        names = batch.modules["module"]
+        mask = torch.from_numpy(masks.at(steps, names))
+        following = torch.from_numpy(masks.at(steps + 1, names))
+        on_weights = [
+            linalg.masked_angles(frame.R, mask, following).angles
+            for frame in (core.row, core.column)
+        ]
+        on_coordinates = [_coordinate_angles(mask, following)] * len(SIDES)
+        angles = torch.stack([*on_coordinates, *on_weights], dim=-2)
+        angles = angles.unflatten(-2, (2, len(SIDES)))  # (T, M, space, side, r)
+
+        def spread(values: torch.Tensor) -> Any:
+            return values[..., None, None].expand(angles.shape[:-1]).flatten().numpy()
+
+        shared, union = (mask & following).sum(-1), (mask | following).sum(-1)
+        columns = grid_columns(
+            run, batch, steps=steps, space=["coordinate", "weights"], side=list(SIDES)
+        )
+        columns["next_step"] = columns["step"] + 1
+        columns["kept"], columns["next_kept"] = spread(mask.sum(-1)), spread(following.sum(-1))
+        columns["shared"] = spread(shared)
+        jaccard = shared.double() / union.clamp(min=1)
+        columns["jaccard"] = spread(torch.where(union > 0, jaccard, 1.0))  # two empty masks: 1
+        columns["phi"] = angles.cos().square().nanmean(-1).flatten().numpy()
+        columns |= _describe(angles.flatten(0, -2))
+        return pd.DataFrame(columns | _expected(run, batch, steps))
+
+    table = concatenate(map_cores(run, of_batch, steps=steps, modules=modules))
+    if table.empty:
+        raise UserError(
+            f"{run.path} has no step whose core, mask and next mask were all recorded"
+            f"{' among those selected' if steps is not None else ''}: record with --cores full"
+        )
+    return table
+
+
+def _coordinate_angles(mask: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+    """Angles between coordinate subspaces, (..., r): shared zeros, then right angles, then nan."""
+    import torch
+
+    position = torch.arange(mask.shape[-1])
+    shared = (mask & following).sum(-1, keepdim=True)
+    count = torch.minimum(mask.sum(-1, keepdim=True), following.sum(-1, keepdim=True))
+    angles = (position >= shared).double() * (torch.pi / 2)
+    return torch.where(position < count, angles, torch.nan)
+
+
+def _describe(angles: torch.Tensor) -> dict[str, Any]:
+    """Columns of the angles (rows, r), which ascend and are padded with nan."""
+    count, zeros = angles.isfinite().sum(-1), (angles == 0).sum(-1)
+
+    def at(place: torch.Tensor) -> torch.Tensor:
+        return angles.gather(-1, place.clamp(0, angles.shape[-1] - 1)[:, None])[:, 0]
+
+    residual = at(zeros).where(zeros < count, float("nan"))
+    return {
+        "angles": ragged(angles.numpy()),
+        "min_angle": at(count * 0).numpy(),
+        "median_angle": ((at((count - 1) // 2) + at(count // 2)) / 2).numpy(),
+        "max_angle": at(count - 1).numpy(),
+        "min_residual_angle": residual.numpy(),
+    }
+
+
+def _expected(run: Run, batch: CoreBatch, steps: Any) -> dict[str, Any]:
+    """Columns of expectations under the run's mask law, in the order of `grid_columns`."""
+    import numpy as np
+
+    law = run.mask_law or {}
+    rank, q = int(batch.modules["r"].iloc[0]), float(law.get("keep_prob", "nan"))
+    kept, shared, jaccard = _expected_overlap(rank, q, law.get("sampling") == "exact-k")
+    shape = (len(steps), len(batch.modules), 2, len(SIDES))
+    null = np.full(shape, np.nan)
+    for side, size in enumerate(("n", "m")):
+        lengths = batch.modules[size]
+        null[:, :, 1, side] = [
+            null_phi(int(n), rank, q, law.get("sampling") == "exact-k") for n in lengths
+        ]
+    return {
+        "expected_kept": kept,
+        "expected_shared": shared,
+        "expected_jaccard": jaccard,
+        "null_phi": null.ravel(),
+    }
+
+
+@functools.cache
+def _expected_overlap(rank: int, keep_prob: float, exact_k: bool) -> tuple[float, float, float]:
+    """Mean number kept, number shared, and Jaccard index."""
+    import numpy as np
+
+    from subspace_lab.theory.mask_overlap import exact_k_overlap_pmf, jaccard_moments
+
+    if keep_prob != keep_prob:
+        return float("nan"), float("nan"), float("nan")
+    if not exact_k:
+        jaccard = jaccard_moments(rank, keep_prob=keep_prob).mean
+        return keep_prob * rank, keep_prob**2 * rank, jaccard
+    kept = round(keep_prob * rank)
+    overlap = np.arange(rank + 1)
+    pmf = exact_k_overlap_pmf(rank, kept=kept)
+    return kept, float(pmf @ overlap), float(pmf @ (overlap / np.maximum(2 * kept - overlap, 1)))
+
+
+@functools.cache
+def null_phi(n: int, rank: int, keep_prob: float, exact_k: bool) -> float:
+    """Mean phi of two masks of a Gaussian frame (n, rank); nan where it is not known."""
+    import numpy as np
+
+    from subspace_lab import linalg
+    from subspace_lab.theory.mask_overlap import exact_k_overlap_pmf
+
+    if rank > min(n, LARGEST_NULL_RANK) or keep_prob != keep_prob:
+        return float("nan")
+    if not exact_k:
+        return linalg.null_overlap(n, rank, keep_prob=keep_prob).phi
+    kept = round(keep_prob * rank)
+    pmf = exact_k_overlap_pmf(rank, kept=kept)[: kept + 1]
+    moments = [
+        linalg.random_angle_moments(n, kept - i, kept - i, shared=i).mean if p else 0.0
+        for i, p in enumerate(pmf)
+    ]
+    return float(pmf @ np.array(moments)) / kept
+
+
+def plot(table: pd.DataFrame) -> Figure:
+    """Draw counts, Jaccard index, phi and residual angles over steps, with what chance gives."""
+    from subspace_lab.figures.style import paper_style
+
+    with paper_style():
+        return _draw(table)
+
+
+def _draw(table: pd.DataFrame) -> Figure:
+    import numpy as np
+
+    from subspace_lab.figures.curves import draw_curves, draw_prediction, looks, sample_note
+    from subspace_lab.figures.style import legend_below, new_figure, step_axis
+
+    masks = table[(table["space"] == "coordinate") & (table["side"] == "row")]
+    weights = table[table["space"] == "weights"].copy()
+    weights["degrees"] = np.degrees(weights["min_residual_angle"])
+    several = table["run"].nunique() > 1
+    look = looks(table, {"kept": "kept", "shared": "shared", **SIDES})
+    figure, axes = new_figure(4, row_height=1.15)
+    counts, jaccard, phi, angle = axes[:, 0]
+
+    for value in ("kept", "shared"):
+        draw_curves(counts, masks, value, name=value, looks=look)
+    for side in SIDES:
+        rows = weights[weights["side"] == side]
+        draw_curves(phi, rows, "phi", name=side, looks=look)
+        draw_prediction(phi, rows, "null_phi", label="by chance")
+        draw_curves(angle, rows, "degrees", name=side, looks=look)
+    for value in ("kept", "shared"):
+        draw_prediction(counts, masks, f"expected_{value}", label="by chance")
+    counts.set(title="masks: directions kept, and shared with the next", ylabel="directions")
+    draw_curves(jaccard, masks, "jaccard", name="shared", looks=look)
+    draw_prediction(jaccard, masks, "expected_jaccard", label="by chance")
+    jaccard.set(title="masks: shared / union", ylabel="Jaccard index")
+    phi.set(title="weights: overlap of successive subspaces", ylabel="φ = mean cos²")
+    angle.set(title="weights: smallest angle that is no shared direction", ylabel="degrees")
+    angle.set_yticks([0, 30, 60, 90])
+    for axis, top in ((counts, None), (jaccard, 1.05), (phi, 1.05), (angle, 95)):
+        axis.set_ylim(0, top)
+    step_axis(angle)
+    figure.suptitle(f"Mask jump\n{sample_note(table)}", fontsize="medium")
+    legend_below(figure, axes[:, 0], columns=1 if several else 2)
+    return figure
+
+
+def summarise(table: pd.DataFrame) -> Summary:
+    """Give means over steps and modules beside their expectations."""
+    found: dict[str, dict[str, float]] = {}
+    for run, rows in table.groupby("run", observed=True):
+        masks = rows[(rows["space"] == "coordinate") & (rows["side"] == "row")]
+        for value in ("kept", "shared", "jaccard"):
+            found[f"{run}, {value}"] = {
+                "measured": float(masks[value].mean()),
+                "expected": float(masks[f"expected_{value}"].mean()),
+            }
+        for side in SIDES:
+            weights = rows[(rows["space"] == "weights") & (rows["side"] == side)]
+            found[f"{run}, phi of the {SIDES[side]}"] = {
+                "measured": float(weights["phi"].mean()),
+                "random": float(weights["null_phi"].mean()),
+            }
+    return found
+
+
+@exit_code_2_on_user_error
+def main() -> None:
+    """Run the analysis from the command line."""
+    run_analysis(analysis_parser("subspace_angles", __doc__), compute, plot, summarise)
+
+
+if __name__ == "__main__":
+    main()

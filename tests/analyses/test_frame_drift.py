@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.linalg
+import torch
+
+from analyses.frame_drift import compute
+from subspace_lab.errors import UserError
+from subspace_lab.recording.run import Run
+from tests.analyses.conftest import dense
+
+
+@pytest.fixture(scope="module")
+def table(run) -> pd.DataFrame:
+    return compute(run)
+
+
+def dense_angles(X: torch.Tensor, Y: torch.Tensor) -> np.ndarray:
+    """Ascending angles, sines and cosines of dense orthonormal bases in one order."""
+    P, Q = (scipy.linalg.orth(Z.numpy(), rcond=1e-12) for Z in (X, Y))
+    if P.shape[1] < Q.shape[1]:
+        P, Q = Q, P
+    sine = np.linalg.svd(Q - P @ (P.T @ Q), compute_uv=False)[::-1]
+    cosine = np.linalg.svd(P.T @ Q, compute_uv=False)
+    return np.arctan2(sine, cosine)
+
+
+@pytest.mark.parametrize("step", [1, 2, 4, 6])
+def test_angles_lengths_and_leakage_equal_dense_ones(run, table, step):
+    for module in run.modules["module"]:
+        B, A, _ = dense(run, step, module)
+        dropped = ~torch.from_numpy(run.mask(step, module))
+        for since, earlier in (("previous", step - 1), ("start", 0)):
+            B0, A0, _ = dense(run, earlier, module)
+            for side, now, then in (("row", A.T, A0.T), ("column", B, B0)):
+                chosen = (table["step"] == step) & (table["module"] == module)
+                chosen &= (table["side"] == side) & (table["since"] == since)
+                (row,) = table[chosen].itertuples()
+                move = now - then
+                assert row.step_norm == pytest.approx(float(move.norm()), rel=1e-6)
+                truth = dense_angles(now, then)
+                np.testing.assert_allclose(row.angles, truth, atol=1e-7)
+                if len(truth):
+                    assert row.max_angle == row.angles[-1]
+                else:
+                    assert np.isnan(row.max_angle)
+                if since == "previous" and float(move.norm()) > 0:
+                    share = float(move[:, dropped].square().sum() / move.square().sum())
+                    assert row.leakage == pytest.approx(share, abs=1e-9)
+                elif since == "start":
+                    assert np.isnan(row.leakage)
+
+
+def test_b_has_no_frame_at_the_start_and_step_0_no_step(table):
+    start = table[(table["side"] == "column") & (table["since"] == "start")]
+    assert start["max_angle"].isna().all() and start["angles"].map(len).eq(0).all()
+    assert table["step"].min() == 1
+    assert not table.duplicated(["run", "step", "module", "side", "since"]).any()
+
+
+def test_predicted_leakage_is_adamws_momentum_on_dropped_directions(table):
+    previous = table["since"] == "previous"
+    np.testing.assert_allclose(table.loc[previous, "expected_leakage"], 0.45)
+    assert table.loc[~previous, "expected_leakage"].isna().all()
+
+
+def test_an_adapter_says_that_drift_needs_cores(adapter):
+    with pytest.raises(UserError, match="recorded with --cores"):
+        compute(Run(adapter), steps=[0])
+
+
+def test_command_draws_several_runs(command, run, tmp_path):
+    found = command("frame_drift", "--run", run.path, "--out", tmp_path, "--modules", "q_proj")
+    assert found.code == 0 and "leakage" in found.out
+    table = pd.read_parquet(tmp_path / "frame_drift.parquet")
+    assert set(table["projection"]) == {"q_proj"}
