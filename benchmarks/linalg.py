@@ -18,6 +18,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any, get_args
 
 import mpmath
@@ -267,8 +268,8 @@ def main() -> None:
     progress = tqdm(names)
     for name in progress:
         progress.set_description(name)
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            rows[name] = pool.apply(measure, (name,))
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            rows[name] = process.submit(measure, name).result()
         numbers = ", ".join(f"{key} {value:.3g}" for key, value in rows[name].items())
         progress.write(f"{name}: {numbers}")
 

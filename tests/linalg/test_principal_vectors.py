@@ -13,6 +13,7 @@ from subspace_lab.linalg import principal_angles, principal_vectors, random_subs
 @pytest.mark.parametrize(
     ("theta", "extra"),
     [
+        ([1e-9, 1e-8, 1e-7, 1.0], 0),
         ([1e-9, 1e-6, 1e-4, 0.5, 1.2, math.pi / 2 - 1e-5, math.pi / 2 - 1e-9], 0),
         ([0.0, 0.0, math.pi / 4, math.pi / 4, math.pi / 2, math.pi / 2], 0),
         ([1e-3, 1.0], 3),
