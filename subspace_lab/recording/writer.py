@@ -25,6 +25,7 @@ from torch import Tensor
 
 from subspace_lab.errors import UserError
 from subspace_lab.recording import files
+from subspace_lab.recording.witness import FILE as GATES_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,6 +161,14 @@ def refuse_if_occupied(folder: Path) -> None:
     # The Trainer makes its own, still empty, subfolder before the recorder starts.
     if folder.is_file() or any(path.is_file() for path in folder.rglob("*")):
         raise UserError(f"{folder} already exists and is not empty: choose another --out")
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Delete the record of a run that was stopped before anything could be resumed from."""
+    for part in ("run.json", "metrics.parquet", GATES_FILE):
+        (folder / part).unlink(missing_ok=True)
+    for part in ("cores", "masks", "snapshots", "checkpoints"):
+        shutil.rmtree(folder / part, ignore_errors=True)
 
 
 def forget_after(folder: Path, step: int) -> dict[int, dict[str, float]]:

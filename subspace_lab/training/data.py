@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from subspace_lab.errors import UserError
+from subspace_lab.evaluation.encoding import encode_prompt, encode_response
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,14 +33,13 @@ def tokenize(
     Raises:
         UserError: if a row is longer than `max_length` tokens.
     """
-    prompts = tokenizer([example.prompt for example in examples])["input_ids"]
-    responses = tokenizer([example.response for example in examples], add_special_tokens=False)
     rows = []
-    for i, (prompt, response) in enumerate(zip(prompts, responses["input_ids"], strict=True)):
-        target = [*response, tokenizer.eos_token_id]
+    for i, example in enumerate(examples):
+        prompt = encode_prompt(tokenizer, example.prompt)
+        target = encode_response(tokenizer, example.response, with_eos=True)
         if len(prompt) + len(target) > max_length:
             raise UserError(
-                f"row {i} of {examples[i].task} has {len(prompt) + len(target)} tokens, more than "
+                f"row {i} of {example.task} has {len(prompt) + len(target)} tokens, more than "
                 f"--max_length {max_length}: raise it"
             )
         rows.append({"input_ids": prompt + target, "labels": [IGNORED] * len(prompt) + target})

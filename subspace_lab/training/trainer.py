@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import EvalPrediction
 
 from subspace_lab import models, tasks
@@ -17,7 +24,7 @@ from subspace_lab.errors import UserError
 from subspace_lab.recording import files
 from subspace_lab.recording.provenance import provenance
 from subspace_lab.recording.recorder import SubspaceRecorder
-from subspace_lab.recording.writer import refuse_if_occupied
+from subspace_lab.recording.writer import discard_unfinished, refuse_if_occupied
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.coreless import CorelessRecorder
 from subspace_lab.training.data import (
@@ -30,6 +37,8 @@ from subspace_lab.training.data import (
 from subspace_lab.training.preparation import Prepared, prepare
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from subspace_lab.tasks import Example
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "auto": None}
@@ -68,10 +77,7 @@ def build(
     rows = _load_rows(config)
     base = models.find_base(config.base)
     tokenizer = models.load_tokenizer(base)
-    tokenized = {
-        split: tokenize(examples, tokenizer, max_length=config.max_length)
-        for split, examples in rows.items()
-    }
+    tokenized = {split: _tokenize(config, examples, tokenizer) for split, examples in rows.items()}
     arguments = training_arguments(config, out)
     dtype = torch.float32 if config.method == "full" else DTYPES[config.base_dtype]
     model = models.load_model(base, dtype=dtype)
@@ -89,6 +95,8 @@ def build(
             "base_hash": models.content_hash(base),
             "base_dtype": base_dtype,
             "data_hashes": {split: data_hash(examples) for split, examples in rows.items()},
+            "rows": {split: len(tokens) for split, tokens in tokenized.items()},
+            "rows_dropped": {split: len(rows[split]) - len(tokenized[split]) for split in rows},
             "trainable_parameters": trainable_parameters(prepared.model),
             "processes": arguments.world_size,
         },
@@ -97,13 +105,26 @@ def build(
         model=prepared.model,
         args=arguments,
         train_dataset=tokenized[config.train_split],
-        eval_dataset=tokenized[config.eval_split],
+        eval_dataset=tokenized.get(config.eval_split),
         data_collator=RightPadding(int(tokenizer.pad_token_id)),
         compute_metrics=_metrics,
         preprocess_logits_for_metrics=response_statistics,
-        callbacks=[_recorder(config, out, prepared, description, resume_at)],
+        callbacks=[
+            _recorder(config, out, prepared, description, resume_at),
+            *[EvaluateTheEnd()] * (config.eval_split != "none"),
+        ],
     )
     return prepared.model, trainer
+
+
+class EvaluateTheEnd(TrainerCallback):
+    """Has the Trainer evaluate after the last step, whatever `eval_every` is."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask for an evaluation at the last step."""
+        control.should_evaluate |= state.global_step == state.max_steps
 
 
 def trainable_parameters(model: nn.Module) -> int:
@@ -117,17 +138,32 @@ def _load_rows(config: TrainConfig) -> dict[str, list[Example]]:
         "data_dir": config.data_dir,
         "difficulty": config.difficulty,
     }
-    training, evaluated = config.train_split, config.eval_split
-    return {
-        training: tasks.load(
+    rows: dict[str, list[Example]] = {
+        config.train_split: tasks.load(
             config.task,
-            training,
+            config.train_split,
             size=config.train_size,
             label_noise=config.label_noise,
             **shared,
-        ),
-        evaluated: tasks.load(config.task, evaluated, size=config.eval_size, **shared),
+        )
     }
+    if config.eval_split != "none":
+        rows[config.eval_split] = tasks.load(
+            config.task, config.eval_split, size=config.eval_size, **shared
+        )
+    return rows
+
+
+def _tokenize(
+    config: TrainConfig, examples: list[Example], tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, list[int]]]:
+    """Tokenise examples, without those that are too long if the configuration says so."""
+    limit = sys.maxsize if config.drop_long_rows else config.max_length
+    tokenized = tokenize(examples, tokenizer, max_length=limit)
+    kept = [row for row in tokenized if len(row["input_ids"]) <= config.max_length]
+    if not kept:
+        raise UserError(f"no row of {config.task} has {config.max_length} tokens or fewer")
+    return kept
 
 
 def _recorder(
@@ -154,6 +190,7 @@ def training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
     Raises:
         UserError: if the global batch cannot be made of whole batches on all processes.
     """
+    evaluated = config.eval_split != "none"
     mixed = torch.cuda.is_available() and DTYPES[config.base_dtype] != torch.float32
     return TrainingArguments(
         # Without GPUs, several processes find each other only where the CPU is asked for.
@@ -177,9 +214,9 @@ def training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
         ddp_find_unused_parameters=False,
         logging_steps=1,
         include_num_input_tokens_seen="all",
-        eval_strategy="steps" if config.eval_every else "no",
+        eval_strategy="steps" if evaluated and config.eval_every else "no",
         eval_steps=config.eval_every or None,
-        eval_on_start=True,
+        eval_on_start=evaluated,
         save_strategy="steps" if config.checkpoint_every else "no",
         save_steps=config.checkpoint_every or 500,
         save_total_limit=2,
@@ -236,8 +273,7 @@ def _resume_point(config: TrainConfig, out: Path) -> int | None:
     steps = [int(p.name.split("-")[1]) for p in (out / "checkpoints").glob("checkpoint-*")]
     usable = [step for step in steps if step <= recorded]
     if not usable:
-        raise UserError(
-            f"{out} was stopped before its first checkpoint: delete it and start again (with "
-            "--checkpoint_every to make a run resumable)"
-        )
+        print(f"{out} was stopped before its first checkpoint: it starts again from step 0")
+        discard_unfinished(out)
+        return None
     return max(usable)

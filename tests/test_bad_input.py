@@ -1,0 +1,114 @@
+"""Bad input gets one clear sentence, exit code 2, no traceback, and nothing is overwritten."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from subspace_lab.recording import files
+
+
+def command(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True
+    )
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    last = result.stderr.strip().splitlines()[-1]
+    assert result.returncode == 2, result.stderr
+    assert last.startswith("error: ") and "Traceback" not in result.stderr, result.stderr
+    for word in words:
+        assert word in last, (word, last)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of a few steps, without step masks."""
+    out = tmp_path_factory.mktemp("runs") / "lora"
+    small = ["--steps", 3, "--train_size", 16, "--eval_size", 8, "--snapshots", "never"]
+    result = command("subspace_lab.train", "--config", "pocket", *small, "--out", out)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--rankk", "4"], ["--rankk"]),
+        (["--keep_prob", "0"], ["keep_prob", "(0, 1]"]),
+        (["--keep_prob", "1.5"], ["keep_prob", "(0, 1]"]),
+        (["--rank", "0"], ["rank", "at least 1"]),
+        (["--rank", "four"], ["rank", "four"]),
+        (["--granularity", "batch"], ["granularity", "batch"]),
+        (["--method", "lorra"], ["method", "lorra"]),
+        (["--task", "cooking"], ["cooking"]),
+        (["--targets", "[attention]"], ["attention", "q_proj"]),
+        (["--cores", "sometimes"], ["sometimes"]),
+        (["--base", "./nowhere"], ["./nowhere"]),
+        (["--config", "nothing"], ["nothing", "pocket"]),
+        (["--data_dir", "./nowhere", "--task", "boolq"], ["nowhere"]),
+    ],
+)
+def test_train_refuses(arguments, words, tmp_path):
+    out = tmp_path / "run"
+    result = command("subspace_lab.train", "--config", "pocket", *arguments, "--out", out)
+    assert_refused(result, *words)
+    assert not list(out.rglob("*.json"))
+
+
+def test_an_unknown_key_names_file_key_and_nearest(tmp_path):
+    (tmp_path / "mine.yaml").write_text("rankk: 4\n")
+    result = command("subspace_lab.train", "--config", tmp_path / "mine.yaml", "--out", tmp_path)
+    assert_refused(result, "mine.yaml", "'rankk'", "'rank'")
+
+
+def test_a_malformed_data_file_is_named_with_its_line(tmp_path):
+    folder = tmp_path / "math"
+    folder.mkdir()
+    good = json.dumps({"question": "1 + 1?", "answer": "2 #### 2"})
+    (folder / "gsm8k_train.jsonl").write_text(f"{good}\n{good}\n{{broken\n")
+    (folder / "gsm8k_test.jsonl").write_text(f"{good}\n")
+    arguments = ["--config", "pocket", "--task", "gsm8k", "--data_dir", tmp_path]
+    result = command("subspace_lab.train", *arguments, "--out", tmp_path / "run")
+    assert_refused(result, "gsm8k_train.jsonl", "line 3")
+
+
+def test_an_occupied_out_is_left_as_it_is(run):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    result = command("subspace_lab.train", "--config", "pocket", "--out", run)
+    assert_refused(result, "already holds a run", "--out")
+    other = ["--config", "pocket", "--rank", 2, "--resume", "true"]
+    assert_refused(command("subspace_lab.train", *other, "--out", run), "another configuration")
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_an_analysis_refuses_what_is_no_run_and_says_what_to_record(run, tmp_path):
+    assert_refused(command("analyses.effective_rank", "--run", tmp_path), str(tmp_path))
+    assert_refused(command("analyses.subspace_angles", "--run", run), "step masks", "granularity")
+    unknown = command("analyses.effective_rank", "--run", run, "--modules", "nothing")
+    assert_refused(unknown, "'nothing'", "q_proj")
+
+
+def test_a_truncated_chunk_is_named(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    chunk = next((copy / "cores").iterdir())
+    chunk.write_bytes(chunk.read_bytes()[:-100])
+    assert_refused(command("analyses.effective_rank", "--run", copy), chunk.name, "truncated")
+
+
+def test_resuming_a_finished_run_leaves_it_and_an_unfinished_one_without_checkpoint_restarts(run):
+    arguments = ["--config", "pocket", "--steps", 3, "--train_size", 16, "--eval_size", 8]
+    arguments += ["--snapshots", "never", "--out", run, "--resume", "true"]
+    result = command("subspace_lab.train", *arguments)
+    assert result.returncode == 0 and "nothing to do" in result.stdout
+    description = files.read_json(run / "run.json")
+    files.write_json(run / "run.json", description | {"status": "running"})
+    again = command("subspace_lab.train", *arguments)
+    assert again.returncode == 0, again.stderr
+    assert files.read_json(run / "run.json")["status"] == "finished"
