@@ -11,6 +11,7 @@ from subspace_lab.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
+FOR_OTHER_COMMANDS = ("accelerate", "sweeps")  # folders of CONFIGS that hold no presets
 COUNTS = ("rank", "batch_size", "accumulation", "max_length", "snapshot_rank", "global_batch")
 
 
@@ -45,11 +46,13 @@ class TrainConfig:
         difficulty: difficulty of built-in tasks: `easy`, `medium` or `hard`.
         label_noise: fraction of training rows with another row's response, in [0, 1].
         train_split: `train`, or `train+validation` once everything has been chosen.
-        eval_split: what is evaluated during training: `validation` (held out of the training rows)
-            or `test`. Whatever is chosen by these numbers must be chosen on `validation`.
+        eval_split: what is evaluated during training: `validation` (held out of the training
+            rows), `test` or `none`. Whatever is chosen by these numbers must be chosen on
+            `validation`.
         train_size: training examples (unset: all).
         eval_size: examples for evaluations during training (unset: all).
-        max_length: tokens per row at most; longer rows are refused, not cut.
+        max_length: tokens per row at most; longer rows are refused, never cut.
+        drop_long_rows: leave longer rows out, and record how many, instead of refusing them.
         steps: optimizer steps; 0: as many as `epochs` needs.
         epochs: passes over the training set where `steps` is 0.
         batch_size: rows per device and forward pass.
@@ -97,10 +100,11 @@ class TrainConfig:
     difficulty: str = "easy"
     label_noise: float = 0.0
     train_split: Literal["train", "train+validation"] = "train"
-    eval_split: Literal["validation", "test"] = "test"
+    eval_split: Literal["validation", "test", "none"] = "test"
     train_size: int | None = None
     eval_size: int | None = None
     max_length: int = 512
+    drop_long_rows: bool = False
     steps: int = 0
     epochs: float = 1.0
     batch_size: int = 8
@@ -167,7 +171,11 @@ class TrainConfig:
 
 def presets() -> dict[str, Path]:
     """List the shipped presets: name (without folder, where that is unique) to file."""
-    files = sorted(CONFIGS.rglob("*.yaml"))
+    files = [
+        file
+        for file in sorted(CONFIGS.rglob("*.yaml"))
+        if file.relative_to(CONFIGS).parts[0] not in FOR_OTHER_COMMANDS
+    ]
     full = {str(file.relative_to(CONFIGS).with_suffix("")): file for file in files}
     stems = [file.stem for file in files]
     return full | {file.stem: file for file in files if stems.count(file.stem) == 1}

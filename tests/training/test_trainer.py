@@ -119,6 +119,22 @@ def test_global_batch_is_made_of_whole_batches(config, tmp_path, monkeypatch):
         training_arguments(dataclasses.replace(config, global_batch=10), tmp_path)
 
 
+def test_the_last_step_is_evaluated(config, tmp_path):
+    train(config, tmp_path / "run")
+    metrics = Run(tmp_path / "run").metrics
+    assert metrics.loc[metrics["eval_response_loss"].notna(), "step"].tolist() == [0, 3]
+
+
+def test_long_rows_are_dropped_and_counted(config, tmp_path):
+    short = dataclasses.replace(config, max_length=48, eval_split="none")
+    with pytest.raises(UserError, match="--max_length 48"):
+        train(short, tmp_path / "refused")
+    train(dataclasses.replace(short, drop_long_rows=True), tmp_path / "run")
+    facts = Run(tmp_path / "run").description["provenance"]
+    assert 0 < facts["rows"]["train"] < 32
+    assert facts["rows"]["train"] + facts["rows_dropped"]["train"] == 32
+
+
 def test_validation_rows_are_evaluated_on_request(config, tmp_path):
     _, trainer = build(dataclasses.replace(config, eval_split="validation"), tmp_path / "a")
     _, other = build(config, tmp_path / "b")
