@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -156,9 +157,7 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer = split_words
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer, eos_token=END, pad_token=END
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
 
 
 def make_model(vocabulary_size: int) -> LlamaForCausalLM:
@@ -285,7 +284,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     sample = rows(random.Random(f"tokenizer {options.seed}"), split="train")
     tokenizer = make_tokenizer([prompt + response for prompt, response in islice(sample, 20_000)])
-    model = make_model(len(tokenizer))
+    model: Any = make_model(len(tokenizer))  # typed, its `to` would take no dtype
     data = batches(tokenizer, random.Random(f"training {options.seed}"), options.batch_size)
     pretrain(model, data, steps=options.steps, lr=options.lr)
 

