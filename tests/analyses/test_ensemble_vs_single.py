@@ -1,0 +1,102 @@
+"""Ensembles of masks against single masks: identities that hold for every model."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from analyses import ensemble_vs_single, learning_curves
+from subspace_lab.adapters.mask import RankMask
+from subspace_lab.errors import UserError
+from subspace_lab.evaluation.likelihood import response_loss
+from subspace_lab.recording.run import Run
+from subspace_lab.trained import evaluation_examples, load_trained
+from subspace_lab.training.config import TrainConfig
+from subspace_lab.training.trainer import train
+
+
+@pytest.fixture(scope="module")
+def pocket_run(tmp_path_factory):
+    """A short masked run of the pocket model, not rescaled, so that scale and mask law matter."""
+    out = tmp_path_factory.mktemp("runs") / "eq2"
+    config = TrainConfig(
+        method="droplora", rescale=False, keep_prob=0.5, steps=8, train_size=64, eval_size=12,
+        learning_rate=1e-2, cores="light",
+    )  # fmt: skip
+    train(config, out)
+    return Run(out)
+
+
+@pytest.fixture(scope="module")
+def table(pocket_run):
+    return ensemble_vs_single.compute(pocket_run, masks=4, examples=12)
+
+
+def loss(table, predictor, **where):
+    rows = table[table["predictor"] == predictor]
+    for column, value in where.items():
+        rows = rows[rows[column] == value]
+    return rows["loss"].mean()
+
+
+def test_base_full_and_single_equal_an_evaluation_by_hand(pocket_run, table):
+    rows = evaluation_examples(pocket_run)
+    trained = load_trained(pocket_run)
+    by_hand = {"full": response_loss(trained.model, trained.tokenizer, rows).per_token}
+    with trained.model.disable_adapter():
+        by_hand["base"] = response_loss(trained.model, trained.tokenizer, rows).per_token
+    # One mask by hand: zero the dropped columns of B.
+    with pytest.warns(UserWarning):
+        masks = RankMask(0.5, rescale=False).attach(trained.model)
+    kept = masks.masks(ensemble_vs_single.FIRST_DRAW + 2)
+    masks.detach()
+    with torch.no_grad():
+        for name, parameter in trained.model.named_parameters():
+            if "lora_B" in name:
+                module = name.removeprefix("base_model.model.").split(".lora_B")[0]
+                parameter *= torch.from_numpy(kept[module])
+    single = response_loss(trained.model, trained.tokenizer, rows).per_token
+    for predictor, truth in by_hand.items():
+        assert math.isclose(loss(table, predictor), truth, rel_tol=1e-5)
+    assert math.isclose(loss(table, "single", draw=2), single, rel_tol=1e-5)
+
+
+def test_single_masks_lose_the_jensen_gap_against_the_geometric_ensemble(table):
+    geometric = table[table["predictor"] == "geometric"].iloc[0]
+    assert geometric["jensen_gap"] > 0
+    expected = geometric["loss"] + geometric["jensen_gap"]
+    assert math.isclose(loss(table, "single"), expected, rel_tol=1e-5)
+    assert loss(table, "arithmetic") <= loss(table, "single")
+
+
+def test_the_scale_curve_joins_base_and_full(pocket_run, table):
+    scales = table[table["predictor"] == "scaled"]["scale"]
+    assert {0.5, 0.75, 1.25, 1.5} <= set(scales)
+    trained = load_trained(pocket_run)
+    with torch.no_grad():
+        for name, parameter in trained.model.named_parameters():
+            if "lora_B" in name:
+                parameter *= 0.5
+    rows = evaluation_examples(pocket_run)
+    half = response_loss(trained.model, trained.tokenizer, rows).per_token
+    assert math.isclose(loss(table, "scaled", scale=0.5), half, rel_tol=1e-5)
+
+
+def test_columns_and_figures(pocket_run, table):
+    columns = ["run", "step", "predictor", "masks", "scale", "draw", "loss", "accuracy", "examples"]
+    assert set(columns) <= set(table.columns)
+    assert len(ensemble_vs_single.plot(table).axes) == 3
+    curves = learning_curves.compute(pocket_run)
+    assert curves["loss"].notna().sum() == 8
+    assert len(learning_curves.plot(curves).axes) == 3
+
+
+def test_what_it_refuses(pocket_run):
+    with pytest.raises(UserError, match="at least 1"):
+        ensemble_vs_single.compute(pocket_run, masks=0)
+    with pytest.raises(UserError, match="snapshot of step 3"):
+        ensemble_vs_single.compute(pocket_run, steps=[3])
+    with pytest.raises(UserError, match="whole models"):
+        ensemble_vs_single.compute(pocket_run, modules=["q_proj"])
