@@ -1,0 +1,1 @@
+"""Many training runs from one file: the grid, the runs, their state, and what they select."""

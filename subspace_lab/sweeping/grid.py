@@ -1,0 +1,207 @@
+"""A sweep file: presets and fields for all runs, and a grid of what differs.
+
+    presets: [pocket]             # --config of every run, in order
+    fields: {train_size: 256}     # fields of every run
+    grid:                         # a product, or a list of products
+      - {method: [lora, pissa], seed: [0, 1, 2]}
+      - {preset: [paper-code, paper-eq2], keep_prob: [0.5, 0.7, 0.9], seed: [0, 1, 2]}
+    select: {field: keep_prob, score: response_loss}
+    launch: [accelerate, launch, --config_file, ddp.yaml]      # default: this Python
+    slurm: {timeout_min: 240, gpus_per_node: 1, slurm_partition: gpu}
+
+In a grid every key is a field of `TrainConfig`, or `preset`, whose values are names or lists of
+names. A sweep that selects evaluates on validation rows, never on the test set.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from subspace_lab.errors import UserError
+from subspace_lab.training.command_line import parse, training_parser
+from subspace_lab.training.config import CONFIGS, TrainConfig
+
+PRESET = "preset"
+MASK_FIELDS = ("keep_prob", "granularity", "rescale", "sampling")
+# What the evaluations during training give, and whether less is better.
+SCORES = {"response_loss": True, "exact_match": False}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a sweep selects: the value of `field` with the best mean validation score."""
+
+    field: str
+    score: str = "response_loss"
+
+    @property
+    def less_is_better(self) -> bool:
+        """Whether the best score is the lowest."""
+        return SCORES[self.score]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep.
+
+    Attributes:
+        name: of its folder; says the values of the grid.
+        values: those values, by key.
+        arguments: of the training command, without --out.
+        config: what they mean.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    arguments: tuple[str, ...]
+    config: TrainConfig
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file's content.
+
+    Attributes:
+        jobs: the runs, each different.
+        selection: what is selected, if anything.
+        launch: the command in front of `-m subspace_lab.train`; empty: this Python.
+        slurm: parameters of submitit's executor.
+    """
+
+    jobs: tuple[Job, ...]
+    selection: Selection | None = None
+    launch: tuple[str, ...] = ()
+    slurm: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_sweep(name: str | Path) -> Sweep:
+    """Read a sweep file, by path or by its name among the shipped ones, and check every run.
+
+    Raises:
+        UserError: if the file is missing or malformed, a run's configuration is wrong, or a sweep
+            that selects would evaluate on the test set.
+    """
+    path = _find(name)
+    content = _read(path)
+    presets = [str(preset) for preset in _listed(content.get("presets", []))]
+    shared = dict(content.get("fields") or {})
+    selection = _read_selection(path, content)
+    if selection is not None:
+        shared.setdefault("eval_split", "validation")
+    parser = training_parser("")
+    jobs: dict[str, Job] = {}
+    for values in _points(path, content.get("grid")):
+        job = _make_job(parser, values, presets, shared)
+        if selection is not None and job.config.eval_split != "validation":
+            raise UserError(
+                f"{path} selects {selection.field} but evaluates on {job.config.eval_split}: what "
+                "is selected must be selected on eval_split validation"
+            )
+        jobs.setdefault(_identity(job.config), job)
+    return Sweep(
+        jobs=tuple(jobs.values()),
+        selection=selection,
+        launch=tuple(map(str, _listed(content.get("launch") or []))),
+        slurm=dict(content.get("slurm") or {}),
+    )
+
+
+def _find(name: str | Path) -> Path:
+    shipped = CONFIGS / "sweeps" / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped
+    if Path(name).is_file():
+        return Path(name)
+    known = ", ".join(sorted(file.stem for file in (CONFIGS / "sweeps").glob("*.yaml")))
+    raise UserError(f"there is no sweep or file {str(name)!r}; the shipped sweeps are: {known}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+    keys = ("presets", "fields", "grid", "select", "launch", "slurm")
+    if not isinstance(content, dict) or not content.get("grid"):
+        raise UserError(f"{path} has no grid: see `python -m subspace_lab.sweep --help`")
+    for key in content:
+        if key not in keys:
+            raise UserError(f"{path} has the unknown key {key!r}: the keys are {', '.join(keys)}")
+    for key in ("fields", "slurm"):
+        if not isinstance(content.get(key) or {}, dict):
+            raise UserError(f"{path}: {key} must hold `name: value` pairs")
+    return content
+
+
+def _read_selection(path: Path, content: Mapping[str, Any]) -> Selection | None:
+    given = content.get("select")
+    if given is None:
+        return None
+    given = {"field": given} if isinstance(given, str) else given
+    if not isinstance(given, dict) or not {"field"} <= given.keys() <= {"field", "score"}:
+        raise UserError(f"{path}: select takes `field` and `score`, such as {{field: keep_prob}}")
+    selection = Selection(**given)
+    if selection.field not in {f.name for f in fields(TrainConfig)}:
+        raise UserError(f"{path} selects {selection.field!r}, which is no field of a run")
+    if selection.score not in SCORES:
+        raise UserError(f"{path}: score must be one of {', '.join(SCORES)}")
+    return selection
+
+
+def _points(path: Path, grid: Any) -> Iterator[dict[str, Any]]:
+    """Yield the points of all products, in the order of the file."""
+    known = {f.name for f in fields(TrainConfig)} | {PRESET}
+    for product in _listed(grid):
+        if not isinstance(product, dict):
+            raise UserError(f"{path}: grid must hold `field: [values]` pairs")
+        for key in product:
+            if key not in known:
+                raise UserError(f"{path}: the grid has {key!r}, which is no field of a run")
+        axes = [_listed(values) for values in product.values()]
+        for point in itertools.product(*axes):
+            yield dict(zip(product, point, strict=True))
+
+
+def _make_job(
+    parser: ArgumentParser,
+    values: Mapping[str, Any],
+    presets: list[str],
+    shared: Mapping[str, Any],
+) -> Job:
+    own = dict(values)
+    chosen = [*presets, *_listed(own.pop(PRESET, []))]
+    arguments = [f"--config={preset}" for preset in chosen]
+    arguments += [f"--{name}={_flag(value)}" for name, value in {**shared, **own}.items()]
+    config = TrainConfig(**parse(parser, arguments))
+    unused = () if config.masked else MASK_FIELDS
+    told = {key: value for key, value in values.items() if key not in unused}
+    return Job(_folder_name(told), told, tuple(arguments), config)
+
+
+def _flag(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _folder_name(values: Mapping[str, Any]) -> str:
+    parts = (f"{key}={'+'.join(map(str, _listed(value)))}" for key, value in values.items())
+    return ",".join(parts).replace("/", "-").replace(" ", "") or "run"
+
+
+def _identity(config: TrainConfig) -> str:
+    """Tell configurations apart by what takes effect: a mask's fields do so under a mask only."""
+    if not config.masked:
+        default = TrainConfig()
+        config = replace(config, **{name: getattr(default, name) for name in MASK_FIELDS})
+    return json.dumps(config.to_dict(), sort_keys=True)
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]

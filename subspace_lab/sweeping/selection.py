@@ -1,0 +1,74 @@
+"""Choosing a field's value, such as keep_prob, by validation scores. Test data plays no part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from subspace_lab.errors import UserError
+from subspace_lab.sweeping.grid import Job, Sweep
+from subspace_lab.sweeping.state import last_evaluation, state_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def select(sweep: Sweep, out: Path) -> pd.DataFrame:
+    """Rank the values of the selected field by their mean validation score over seeds.
+
+    Runs that differ in anything else form groups, and each group gets its own choice.
+
+    Returns:
+        One row per group and value: `group`, the field's own column, `score`, `mean`, `low` and
+        `high` (95 % interval over seeds, Student's t; nan for one seed), `seeds`, `chosen`.
+
+    Raises:
+        UserError: if the sweep selects nothing, or a run is not finished.
+    """
+    import pandas as pd
+
+    from subspace_lab.stats.intervals import mean_interval
+
+    selection = sweep.selection
+    if selection is None:
+        raise UserError("the sweep file has no `select`: name the field to be selected")
+    scores: dict[tuple[str, Any], list[float]] = {}
+    for job in sweep.jobs:
+        if selection.field in job.values:
+            place = (_group(job, selection.field), job.values[selection.field])
+            scores.setdefault(place, []).append(_score(job, out, selection.score))
+    if not scores:
+        raise UserError(f"no run of the grid varies {selection.field}: nothing can be selected")
+    rows = []
+    for (group, value), found in scores.items():
+        interval = mean_interval(found)
+        rows.append(
+            {
+                "group": group,
+                selection.field: value,
+                "score": selection.score,
+                "mean": interval.estimate,
+                "low": interval.low,
+                "high": interval.high,
+                "seeds": len(found),
+            }
+        )
+    table = pd.DataFrame(rows)
+    order = table["mean"] if selection.less_is_better else -table["mean"]
+    table["chosen"] = table.index.isin(order.groupby(table["group"], sort=False).idxmin())
+    return table
+
+
+def _group(job: Job, field: str) -> str:
+    others: Mapping[str, Any] = {
+        key: value for key, value in job.values.items() if key not in (field, "seed")
+    }
+    return ", ".join(f"{key} {value}" for key, value in others.items()) or "all"
+
+
+def _score(job: Job, out: Path, score: str) -> float:
+    run = out / job.name
+    if state_of(run) != "finished":
+        raise UserError(f"{run} is not finished: run the sweep to its end before selecting")
+    return last_evaluation(run)[f"eval_{score}"]

@@ -1,0 +1,68 @@
+"""How far each run of a sweep is, read from its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from filelock import FileLock, Timeout
+
+from subspace_lab.recording import files
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from subspace_lab.sweeping.grid import Sweep
+
+State = Literal["waiting", "running", "interrupted", "finished"]
+
+
+def lock(run: Path) -> FileLock:
+    """Give the lock that is held while a run is trained; the system frees it with the process."""
+    folder = run.parent / ".locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{run.name}.lock")
+
+
+def state_of(run: Path) -> State:
+    """Tell the state of the run in a folder."""
+    description = run / "run.json"
+    if description.is_file() and files.read_json(description)["status"] == "finished":
+        return "finished"
+    if run.parent.is_dir():
+        try:
+            with lock(run).acquire(timeout=0):
+                pass
+        except Timeout:
+            return "running"
+    return "interrupted" if description.is_file() else "waiting"
+
+
+def status_table(sweep: Sweep, out: Path) -> pd.DataFrame:
+    """Make the status table: run, state, step (the last on disk), eval_loss, eval_exact_match.
+
+    The evaluation columns hold the last evaluation: nats per response token, and the share of
+    responses that greedy decoding writes.
+    """
+    import pandas as pd
+
+    rows = []
+    for job in sweep.jobs:
+        run = out / job.name
+        row = {"run": job.name, "state": state_of(run), **last_evaluation(run)}
+        rows.append(row)
+    columns = ["run", "state", "step", "eval_response_loss", "eval_exact_match"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def last_evaluation(run: Path) -> dict[str, float]:
+    """Read the last step on disk and the last evaluation; empty for a run that has none."""
+    path = run / "metrics.parquet"
+    if not path.is_file():
+        return {}
+    metrics = files.read_table(path)
+    found = {"step": float(metrics["step"].max())}
+    for column in ("eval_response_loss", "eval_exact_match"):
+        if column in metrics and metrics[column].notna().any():
+            found[column] = float(metrics[column].dropna().iloc[-1])
+    return found

@@ -1,0 +1,186 @@
+"""Sweeps: the grid, skipping and resuming, the status, and selection on validation rows."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+import yaml
+
+from subspace_lab.errors import UserError
+from subspace_lab.sweeping import running
+from subspace_lab.sweeping.grid import Sweep, read_sweep
+from subspace_lab.sweeping.running import command_of, run_here, submit
+from subspace_lab.sweeping.selection import select
+from subspace_lab.sweeping.state import lock, state_of, status_table
+from subspace_lab.training.config import CONFIGS
+from subspace_lab.training.trainer import train
+from tests.training.conftest import command, make_base
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    return make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def tiny(base, tmp_path):
+    """Write a sweep file of tiny runs with the given grid and keys."""
+
+    def write(grid, **keys):
+        fields = {
+            "base": str(base),
+            "base_dtype": "fp32",
+            "rank": 4,
+            "train_size": 16,
+            "eval_size": 8,
+            "steps": 2,
+            "batch_size": 4,
+        }
+        content = {"fields": fields | keys.pop("fields", {}), "grid": grid} | keys
+        path = tmp_path / "sweep.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return path
+
+    return write
+
+
+def train_all(sweep: Sweep, out, *, but=()):
+    for job in sweep.jobs:
+        if job.name not in but:
+            train(job.config, out / job.name)
+
+
+def test_grid_is_a_union_of_products_without_repetitions(tiny):
+    sweep = read_sweep(
+        tiny(
+            [
+                {"method": ["lora", "droplora"], "keep_prob": [0.5, 0.7], "seed": [0, 1]},
+                {"preset": [["paper-code"]], "seed": [0]},
+            ]
+        )
+    )
+    # keep_prob means nothing to a LoRA, so its four runs are two.
+    assert [job.name for job in sweep.jobs] == [
+        "method=lora,seed=0",
+        "method=lora,seed=1",
+        "method=droplora,keep_prob=0.5,seed=0",
+        "method=droplora,keep_prob=0.5,seed=1",
+        "method=droplora,keep_prob=0.7,seed=0",
+        "method=droplora,keep_prob=0.7,seed=1",
+        "preset=paper-code,seed=0",
+    ]
+    assert sweep.jobs[-1].config.granularity == "token"
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_sweeps_are_valid(path):
+    assert read_sweep(path.stem).jobs
+
+
+@pytest.mark.parametrize(
+    ("grid", "keys", "message"),
+    [
+        ({"methd": ["lora"]}, {}, "'methd', which is no field"),
+        ({"method": ["loraa"]}, {}, "method"),
+        ({"task": ["a"]}, {"select": "keep_prop"}, "'keep_prop', which is no field"),
+        ({"keep_prob": [0.5]}, {"select": {"field": "rank", "score": "loss"}}, "score must be"),
+        ({"eval_split": ["test"]}, {"select": "keep_prob"}, "evaluates on test"),
+        ([], {}, "has no grid"),
+        ({"seed": [0]}, {"grids": []}, "unknown key 'grids'"),
+    ],
+)
+def test_bad_sweep_files_are_refused(tiny, grid, keys, message):
+    with pytest.raises(UserError, match=message):
+        read_sweep(tiny(grid, **keys))
+
+
+def test_selection_takes_the_best_validation_score(tiny, tmp_path):
+    sweep = read_sweep(
+        tiny(
+            {"method": ["droplora"], "rank": [2, 4], "keep_prob": [0.5, 1.0], "seed": [0, 1]},
+            select="keep_prob",
+        )
+    )
+    assert {job.config.eval_split for job in sweep.jobs} == {"validation"}
+    out = tmp_path / "runs"
+    train_all(sweep, out, but=[sweep.jobs[-1].name])
+    with pytest.raises(UserError, match="is not finished"):
+        select(sweep, out)
+    train(sweep.jobs[-1].config, out / sweep.jobs[-1].name)
+    table = select(sweep, out)
+    status = status_table(sweep, out).set_index("run")["eval_response_loss"]
+    for group, rows in table.groupby("group"):
+        rank = group.removeprefix("method droplora, rank ")
+        for row in rows.itertuples():
+            runs = [
+                f"method=droplora,rank={rank},keep_prob={row.keep_prob},seed={s}" for s in (0, 1)
+            ]
+            assert row.mean == pytest.approx(status[runs].mean())
+            assert row.low < row.mean < row.high
+            assert row.seeds == 2
+        assert rows.loc[rows["chosen"], "mean"].tolist() == [rows["mean"].min()]
+
+
+def test_finished_runs_are_skipped_and_others_taken_up(tiny, tmp_path, monkeypatch):
+    sweep = read_sweep(tiny({"seed": [0, 1, 2, 3]}))
+    out = tmp_path / "runs"
+    finished, interrupted, busy, waiting = (out / job.name for job in sweep.jobs)
+    for run, status in ((finished, "finished"), (interrupted, "running"), (busy, "running")):
+        run.mkdir(parents=True)
+        (run / "run.json").write_text(json.dumps({"status": status}))
+    started = []
+    monkeypatch.setattr(running, "run_command", lambda command, run: started.append(run) or 0)
+    with lock(busy):
+        states = status_table(sweep, out)["state"].tolist()
+        assert states == ["finished", "interrupted", "running", "waiting"]
+        assert run_here(sweep, out) == []
+    assert started == [str(interrupted), str(waiting)]
+
+
+def test_launch_prefixes_the_command(tiny, tmp_path):
+    sweep = read_sweep(tiny({"seed": [3]}, launch=["accelerate", "launch"]))
+    found = command_of(sweep.jobs[0], tmp_path / "x", sweep.launch)
+    assert found[:4] == ["accelerate", "launch", "-m", "subspace_lab.train"]
+    assert "--seed=3" in found
+    assert found[-1] == "--resume=true"
+
+
+def test_command_runs_and_reports_a_failure(tiny, tmp_path):
+    path = tiny([{"method": ["lora"]}, {"base": ["./nowhere"]}])
+    out = tmp_path / "runs"
+    done = command("subspace_lab.sweep", f"--config={path}", f"--out={out}")
+    assert done.returncode == 1
+    assert "failed: base=.-nowhere" in done.stderr
+    assert "no model folder ./nowhere" in (out / "logs/base=.-nowhere.log").read_text()
+    assert state_of(out / "method=lora") == "finished"
+    shown = command("subspace_lab.sweep", f"--config={path}", f"--out={out}", "--status")
+    assert [line.split()[1] for line in shown.stdout.splitlines()[1:]] == ["finished", "waiting"]
+
+
+def test_command_tells_an_unknown_sweep(tmp_path):
+    done = command("subspace_lab.sweep", "--config=nothing", f"--out={tmp_path}")
+    assert done.returncode == 2
+    assert "no sweep or file 'nothing'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("submitit") is None, reason="submitit is not installed"
+)
+def test_submitit_runs_the_jobs(tiny, tmp_path):
+    sweep = read_sweep(tiny({"method": ["lora"]}, slurm={"timeout_min": 5}))
+    (job,) = submit(sweep, tmp_path / "runs", cluster="local")
+    assert job.result() == 0
+    assert status_table(sweep, tmp_path / "runs")["state"].tolist() == ["finished"]
+    assert submit(sweep, tmp_path / "runs", cluster="local") == []
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("submitit") is None, reason="submitit is not installed"
+)
+def test_without_slurm_there_is_one_sentence(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="cannot be submitted to slurm"):
+        submit(read_sweep(tiny({"method": ["lora"]})), tmp_path / "runs")
