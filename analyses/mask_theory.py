@@ -1,0 +1,213 @@
+"""Does the run do what theory says? Every prediction that its record can test, with a verdict.
+
+    python -m analyses.mask_theory --run RUN [--run RUN2 ...]
+
+Three kinds of prediction, told apart in the table and the figure:
+
+    exact       true of every draw, up to rounding: masks are the law's function, one mask per step
+                for all rows, tokens and micro-batches, only kept columns of B move in step 1 ...
+    sampling    true on average over random masks, within what chance does once in some 10,000
+                times (4 standard errors, or the quantiles of an exact law): mean kept, overlaps ...
+    indicative  rests on assumptions that a real run does not meet, and gets no verdict: how much
+                AdamW's momentum moves masked directions, the best inference scale ...
+
+Nothing is assumed of the code that masked: what the layers did (the gates seen in the first steps)
+and what the weights did (the cores) are held against what the run says of itself. A prediction that
+a record cannot test is left out: token masks belong to no step, so most of T1 needs step masks.
+With a LoRA run among the runs that differs in the mask only, masked runs are compared to it. What
+`analyses.ensemble_vs_single` found is used where it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from analyses._command import (
+    Summary,
+    analysis_parser,
+    label,
+    open_named_runs,
+    select_modules,
+    select_steps,
+    write_results,
+)
+from subspace_lab.errors import UserError, exit_code_2_on_user_error
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from analyses.predictions.rows import Row
+    from subspace_lab.recording.run import Run
+
+COLUMNS = ["run", "prediction", "where", "statement", "kind", "predicted", "measured"]
+COLUMNS += ["tolerance", "agrees", "basis", "samples", "meaning"]
+OFF_SCALE = 2.2  # deviations in tolerances that are drawn at the edge
+
+
+def compute(
+    run: Run,
+    *,
+    steps: Collection[int] | None = None,
+    modules: Collection[str] | None = None,
+    others: Sequence[Run] = (),
+) -> pd.DataFrame:
+    """Compute the table; a row is a prediction about one group of modules of a run.
+
+    Args:
+        run: a run, or adapters of another tool (which can test little).
+        steps: use cores of these steps only; None: all. Masks are always taken whole.
+        modules: only these modules; None: all.
+        others: runs among which a LoRA run to compare with is sought.
+
+    Returns:
+        Columns run, prediction (its name), where (rank and number of modules), statement (number of
+        the theorem), kind (exact, sampling, indicative), predicted, measured, tolerance (largest
+        difference that agrees; of indicative rows a scale), agrees (missing where only
+        indicative), basis (of the tolerance), samples, meaning (of a disagreement).
+    """
+    import pandas as pd
+
+    from analyses.predictions import angles, gates, masks, motion, norms
+    from analyses.predictions.against_lora import against_lora, find_lora
+    from analyses.predictions.group import groups_of
+    from analyses.predictions.inference import inference
+
+    records: list[dict[str, Any]] = []
+
+    def add(where: str, rows: Iterable[Row]) -> None:
+        records.extend(
+            {"run": run.name, "where": where, "agrees": row.agrees, **asdict(row)} for row in rows
+        )
+
+    lora = find_lora(run, others)
+    for group in groups_of(run, steps=steps, modules=modules):
+        where = f"r = {group.rank}, {len(group.modules)} modules"
+        of_cores = (angles, norms, motion) if group.core_steps else ()
+        for topic in (masks, gates, *of_cores):
+            for predict in topic.PREDICTIONS:
+                add(where, predict(group))
+        for other in groups_of(lora, steps=steps, modules=modules) if lora else ():
+            if other.rank == group.rank:
+                add(where, against_lora(group, other))
+    add("whole model", inference(run))
+    table = pd.DataFrame(records, columns=COLUMNS)
+    for column in ("run", "where", "statement", "kind"):
+        table[column] = table[column].astype("category")
+    table["agrees"] = table["agrees"].astype("boolean")
+    return table
+
+
+def disagreements(table: pd.DataFrame) -> list[str]:
+    """Say in a sentence each what disagrees."""
+    return [
+        f"{row.run}, {row.where}: {row.prediction} ({row.statement}) predicts {row.predicted:.4g}, "
+        f"measured {row.measured:.4g}, allowed ±{row.tolerance:.2g} ({row.basis}; "
+        f"n = {row.samples}): {row.meaning}."
+        for row in table[~table["agrees"].fillna(True)].itertuples()
+    ]
+
+
+def plot(table: pd.DataFrame) -> Figure:
+    """Draw (measured - predicted) / tolerance of each prediction, with the band of agreement."""
+    from subspace_lab.figures.style import paper_style
+
+    with paper_style():
+        return _draw(table)
+
+
+def _draw(table: pd.DataFrame) -> Figure:
+    from subspace_lab.figures.style import MARKERS, PALETTE, legend_below, new_figure
+
+    order = table.drop_duplicates("prediction")
+    places = {name: -place for place, name in enumerate(order["prediction"])}
+    figure, grid = new_figure(1, row_height=0.6 + 0.118 * len(places))
+    axes: Axes = grid[0, 0]
+    axes.axvspan(-1, 1, color="0.92", zorder=0, label="agreement: ±1 tolerance")
+    axes.axvline(0, color="0.6", linewidth=0.6, zorder=0)
+    runs = list(dict.fromkeys(table["run"]))
+    for i, run in enumerate(runs):
+        shift = 0.6 * (0.5 - (i + 0.5) / len(runs))
+        look: dict[str, Any] = {
+            "color": PALETTE[i % len(PALETTE)],
+            "marker": MARKERS[i % len(MARKERS)],
+        }
+        for indicative, rows in table[table["run"] == run].groupby(table["agrees"].isna()):
+            axes.plot(
+                _deviations(rows),
+                rows["prediction"].map(places) + shift,
+                linestyle="",
+                fillstyle="none" if indicative else "full",
+                markeredgewidth=0.7,
+                clip_on=False,
+                zorder=3,
+                label=None if indicative else run,
+                **look,
+            )
+    axes.plot([], [], linestyle="", marker="o", fillstyle="none", color="0.3", label="indicative")
+    axes.set_xlim(-OFF_SCALE, OFF_SCALE)
+    axes.set_xticks([-2, -1, 0, 1, 2], ["≤ −2", "−1", "0", "1", "≥ 2"])
+    axes.set_xlabel("deviation / tolerance")
+    labels = [f"{row.prediction}  {row.statement}" for row in order.itertuples()]
+    axes.set_yticks(list(places.values()), labels, fontsize=5.5)
+    axes.set_ylim(-len(places) + 0.4, 0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", color="0.9", linewidth=0.4)
+    axes.set_axisbelow(True)
+    figure.suptitle(_counts(table), fontsize="medium")
+    legend_below(figure, axes, columns=2)
+    return figure
+
+
+def _deviations(rows: pd.DataFrame) -> pd.Series[float]:
+    """Give deviations in tolerances; those off the scale, or where none is allowed, at its edge."""
+    import numpy as np
+
+    difference = rows["measured"] - rows["predicted"]
+    side = difference.map(np.sign)
+    edge = side.where(~rows["agrees"].fillna(False).astype(bool), 0) * np.inf
+    scaled = difference / rows["tolerance"].where(rows["tolerance"] > 0)
+    return scaled.fillna(edge).clip(-2, 2)
+
+
+def _counts(table: pd.DataFrame) -> str:
+    tested = int(table["agrees"].notna().sum())
+    agree = int(table["agrees"].sum())
+    return f"{agree} of {tested} tested agree; {len(table) - tested} indicative"
+
+
+def summarise(table: pd.DataFrame) -> Summary:
+    """Count what agrees by run, and say what does not."""
+    found: dict[str, str] = {
+        str(run): _counts(rows) for run, rows in table.groupby("run", observed=True, sort=False)
+    }
+    sentences = disagreements(table)
+    return found | {f"disagreement {i}": text for i, text in enumerate(sentences, start=1)}
+
+
+@exit_code_2_on_user_error
+def main() -> None:
+    """Run the analysis from the command line."""
+    from analyses._tables import concatenate
+
+    arguments = analysis_parser("mask_theory", __doc__).parse_args()
+    runs = open_named_runs(arguments.run)
+    table = concatenate(
+        compute(
+            run,
+            steps=select_steps(run, run.steps, arguments.steps),
+            modules=select_modules(run, arguments.modules),
+            others=runs,
+        )
+        for run in runs
+    )
+    if table.empty:
+        raise UserError("these runs recorded nothing that a prediction is about")
+    write_results(arguments, runs, label(table, runs), plot, summarise)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""What a run recorded about its modules of one rank, in the arrays that predictions are held to."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from subspace_lab.adapters.mask import MaskLaw
+    from subspace_lab.recording.cores import Frame, RankCore
+    from subspace_lab.recording.run import Run
+    from subspace_lab.recording.witness import Gates
+    from subspace_lab.theory import mask_law
+
+MOST_CORES = 4096
+"""Spectra and angles are taken at evenly spread steps, of at most so many cores in all."""
+
+
+@dataclass(frozen=True)
+class Directions:
+    """How every rank direction of one side moved, step by step; `size` etc. are (T, M, r).
+
+    Attributes:
+        size: norm of the direction (of a_i or b_i) after the step.
+        step: norm of its displacement in the step.
+        start: norm of its displacement since step 0.
+    """
+
+    size: NDArray[np.float64]
+    step: NDArray[np.float64]
+    start: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Motions:
+    """The motion of A's rows and B's columns over consecutive steps 1..T."""
+
+    steps: NDArray[np.int64]
+    row: Directions
+    column: Directions
+
+
+@dataclass(frozen=True)
+class Group:
+    """The modules of one rank.
+
+    Attributes:
+        run: the run.
+        modules: their rows (M) of the module table.
+        steps: steps whose cores may be used; None: all. Masks are always taken whole.
+    """
+
+    run: Run
+    modules: pd.DataFrame
+    steps: Collection[int] | None = None
+
+    @property
+    def rank(self) -> int:
+        """The rank r."""
+        return int(self.modules["r"].iloc[0])
+
+    @property
+    def names(self) -> list[str]:
+        """The modules' names."""
+        return list(self.modules["module"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The run's configuration (empty where it is not known)."""
+        return self.run.config
+
+    @cached_property
+    def law(self) -> MaskLaw | None:
+        """The law that the run says its masks followed; None for a run without masks."""
+        from subspace_lab.adapters.mask import MaskLaw
+
+        return None if self.run.mask_law is None else MaskLaw(**self.run.mask_law)
+
+    @cached_property
+    def mask_steps(self) -> NDArray[np.int64]:
+        """The steps (T,) whose masks were recorded."""
+        import numpy as np
+
+        return np.array(self.run.mask_steps, dtype=np.int64)
+
+    @cached_property
+    def masks(self) -> NDArray[np.bool_] | None:
+        """All step masks (T, M, r), True = kept; None where there are none."""
+        import numpy as np
+
+        if self.law is None or not len(self.mask_steps):
+            return None
+        return np.stack([self.run.masks(name)[1] for name in self.names], axis=1)
+
+    def masks_of(self, steps: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Give the masks (T, M, r) of steps that have one; all True in a run without masks."""
+        import numpy as np
+
+        if self.masks is None:
+            return np.ones((len(steps), len(self.modules), self.rank), dtype=bool)
+        return self.masks[np.searchsorted(self.mask_steps, steps)]
+
+    @cached_property
+    def gates(self) -> list[Gates]:
+        """What the gate witness saw of these modules."""
+        return [seen for seen in self.run.gates if seen.module in set(self.names)]
+
+    @cached_property
+    def moments(self) -> mask_law.MaskLaw:
+        """Mean and covariance of the masks' law."""
+        from subspace_lab.theory import mask_law
+
+        assert self.law is not None
+        if self.law.sampling == "exact-k":
+            return mask_law.exact_k(self.rank, kept=self.law.kept_exactly(self.rank))
+        return mask_law.bernoulli(self.rank, keep_prob=self.law.keep_prob)
+
+    @cached_property
+    def kept_pmf(self) -> NDArray[np.float64]:
+        """The law of the number of kept directions, P(0), ..., P(r)."""
+        import numpy as np
+
+        from subspace_lab.theory.masked_rank import masked_rank_law
+
+        assert self.law is not None
+        if self.law.sampling == "exact-k":
+            return np.asarray(np.eye(self.rank + 1)[self.law.kept_exactly(self.rank)])
+        return masked_rank_law(self.rank, keep_prob=self.law.keep_prob).pmf
+
+    @cached_property
+    def overlap_pmf(self) -> NDArray[np.float64]:
+        """The law of the number of directions that two independent masks both keep."""
+        from subspace_lab.theory.mask_overlap import exact_k_overlap_pmf, mask_overlap_pmf
+
+        assert self.law is not None
+        if self.law.sampling == "exact-k":
+            return exact_k_overlap_pmf(self.rank, kept=self.law.kept_exactly(self.rank))
+        return mask_overlap_pmf(self.rank, keep_prob=self.law.keep_prob)
+
+    @cached_property
+    def core_steps(self) -> list[int]:
+        """The steps with cores that may be used."""
+        chosen = self.run.steps if self.steps is None else self.steps
+        return sorted(set(chosen).intersection(self.run.steps))
+
+    @cached_property
+    def cores(self) -> tuple[NDArray[np.int64], RankCore]:
+        """Cores of evenly spread steps: the steps (T,), and one batch (T, M)."""
+        import numpy as np
+
+        steps = np.array(self.core_steps)
+        most = max(2, MOST_CORES // len(self.modules))
+        if len(steps) > most:
+            steps = steps[np.linspace(0, len(steps) - 1, most).round().astype(int)]
+        return steps, self._read(steps.tolist(), motions=self.run.recorded)
+
+    def core(self, step: int) -> RankCore:
+        """Give the cores (M,) of one step."""
+        return self._read([step], motions=False)[0]
+
+    def _read(self, steps: list[int], *, motions: bool) -> RankCore:
+        """Read cores into one batch (T, M)."""
+        import torch
+
+        rows: dict[int, list[RankCore]] = {step: [] for step in steps}
+        for batch in self.run.cores(steps=steps, modules=self.names, motions=motions):
+            for place, step in enumerate(batch.steps.tolist()):
+                rows[step].append(batch.core[place])
+        joined = [_join(parts, torch.cat) for parts in rows.values()]
+        return _join(joined, torch.stack)
+
+    @cached_property
+    def motions(self) -> Motions | None:
+        """How the directions moved; None unless cores of all steps 1, 2, ... were recorded."""
+        import numpy as np
+
+        if not self.run.recorded:
+            return None
+        steps = [step for step in self.core_steps if step > 0]
+        if not steps or steps != list(range(1, len(steps) + 1)):
+            return None
+        sides: dict[str, list[Directions]] = {"row": [], "column": []}
+        for batch in self.run.cores(steps=steps, modules=self.names):
+            for side, found in sides.items():
+                found.append(_directions(getattr(batch.core, side)))
+        row, column = (
+            Directions(
+                *(
+                    np.concatenate([getattr(part, name) for part in found])
+                    for name in ("size", "step", "start")
+                )
+            )
+            for found in sides.values()
+        )
+        return Motions(np.array(steps), row, column)
+
+    @cached_property
+    def starts_at_zero(self) -> bool:
+        """Whether B = 0 at step 0 (not so for PiSSA, MiLoRA, or an adapter trained before)."""
+        return 0 in self.run.steps and not bool(self.core(0).column.R.any())
+
+
+def groups_of(
+    run: Run, *, steps: Collection[int] | None = None, modules: Collection[str] | None = None
+) -> list[Group]:
+    """Sort a run's modules by rank."""
+    table = run.modules
+    if modules is not None:
+        table = table[table["module"].isin(modules)]
+    return [
+        Group(run, part.reset_index(drop=True), steps) for _, part in table.groupby("r", sort=False)
+    ]
+
+
+def _directions(frame: Frame) -> Directions:
+    import torch
+
+    assert frame.step is not None and frame.start is not None
+    return Directions(
+        size=frame.norms.numpy(),
+        step=torch.linalg.vector_norm(frame.step.coordinates, dim=-2).numpy(),
+        start=torch.linalg.vector_norm(frame.start.coordinates, dim=-2).numpy(),
+    )
+
+
+def _join(cores: list[RankCore], join: Any) -> RankCore:
+    """Concatenate or stack cores along their first batch dimension."""
+    from subspace_lab.recording.cores import Frame, Motion, RankCore
+
+    def motion(motions: list[Motion | None]) -> Motion | None:
+        known = [each for each in motions if each is not None]
+        if len(known) < len(motions):
+            return None
+        return Motion(join([each.along for each in known]), join([each.across for each in known]))
+
+    def frame(frames: list[Frame]) -> Frame:
+        return Frame(
+            join([each.R for each in frames]),
+            motion([each.step for each in frames]),
+            motion([each.start for each in frames]),
+        )
+
+    return RankCore(
+        frame([core.row for core in cores]),
+        frame([core.column for core in cores]),
+        join([core.scaling for core in cores]),
+    )

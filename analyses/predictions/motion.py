@@ -1,0 +1,285 @@
+"""T13, T15 and T16: which directions moved at which step, how far, and what was conserved.
+
+With B = 0 at the start and without weight decay, b_i gets its first gradient on the first step that
+keeps direction i, and a_i, whose gradient is b_i^T times something, on the second. Before that both
+stand still exactly, under any optimizer: so a run's cores tell which masks it was really trained
+with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from analyses.predictions.rows import Prediction, Row
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from analyses.predictions.group import Group, Motions
+
+BETA1 = 0.9  # of the Trainer's AdamW
+RANK_ROUNDING = 1e-7
+STILL = 1e-9  # radians
+
+FIRST_B = Prediction(
+    "columns of B that step 1 moves",
+    "T15",
+    "the first step was not taken under the recorded mask: keep and prune swapped, masks per "
+    "sample or token, or masks that differ between micro-batches",
+)
+FIRST_MOVE_B = Prediction(
+    "B's first moves: first kept step", "T16", "steps were not taken under the recorded masks"
+)
+FIRST_MOVE_A = Prediction(
+    "A's first moves: second kept step", "T16", "steps were not taken under the recorded masks"
+)
+FIRST_LENGTH = Prediction(
+    "length of B's first moves",
+    "T16",
+    "Adam's first step on a direction has not the length lr f(t)",
+)
+FIRST_RANK = Prediction(
+    "rank of the first update", "T15", "step 1 used more directions than its mask"
+)
+UNTOUCHED = Prediction(
+    "directions that step 1 left",
+    "T1",
+    "directions without a gradient are not as many as by chance",
+)
+SGD_STILL = Prediction(
+    "masked directions stand still",
+    "T15",
+    "plain SGD moved directions whose gradient should be zero",
+)
+SGD_ANGLES = Prediction(
+    "frame angles are at most the kept", "T15", "plain SGD turned more directions than it kept"
+)
+SGD_RANK = Prediction(
+    "rank of a step is at most 2|M|", "T15", "a step used more than its mask allows"
+)
+GAUGE = Prediction(
+    "balance of A's and B's steps",
+    "T13",
+    "steps on A and B do not balance: ||b_i||² - ||a_i||² drifts",
+)
+GAUGE_ADAM = Prediction("balance under AdamW", "T13", "Adam breaks the balance of A and B")
+LEAKAGE_B = Prediction(
+    "B's displacement while masked", "T16", "momentum carries masked directions by another share"
+)
+LEAKAGE_A = Prediction(
+    "A's displacement while masked", "T16", "momentum carries masked directions by another share"
+)
+
+
+def first_step(group: Group) -> Iterator[Row]:
+    """Step 1 moves exactly the kept columns of B (all of them without a mask)."""
+    import numpy as np
+
+    motions = _from_zero(group)
+    if motions is None:
+        return
+    moved = motions.column.step[0] > 0
+    kept = group.masks_of(np.array([1]))[0] if _masks_known(group) else None
+    if kept is not None:
+        yield FIRST_B.never(moved != kept)
+    elif (probability := _untouched(group)) is not None:
+        yield UNTOUCHED.count(~moved, probability=probability)
+
+
+def first_moves(group: Group) -> Iterator[Row]:
+    """b_i first moves on its first kept step, a_i on its second."""
+    import numpy as np
+
+    motions = _from_zero(group)
+    if motions is None or not _masks_known(group):
+        return
+    times = group.masks_of(motions.steps).cumsum(0)
+    for prediction, side, nth in (
+        (FIRST_MOVE_B, motions.column, 1),
+        (FIRST_MOVE_A, motions.row, 2),
+    ):
+        due = _first(times >= nth)
+        moved = _first(side.step > 0)
+        if nth == 1 or _weight_decay(group) == 0:  # decay moves A at once, and leaves B = 0 alone
+            yield prediction.never(np.asarray(due != moved))
+
+
+def first_length(group: Group) -> Iterator[Row]:
+    """Adam's step on a column of B first kept at t is lr_t f(t) in every entry."""
+    import numpy as np
+
+    from subspace_lab.theory.adam import first_activation_step
+
+    motions = _from_zero(group)
+    if motions is None or not _masks_known(group) or group.config.get("optimizer") != "adamw":
+        return
+    rates = _learning_rates(group, motions)
+    due = _first(group.masks_of(motions.steps).cumsum(0) >= 1)
+    known = np.argwhere(due < len(motions.steps))
+    if rates is None or not len(known):
+        return
+    lengths = np.sqrt(group.modules["m"].to_numpy(dtype=float))
+    ratios = [
+        motions.column.step[due[m, i], m, i]
+        / (lengths[m] * rates[due[m, i]] * first_activation_step(int(due[m, i]) + 1))
+        for m, i in known.tolist()
+    ]
+    yield FIRST_LENGTH.equal(
+        1,
+        float(np.median(ratios)),
+        tolerance=0.02,
+        basis="median over directions; Adam's eps and entries without a gradient",
+        samples=len(ratios),
+    )
+
+
+def first_rank(group: Group) -> Iterator[Row]:
+    """The update after step 1 has at most rank |M|."""
+    import numpy as np
+
+    motions = _from_zero(group)
+    if motions is None or not _masks_known(group) or 1 not in group.core_steps:
+        return
+    kept = group.masks_of(np.array([1]))[0].sum(-1)
+    sigma = group.core(1).singular_values().numpy()
+    rank = (sigma > RANK_ROUNDING * sigma[:, :1]).sum(-1)
+    yield FIRST_RANK.never(rank > kept)
+
+
+def plain_sgd(group: Group) -> Iterator[Row]:
+    """Without momentum and decay a masked direction has no gradient and does not move."""
+    import torch
+
+    motions = group.motions
+    if motions is None or group.masks is None or not _is_plain_sgd(group):
+        return
+    masked = ~group.masks_of(motions.steps)
+    yield SGD_STILL.never(((motions.row.step > 0) | (motions.column.step > 0))[masked])
+    steps, cores = group.cores
+    moving = torch.from_numpy(steps > 0)
+    kept = torch.from_numpy(group.masks_of(steps[steps > 0]).sum(-1))
+    core = cores[moving]
+    sigma = torch.linalg.svdvals(core.change("step"))
+    yield SGD_RANK.never((sigma > RANK_ROUNDING * sigma[..., :1]).sum(-1) > 2 * kept)
+    assert core.row.step is not None
+    from subspace_lab import linalg
+
+    angles = linalg.principal_angles(core.row.now(), core.row.then(core.row.step))
+    yield SGD_ANGLES.never((angles > STILL).sum(-1) > kept)
+
+
+def gauge(group: Group) -> Iterator[Row]:
+    """SGD: B^T dB = dA A^T on pairs of kept directions, so ||b_i||² - ||a_i||² is conserved.
+
+    To second order, that is: it changes by ||db_i||² - ||da_i||². Measured as the slope of the one
+    side on the other. With masks per sample or token only the diagonal, i = j, is equal.
+    """
+    import torch
+
+    if not group.run.recorded or group.config.get("optimizer") not in ("sgd", "adamw"):
+        return
+    steps, cores = group.cores
+    if steps[-1] == 0 or cores.row.step is None or cores.column.step is None:
+        return
+    A_side = cores.row.step.coordinates.mT @ cores.row.then(cores.row.step)
+    B_side = cores.column.then(cores.column.step).mT @ cores.column.step.coordinates
+    if _masks_known(group):
+        known = steps[steps > 0]
+        kept = torch.from_numpy(group.masks_of(known))
+        pairs = torch.zeros(B_side.shape, dtype=torch.bool)
+        pairs[torch.from_numpy(steps > 0)] = kept[..., :, None] & kept[..., None, :]
+    else:
+        pairs = torch.eye(group.rank, dtype=torch.bool).expand(B_side.shape)
+    a, b = A_side[pairs], B_side[pairs]
+    if not bool(a.any()):
+        return
+    slope = float((a * b).sum() / a.square().sum())
+    if _is_plain_sgd(group):
+        basis = "slope; rounding of float32 weights and of gradients"
+        yield GAUGE.equal(1, slope, tolerance=0.02, basis=basis, samples=len(a))
+    elif group.config["optimizer"] == "adamw":
+        why = "a law of gradient flow and SGD: Adam scales entries one by one and breaks it"
+        yield GAUGE_ADAM.indicative(1, slope, scale=0.1, why=why, samples=len(a))
+
+
+def leakage(group: Group) -> Iterator[Row]:
+    """Share of the growth of ||X_t - X_0||² that masked steps make: b1 (1 - q) if stationary."""
+    import numpy as np
+
+    from subspace_lab.theory.adam import leakage as predicted
+
+    motions = group.motions
+    if motions is None or group.masks is None or group.config.get("optimizer") != "adamw":
+        return
+    assert group.law is not None
+    masked = ~group.masks_of(motions.steps)
+    share = predicted(keep_prob=group.law.keep_prob, beta1=BETA1)
+    for prediction, side in ((LEAKAGE_B, motions.column), (LEAKAGE_A, motions.row)):
+        squared = side.start**2
+        growth = np.diff(squared, axis=0, prepend=0)
+        if squared[-1].sum() > 0:
+            yield prediction.indicative(
+                share,
+                float(growth[masked].sum() / squared[-1].sum()),
+                scale=0.25 * share,
+                why="holds for stationary gradients; real ones change, and first steps differ",
+                samples=masked.size,
+            )
+
+
+PREDICTIONS = (first_step, first_moves, first_length, first_rank, plain_sgd, gauge, leakage)
+
+
+def _from_zero(group: Group) -> Motions | None:
+    return group.motions if group.starts_at_zero else None
+
+
+def _masks_known(group: Group) -> bool:
+    """Whether every step's mask is known: recorded, or none at all."""
+    return group.law is None or group.masks is not None
+
+
+def _first(happened: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Place of the first True along the first axis; its length where there is none."""
+    import numpy as np
+
+    places: NDArray[np.int64] = np.where(happened.any(0), happened.argmax(0), len(happened))
+    return places
+
+
+def _weight_decay(group: Group) -> Any:
+    return group.config.get("weight_decay")
+
+
+def _is_plain_sgd(group: Group) -> bool:
+    return group.config.get("optimizer") == "sgd" and _weight_decay(group) == 0
+
+
+def _untouched(group: Group) -> float | None:
+    """Probability that all masks of a batch drop a direction; None where the batch is not known."""
+    from subspace_lab.theory.mask_overlap import untouched_probability
+
+    assert group.law is not None
+    draws: float | None
+    if group.law.granularity == "token":
+        metrics = group.run.metrics.set_index("step")
+        draws = metrics["tokens_seen"].get(1) if "tokens_seen" in metrics else None
+    else:
+        draws = group.config.get("batch_size")
+        if draws is not None:
+            processes = group.run.description.get("provenance", {}).get("processes", 1)
+            draws *= group.config.get("accumulation", 1) * processes
+    if draws is None:
+        return None
+    return untouched_probability(keep_prob=group.law.keep_prob, tokens=int(draws))
+
+
+def _learning_rates(group: Group, motions: Motions) -> NDArray[np.float64] | None:
+    """The learning rates of steps 1..T; None unless all were logged."""
+    table = group.run.metrics.set_index("step")
+    if "learning_rate" not in table:
+        return None
+    rates = table["learning_rate"].reindex(motions.steps)
+    return None if rates.isna().any() else rates.to_numpy(dtype=float)

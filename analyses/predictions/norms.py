@@ -1,0 +1,202 @@
+"""T5 to T7: norms, ranks and singular values of masked updates, and the regulariser behind them.
+
+The mask of step t + 1 is drawn without regard to the state that step t left, so it is a fair draw
+for the core of step t. (The mask of step t is not: that state came about under it.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from analyses.predictions.rows import Prediction, Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from analyses.predictions.group import Group
+    from subspace_lab.recording.cores import RankCore
+
+ROUNDING = 1e-10  # relative to the largest singular value
+WELL_CONDITIONED = 1e-8  # least singular value of an update that counts as of full rank
+
+NORM = Prediction(
+    "masked norm² over expected", "T5", "the coming mask is no fair draw for the weights"
+)
+RANK = Prediction(
+    "masked rank is the kept count", "T6", "masked updates do not have the rank of their masks"
+)
+WEYL = Prediction("Weyl interlacing", "T6", "masked singular values leave their bounds")
+CAUCHY = Prediction(
+    "Cauchy interlacing of A", "T6", "singular values of masked A leave their bounds"
+)
+ENTROPY = Prediction(
+    "masked entropy rank over full", "T6", "the entropy effective rank does not shrink by keep_prob"
+)
+STABLE = Prediction(
+    "masked stable rank over full", "T6", "the stable rank does not shrink by keep_prob"
+)
+REGULARISER = Prediction(
+    "regulariser above its bound", "T7", "R is below the squared nuclear norm over r"
+)
+BALANCE_START = Prediction(
+    "balance ratio, first update", "T5", "the gauge is not the equalised one"
+)
+BALANCE_END = Prediction("balance ratio, last update", "T5", "the gauge is not the equalised one")
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Cores (N modules of N states) and the masks (N, r) that came next, dW = 0 left out."""
+
+    core: RankCore
+    masks: Tensor
+
+
+def expected_norm(group: Group) -> Iterator[Row]:
+    """||dW_D||² over its expectation is 1 on average."""
+    from subspace_lab.theory.masked_moments import expected_output_energy, gram_product
+
+    found = _masked(group)
+    if found is None:
+        return
+    B, A = found.core.column.R, found.core.row.R.mT
+    H = gram_product(B, A)
+    d = found.masks.double()
+    expected = expected_output_energy(B, A, group.moments)
+    ratio = ((H @ d[..., None]).squeeze(-1) * d).sum(-1) / expected
+    assert group.law is not None
+    if group.law.sampling == "bernoulli":
+        variance = quadratic_form_variance(H, keep_prob=group.law.keep_prob) / expected**2
+        yield NORM.mean(ratio.numpy(), expected=1, variance=float(variance.mean()))
+    else:
+        yield NORM.empirical_mean(ratio.numpy(), expected=1)
+
+
+def quadratic_form_variance(H: Tensor, *, keep_prob: float) -> Tensor:
+    """Variance of d^T H d over independent d_i ~ Bernoulli(q), H symmetric.
+
+    With z = d - q, whose products of different coordinates are uncorrelated, d^T H d is a constant
+    plus sum_i L_i z_i + 2 sum_{i<j} H_ij z_i z_j, L_i = H_ii + 2 q sum_{j != i} H_ij. Hence
+    v sum_i L_i^2 + 4 v^2 sum_{i<j} H_ij^2, v = q (1 - q).
+    """
+    v = keep_prob * (1 - keep_prob)
+    diagonal = H.diagonal(dim1=-2, dim2=-1)
+    linear = diagonal + 2 * keep_prob * (H.sum(-1) - diagonal)
+    pairs = H.square().sum((-2, -1)) - diagonal.square().sum(-1)
+    variance: Tensor = v * linear.square().sum(-1) + 2 * v**2 * pairs
+    return variance
+
+
+def masked_rank(group: Group) -> Iterator[Row]:
+    """Rank of B D A is |M| wherever B A has full rank."""
+    from subspace_lab import linalg
+
+    found = _masked(group)
+    if found is None:
+        return
+    full = found.core.singular_values()
+    usable = full[:, -1] > WELL_CONDITIONED * full[:, 0]
+    if not bool(usable.any()):
+        return
+    masks = found.masks[usable]
+    rank = linalg.effective_rank(
+        found.core[usable].singular_values(masks), measure="numerical", kept=masks.sum(-1)
+    )
+    yield RANK.never(rank != masks.sum(-1))
+
+
+def interlacing(group: Group) -> Iterator[Row]:
+    """Weyl's bounds for B D A, Cauchy's for the kept rows of A."""
+    import torch
+
+    from subspace_lab.theory.masked_rank import factor_interlacing, update_interlacing
+
+    found = _masked(group)
+    if found is None:
+        return
+    R = found.core.row.R
+    pairs = {
+        WEYL: (found.core.singular_values(), found.core.singular_values(found.masks)),
+        CAUCHY: (torch.linalg.svdvals(R), torch.linalg.svdvals(R * found.masks[:, None])),
+    }
+    bounds_of = {WEYL: update_interlacing, CAUCHY: factor_interlacing}
+    kept = found.masks.sum(-1)
+    for prediction, (full, masked) in pairs.items():
+        violated = torch.zeros(len(kept), dtype=torch.bool)
+        for count in kept.unique().tolist():
+            these = kept == count
+            bounds, sigma = bounds_of[prediction](full[these], kept=count), masked[these, :count]
+            slack = ROUNDING * full[these, :1]
+            outside = (sigma < bounds.lower - slack) | (sigma > bounds.upper + slack)
+            violated[these] = outside.any(-1)
+        yield prediction.never(violated)
+
+
+def effective_ranks(group: Group) -> Iterator[Row]:
+    """Effective ranks shrink by keep_prob for flat spectra only: "half the rank" is about rank."""
+    from subspace_lab import linalg
+    from subspace_lab.linalg import Measure
+
+    found = _masked(group)
+    if found is None or group.law is None:
+        return
+    some = found.masks.any(-1)
+    core, masks, q = found.core[some], found.masks[some], group.law.keep_prob
+    measures: dict[Prediction, Measure] = {ENTROPY: "entropy", STABLE: "stable"}
+    for prediction, measure in measures.items():
+        full = linalg.effective_rank(core.singular_values(), measure=measure)
+        masked = linalg.effective_rank(
+            core.singular_values(masks), measure=measure, kept=masks.sum(-1)
+        )
+        yield prediction.indicative(
+            q,
+            float((masked / full).mean()),
+            scale=0.25 * q,
+            why="exact only for orthogonal directions of equal norm",
+            samples=len(masks),
+        )
+
+
+def regulariser(group: Group) -> Iterator[Row]:
+    """R = sum ||b_i||² ||a_i||² >= ||B A||_*² / r, so rho >= ||.||_*² / (r ||.||_F²)."""
+    from subspace_lab.theory.masked_moments import balance_ratio
+    from subspace_lab.theory.regulariser import explicit_regulariser, nuclear_norm_bound
+
+    core = group.cores[1]
+    core = core[core.norm() > 0]
+    B, A = core.column.R, core.row.R.mT
+    if not len(B):
+        return
+    bound = nuclear_norm_bound(B, A)
+    yield REGULARISER.never(explicit_regulariser(B, A) < bound * (1 - ROUNDING))
+    frobenius = (core.norm() / core.scaling.abs()) ** 2
+    ratio, least = balance_ratio(B, A), bound / frobenius
+    modules = min(len(group.modules), len(B))
+    for prediction, part in ((BALANCE_START, slice(modules)), (BALANCE_END, slice(-modules, None))):
+        yield prediction.indicative(
+            float(least[part].mean()),
+            float(ratio[part].mean()),
+            scale=0.25 * float(least[part].mean()),
+            why="a lower bound, attained where masks have equalised all directions (T14)",
+            samples=modules,
+        )
+
+
+PREDICTIONS = (expected_norm, masked_rank, interlacing, effective_ranks, regulariser)
+
+
+def _masked(group: Group) -> Masked | None:
+    """Pair the cores of steps t with the masks of steps t + 1, where the update is not zero."""
+    import numpy as np
+    import torch
+
+    if group.masks is None:
+        return None
+    steps, core = group.cores
+    places = np.flatnonzero(np.isin(steps + 1, group.mask_steps))
+    chosen = core[torch.from_numpy(places)]
+    masks = torch.from_numpy(group.masks_of(steps[places] + 1))
+    present = chosen.norm() > 0
+    return Masked(chosen[present], masks[present]) if bool(present.any()) else None
