@@ -118,9 +118,7 @@ def frame_drift(A: Float[Tensor, "r n"], step: Float[Tensor, "r n"]) -> Float[Te
             raise ValueError(
                 f"the rows of {name} are linearly dependent, its row space is no frame"
             )
-    outside = E.T
-    for _ in range(2):  # once more, against the rounding of a step that lies inside the frame
-        outside = outside - Q @ (Q.T @ outside)
+    outside = E.T - Q @ (Q.T @ E.T)
     inclined = torch.linalg.solve_triangular(R_next, outside, upper=True, left=False)
     sines: Tensor = torch.linalg.svdvals(inclined)
     return sines

@@ -268,10 +268,15 @@ def test_random_masks_agree_with_enumeration(deviation):
 def test_trustworthy_for_a_weak_adapter():
     network = Network(attention=True, strength=0.1)
     assert gate_gap(network, STEP, keep_prob=0.5, rescale=2.0).trustworthy
-    # Two masks are too little evidence for the same network.
-    draw = torch.Generator().manual_seed(0)
-    weak = gate_gap(network, STEP, keep_prob=0.5, rescale=2.0, masks=2, generator=draw)
-    assert not weak.trustworthy
+
+
+@pytest.mark.parametrize(("standard_error", "expected"), [(0.05, True), (0.15, False)])
+def test_trust_needs_evidence(standard_error, expected):
+    """The same agreement, with a certain and an uncertain difference."""
+    zeros = torch.zeros(3, dtype=torch.float64)
+    orders = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    gap = GateGap(1.0, 0.5, orders, zeros, standard_error, masks=10, tolerance=0.2)
+    assert gap.trustworthy is expected
 
 
 def test_not_trustworthy_where_the_model_interpolates():
@@ -298,7 +303,6 @@ def test_not_trustworthy_where_the_model_interpolates():
     gap = gate_gap(loss, [gate], keep_prob=0.5, rescale=2.0)
     assert loss(gate).item() < 0.05
     assert gap.measured > 3 * gap.second_order > 0
-    assert isinstance(gap, GateGap)
     assert not gap.trustworthy
 
 
