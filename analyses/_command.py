@@ -182,11 +182,11 @@ def select_modules(run: Run, patterns: Sequence[str] | None) -> list[str] | None
 
 
 def label(table: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
-    """Add a column `configuration`, shared by runs that differ in their seed, for several runs."""
+    """Add a column `configuration` where some runs differ in their seed only, and so share it."""
     from subspace_lab.stats.seeds import label_configurations
 
-    if len(runs) > 1:
-        labels = label_configurations({run.name: run.config for run in runs})
+    labels = label_configurations({run.name: run.config for run in runs})
+    if len(set(labels.values())) < len(runs):
         table["configuration"] = table["run"].astype(str).map(labels).astype("category")
     return table
 

@@ -75,4 +75,11 @@ EXPLANATIONS = (
         "(geometric ensemble plus Jensen gap) and must pass through the single masks' mean. "
         "Bottom: exact match of each.",
     ),
+    Explanation(
+        "mask_theory",
+        "Do the runs do what theory says?",
+        "Each row is a prediction that the record can test: how far the measurement lies from it, "
+        "in units of its tolerance. Filled marks inside the band agree; hollow ones rest on "
+        "assumptions that a real run does not meet, and get no verdict.",
+    ),
 )

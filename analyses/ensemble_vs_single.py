@@ -314,6 +314,7 @@ def _draw(table: pd.DataFrame) -> Figure:
 
     runs = list(dict.fromkeys(table["run"]))
     figure, axes = new_figure(3, row_height=1.35, share_x=False)
+    axes[0, 0].plot([], [], color="0.35", linestyle=(0, (1, 1)), label="predicted c* (T9)")
     for i, run in enumerate(runs):
         rows = table[table["run"] == run]
         _draw_scales(axes[0, 0], rows, i)
@@ -361,7 +362,6 @@ def _draw_scales(axis: Any, rows: pd.DataFrame, i: int) -> None:
             ymax=0.12,
             color=_look(i)["color"],
             linestyle=(0, (1, 1)),
-            label="predicted c* (T9)" if i == 0 else None,
         )
 
 

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from subspace_lab.recording.run import Run
 
 COLUMNS = {
-    "loss": "training loss (nats/token)",
-    "eval_response_loss": "test loss (nats/token)",
-    "eval_exact_match": "test exact match",
+    "loss": ("training loss", "nats/token"),
+    "eval_response_loss": ("test loss", "nats/token"),
+    "eval_exact_match": ("test exact match", "share of rows"),
 }
+"""Columns of the metrics, with title and unit."""
 
 
 def compute(
@@ -82,7 +83,9 @@ def _draw(table: pd.DataFrame) -> Figure:
             marker = MARKERS[i % len(MARKERS)] if name != "loss" else ""
             axis.plot(found["step"], found[name], marker=marker, **look)
     for axis, name in zip(axes[:, 0], shown, strict=True):
-        axis.set_ylabel(COLUMNS[name])
+        title, unit = COLUMNS[name]
+        axis.set_title(title)
+        axis.set_ylabel(unit)
     if "eval_examples" in table:
         figure.suptitle(f"{int(table['eval_examples'].max())} test rows", fontsize="medium")
     step_axis(axes[-1, 0])
@@ -94,10 +97,10 @@ def summarise(table: pd.DataFrame) -> Summary:
     """Give each run's first and last evaluation."""
     summary: dict[str, float | int | str] = {}
     for run, rows in table.groupby("run", sort=False):
-        for name, label in COLUMNS.items():
+        for name, (title, unit) in COLUMNS.items():
             found = rows[name].dropna() if name in rows else rows["step"][:0]
             if len(found):
-                summary[f"{run}, {label}"] = f"{found.iloc[0]:.3g} → {found.iloc[-1]:.3g}"
+                summary[f"{run}, {title} ({unit})"] = f"{found.iloc[0]:.3g} → {found.iloc[-1]:.3g}"
     return summary
 
 

@@ -31,6 +31,7 @@ ANALYSES = (
     "frame_drift",
     "merged_spectra",
     "ensemble_vs_single",
+    "mask_theory",
 )
 
 
