@@ -1,10 +1,10 @@
-"""Cores and masks in pieces that fit into the cache, worked on by all processors."""
+"""Work on all processors: cores and masks in pieces that fit into the cache."""
 
 from __future__ import annotations
 
 import collections
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,9 +14,52 @@ if TYPE_CHECKING:
 
     from subspace_lab.recording.run import CoreBatch, Run
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CORES_PER_PIECE = 1024
+
+
+def map_parallel(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    total: int,
+    unit: str,
+    description: str,
+    size: Callable[[Item], int] = lambda item: 1,
+) -> Iterator[Result]:
+    """Apply a function to items, in order, with a progress bar.
+
+    LAPACK works outside Python's lock, so threads use all processors. At most two items per
+    thread are held at once, so memory stays bounded however many there are.
+
+    Args:
+        function: of an item.
+        items: taken as they are needed.
+        total: sum of the items' sizes.
+        unit: what sizes count.
+        description: shown before the bar.
+        size: of an item.
+    """
+    import torch
+    from tqdm import tqdm
+
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    waiting: collections.deque[tuple[int, Future[Result]]] = collections.deque()
+    with (
+        ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        tqdm(total=total, unit=unit, desc=description, disable=None) as bar,
+    ):
+        for item in items:
+            waiting.append((size(item), pool.submit(function, item)))
+            if len(waiting) > 2 * (threads or 1):
+                done, result = waiting.popleft()
+                yield result.result()
+                bar.update(done)
+        for done, result in waiting:
+            yield result.result()
+            bar.update(done)
 
 
 def map_cores(
@@ -29,9 +72,6 @@ def map_cores(
 ) -> Iterator[Result]:
     """Apply a function to all cores of a run, a few steps at a time, in order.
 
-    LAPACK works outside Python's lock, so threads use all processors. At most two pieces per
-    thread are held at once, so memory stays bounded however long the run is.
-
     Args:
         run: the run.
         function: of a batch of cores (T, M) of modules that share a rank.
@@ -39,28 +79,16 @@ def map_cores(
         modules: only these; None: all.
         motions: whether the function needs the displacements.
     """
-    import torch
-    from tqdm import tqdm
-
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    waiting: collections.deque[tuple[int, Future[Result]]] = collections.deque()
     chosen = len(run.modules if modules is None else modules)
-    total = chosen * len(run.steps if steps is None else steps)
-    with (
-        ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-        tqdm(total=total, unit="core", desc=run.name, disable=None) as bar,
-    ):
-        for batch in run.cores(steps=steps, modules=modules, motions=motions):
-            for piece in _pieces(batch):
-                size = len(piece.steps) * len(piece.modules)
-                waiting.append((size, pool.submit(function, piece)))
-                if len(waiting) > 2 * (threads or 1):
-                    size, done = waiting.popleft()
-                    yield done.result()
-                    bar.update(size)
-        for size, done in waiting:
-            yield done.result()
-            bar.update(size)
+    batches = run.cores(steps=steps, modules=modules, motions=motions)
+    return map_parallel(
+        function,
+        (piece for batch in batches for piece in _pieces(batch)),
+        total=chosen * len(run.steps if steps is None else steps),
+        unit="core",
+        description=run.name,
+        size=lambda piece: len(piece.steps) * len(piece.modules),
+    )
 
 
 class StepMasks:

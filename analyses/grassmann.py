@@ -1,0 +1,230 @@
+"""Do two adapters use the same directions? Normalised Grassmann overlap of leading directions.
+
+    python -m analyses.grassmann --run runs/seed-0 --run runs/seed-1
+    python -m analyses.grassmann --run runs/rank-8 runs/rank-64 --modules q_proj v_proj
+    python -m analyses.grassmann --run runs/first --steps 10,100
+
+Compares two adapters at their last step (or at --steps: one for both, or one for each), or one
+adapter at two steps. For the i leading singular directions of the one and the j leading ones of
+the other, with orthonormal U_i and V_j,
+
+    phi(i, j) = ||U_i^T V_j||_F^2 / min(i, j)
+
+is 1 where one span contains the other and 0 where they are orthogonal (Hu et al. 2022, LoRA,
+Section 7.2). Side row takes right singular directions, in input space; side column left ones, in
+output space. Matrix update is scaling B A; matrix factor is A alone (row) or B alone (column).
+
+Random directions in R^n have phi = max(i, j) / n on average: the null beside which to read phi.
+Runs that start from one A share its directions without having learned them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from analyses._batches import map_parallel
+from analyses._command import (
+    Summary,
+    analysis_parser,
+    open_named_runs,
+    select_modules,
+    select_steps,
+    write_results,
+)
+from analyses._tables import concatenate
+from subspace_lab.errors import UserError, exit_code_2_on_user_error
+
+if TYPE_CHECKING:
+    import argparse
+
+    import pandas as pd
+    import torch
+    from matplotlib.figure import Figure
+
+    from subspace_lab.recording.factors import Factors
+    from subspace_lab.recording.run import Run
+
+SIDES = {"row": "input side", "column": "output side"}
+MATRICES = ("update", "factor")
+
+
+def compute(
+    run: Run,
+    other: Run | None = None,
+    *,
+    steps: tuple[int, int] | None = None,
+    modules: Collection[str] | None = None,
+) -> pd.DataFrame:
+    """Compute the table; a row is (module, matrix, side, i, j).
+
+    Args:
+        run: the first adapter.
+        other: the second one; None: the same run at another step.
+        steps: the saved step of each; None: the last of each.
+        modules: only these modules of `run`; None: all that both have.
+
+    Returns:
+        Columns run, step, other_run, other_step, module, layer, projection, matrix (update,
+        factor), side (row, column), i, j, phi, null_phi. i and j go up to the numerical ranks; a
+        matrix of zeros, as B at the start, has no rows.
+
+    Raises:
+        UserError: if a run has no saved adapter of that step, or there is no module in common.
+    """
+    other = other or run
+    for each in (run, other):
+        if not each.snapshots:
+            raise UserError(f"{each.path} has no saved adapters: record them with --snapshots")
+    first, second = steps or (max(run.snapshots), max(other.snapshots))
+    table = run.modules if modules is None else run.modules[run.modules["module"].isin(modules)]
+    sizes = ["module", "m", "n"]
+    table = table.merge(other.modules[sizes], on=sizes)
+    if table.empty:
+        raise UserError(f"{run.path} and {other.path} have no module of one size in common")
+
+    def of_module(module: str) -> pd.DataFrame:
+        return _overlaps(run.factors(first, module), other.factors(second, module))
+
+    names = list(table["module"])
+    description = f"{run.name}, {other.name}"
+    parts = map_parallel(of_module, names, total=len(names), unit="module", description=description)
+    tables = []
+    for row, part in zip(table.itertuples(), parts, strict=True):
+        place: dict[str, Any] = {
+            "run": run.name,
+            "step": first,
+            "other_run": other.name,
+            "other_step": second,
+        }
+        place |= {"module": row.module, "layer": row.layer, "projection": row.projection}
+        labels = ["run", "other_run", "module", "projection", "matrix", "side"]
+        tables.append(part.assign(**place).astype(dict.fromkeys(labels, "category")))
+    found = concatenate(tables)
+    if found.empty:
+        raise UserError(f"the update of {run.path} or {other.path} is zero at that step")
+    return found[[*place, "matrix", "side", "i", "j", "phi", "null_phi"]]
+
+
+def _overlaps(first: Factors, second: Factors) -> pd.DataFrame:
+    """Overlap of all leading directions of one module."""
+    import numpy as np
+    import pandas as pd
+
+    from subspace_lab import linalg
+
+    parts = []
+    directions = zip(_directions(first), _directions(second), strict=True)
+    for (matrix, side, U), (_, _, V) in directions:
+        phi = linalg.grassmann_overlap(U, V).numpy()
+        i, j = np.indices(phi.shape, dtype=np.int16) + 1
+        columns = {"matrix": matrix, "side": side, "i": i.ravel(), "j": j.ravel()}
+        null = np.maximum(i, j).ravel() / U.shape[0]
+        parts.append(pd.DataFrame(columns | {"phi": phi.ravel(), "null_phi": null}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _directions(factors: Factors) -> list[tuple[str, str, torch.Tensor]]:
+    """Singular directions as orthonormal columns, descending, up to the numerical rank."""
+    import torch
+
+    from subspace_lab import linalg
+
+    update = linalg.singular_vectors(factors.B, factors.A, scaling=factors.scaling)
+    rank = int(update.numerical_rank)
+    found = [("update", "row", update.Vh[:rank].T), ("update", "column", update.U[:, :rank])]
+    for side, X in (("row", factors.A.T), ("column", factors.B)):
+        U, S, _ = torch.linalg.svd(X.double(), full_matrices=False)
+        rank = int((linalg.RANK_TOLERANCE * S[0] < S).sum())
+        found.append(("factor", side, U[:, :rank]))
+    return found
+
+
+def plot(table: pd.DataFrame) -> Figure:
+    """Draw phi(i, j), the mean over modules, as heat maps by matrix and side."""
+    from subspace_lab.figures.style import paper_style
+
+    with paper_style():
+        return _draw(table)
+
+
+def _draw(table: pd.DataFrame) -> Figure:
+    from subspace_lab.figures.heat_map import draw_heat_map
+    from subspace_lab.figures.style import new_figure
+
+    first = table.iloc[0]
+    names = {"update": ("ΔW, {}", "ΔW, {}"), "factor": ("A, {}", "B, {}")}
+    figure, axes = new_figure(2, 2, row_height=1.6, share_x=False)
+    for row, matrix in zip(axes, MATRICES, strict=True):
+        for axis, (side, label), name in zip(row, SIDES.items(), names[matrix], strict=True):
+            rows = table[(table["matrix"] == matrix) & (table["side"] == side)]
+            means = rows.groupby(["i", "j"])[["phi", "null_phi"]].mean()
+            if means.empty:
+                axis.set(title=name.format(label), xticks=[], yticks=[])
+                axis.text(0.5, 0.5, "zero", ha="center", transform=axis.transAxes)
+                continue
+            image = draw_heat_map(axis, means["phi"].unstack())
+            low, high = means["null_phi"].min(), means["null_phi"].max()
+            axis.set_title(f"{name.format(label)}\nrandom: {low:.2g} to {high:.2g}")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("i")
+    for axis in axes[-1]:
+        axis.set_xlabel("j")
+    figure.colorbar(image, ax=axes, label="overlap φ(i, j)", shrink=0.7, aspect=30)
+    figure.suptitle(
+        f"i: {first['run']}, step {first['step']};  j: {first['other_run']}, step "
+        f"{first['other_step']}\nmean over {table['module'].nunique()} modules",
+        fontsize="medium",
+    )
+    return figure
+
+
+def summarise(table: pd.DataFrame) -> Summary:
+    """Give the overlap of the first directions and of all of them, beside the null."""
+    found: dict[str, dict[str, float]] = {}
+    for matrix in MATRICES:
+        for side, label in SIDES.items():
+            rows = table[(table["matrix"] == matrix) & (table["side"] == side)]
+            largest = rows.groupby("module", observed=True)[["i", "j"]].transform("max")
+            whole = rows[(rows["i"] == largest["i"]) & (rows["j"] == largest["j"])]
+            leading = rows[(rows["i"] == 1) & (rows["j"] == 1)]
+            found[f"{matrix}, {label}"] = {
+                "first directions": float(leading["phi"].mean()),
+                "random": float(leading["null_phi"].mean()),
+                "whole spaces": float(whole["phi"].mean()),
+                "random spaces": float(whole["null_phi"].mean()),
+            }
+    return found
+
+
+@exit_code_2_on_user_error
+def main() -> None:
+    """Run the analysis from the command line."""
+    arguments = analysis_parser("grassmann", __doc__).parse_args()
+    runs = open_named_runs(arguments.run)
+    if len(runs) > 2:
+        raise UserError(f"grassmann compares two adapters, not {len(runs)}: give two --run")
+    run, other = runs[0], runs[-1]
+    modules = select_modules(run, arguments.modules)
+    table = compute(run, other, steps=_steps(runs, arguments), modules=modules)
+    write_results(arguments, runs, table, plot, summarise)
+
+
+def _steps(runs: list[Run], arguments: argparse.Namespace) -> tuple[int, int]:
+    """Read --steps: one saved step for each of the two adapters."""
+    texts = (arguments.steps or "last").split(",")
+    if len(runs) == 1 and len(texts) != 2:
+        raise UserError("one run is compared at two saved steps: give --steps such as 10,100")
+    if len(texts) > 2:
+        raise UserError(f"--steps {arguments.steps} are more than two steps: give one or two")
+    chosen = []
+    for run, text in zip((runs[0], runs[-1]), (texts[0], texts[-1]), strict=True):
+        found = select_steps(run, sorted(run.snapshots), text) or []
+        if len(found) != 1:
+            raise UserError(f"--steps {text} is no single step of {run.path}")
+        chosen += found
+    return chosen[0], chosen[1]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""Singular values of the base, the merged weight and the update, and intruder dimensions.
+
+    python -m analyses.merged_spectra --run runs/first
+    python -m analyses.merged_spectra --run runs/first --steps every:1 --top-k 20
+    python -m analyses.merged_spectra --run my-adapter --base meta-llama/Llama-2-7b-hf
+
+For each module at the last saved adapter (or at --steps among the saved ones): the leading
+singular values of the base weight W0, of the merged weight W0 + scaling B A, and all of the
+update's, with ||update||_F / ||W0||_F.
+
+Intruder dimensions are leading left singular vectors of the merged weight that the base has not:
+their largest |cosine| with any left singular vector of W0 is below --epsilon (Shuttleworth et al.
+2024). Counted among the --top-k leading ones. For large weights only some base vectors are
+computed; where they cannot settle the matter the vector counts as undecided.
+
+The base's weights are read one by one; without them (no base named, or out of reach) only the
+update's spectra are given, and the output says so. A quantised base is named as such: its
+singular values are those of the dequantised weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from analyses._base_weights import BaseWeights, open_base
+from analyses._batches import map_parallel
+from analyses._command import Summary, analysis_parser, run_analysis
+from subspace_lab.errors import UserError, exit_code_2_on_user_error
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from subspace_lab.recording.factors import Factors
+    from subspace_lab.recording.run import Run
+
+MATRICES = {"base": "base", "merged": "merged", "update": "update"}
+ALL_VECTORS_UP_TO = 1024  # a dense SVD takes a second up to here
+SOME_VECTORS = 64
+ROUNDING = 1e-12  # smaller singular values, relative to the largest, are not drawn
+
+
+def compute(
+    run: Run,
+    *,
+    steps: Collection[int] | None = None,
+    modules: Collection[str] | None = None,
+    top_k: int = 10,
+    epsilon: float = 0.5,
+    base: str | None = None,
+) -> pd.DataFrame:
+    """Compute the table; a row is (run, step, module, matrix).
+
+    Args:
+        run: a run with saved adapters.
+        steps: only these of the saved ones; None: the last.
+        modules: only these modules; None: all.
+        top_k: how many singular values of base and merged weight, and vectors tested.
+        epsilon: cosine below which a vector is an intruder.
+        base: the base model; None: the one that the run names.
+
+    Returns:
+        Columns run, step, module, layer, projection, matrix (base, merged, update; only update
+        without a base); singular_values (list, descending); intruders and undecided (of the top_k
+        vectors; merged only, else nan); update_to_base_norm (Frobenius; nan without a base);
+        remark (on the base).
+
+    Raises:
+        UserError: if no adapters were saved, or `base` was asked for and cannot be had.
+    """
+    import pandas as pd
+
+    if not run.snapshots:
+        raise UserError(f"{run.path} has no saved adapters: record them with --snapshots")
+    if top_k < 1:
+        raise UserError(f"--top-k must be at least 1, not {top_k}")
+    chosen = sorted(run.snapshots)[-1:] if steps is None else sorted(steps)
+    table = run.modules if modules is None else run.modules[run.modules["module"].isin(modules)]
+    weights, remark = _find_base(run, base)
+
+    def of_module(module: str) -> list[dict[str, Any]]:
+        factors = {step: run.factors(step, module) for step in chosen}
+        return _rows(factors, weights, top_k=top_k, epsilon=epsilon)
+
+    names = list(table["module"])
+    found = map_parallel(of_module, names, total=len(names), unit="module", description=run.name)
+    places = table[["module", "layer", "projection"]].to_dict(orient="records")
+    rows = [
+        {"run": run.name, **place, **row, "remark": remark}
+        for place, of_one in zip(places, found, strict=True)
+        for row in of_one
+    ]
+    labels = ["run", "module", "projection", "matrix", "remark"]
+    return pd.DataFrame(rows).astype(dict.fromkeys(labels, "category"))
+
+
+def _find_base(run: Run, name: str | None) -> tuple[BaseWeights | None, str]:
+    """Open the base if it can be had; give what has to be said about it."""
+    try:
+        weights = open_base(run, name=name)
+    except UserError as error:
+        if name:
+            raise
+        return None, f"update only: {error}"
+    return weights, weights.remark
+
+
+def _rows(
+    factors: dict[int, Factors], weights: BaseWeights | None, *, top_k: int, epsilon: float
+) -> list[dict[str, Any]]:
+    """Rows of one module at all steps."""
+    from subspace_lab import linalg, models
+
+    nan = float("nan")
+    rows: list[dict[str, Any]] = []
+    W0 = None if weights is None else weights.matrix(next(iter(factors.values())))
+    if W0 is not None:
+        top_k = min(top_k, *W0.shape)
+        small = min(W0.shape) <= ALL_VECTORS_UP_TO
+        svd = linalg.base_svd(
+            W0,
+            rank=None if small else max(SOME_VECTORS, top_k),
+            cache=None if small else models.cache_folder() / "base-svd",
+        )
+    for step, f in factors.items():
+        sigma = {"update": linalg.singular_values(f.B, f.A, scaling=f.scaling)}
+        counts, relative = {"intruders": nan, "undecided": nan}, nan
+        if W0 is not None:
+            relative = float(sigma["update"].norm() / W0.double().norm())
+            found = linalg.intruder_dimensions(
+                W0, f.B, f.A, base=svd, top_k=top_k, epsilon=epsilon, scaling=f.scaling
+            )
+            counts = {
+                "intruders": float(found.intruder.sum()),
+                "undecided": float(found.undecided.sum()),
+            }
+            sigma = {"base": svd.S[:top_k], "merged": found.singular_values} | sigma
+        rows += [
+            {
+                "step": step,
+                "matrix": matrix,
+                "singular_values": values.numpy(),
+                **(counts if matrix == "merged" else dict.fromkeys(counts, nan)),
+                "update_to_base_norm": relative,
+            }
+            for matrix, values in sigma.items()
+        ]
+    return rows
+
+
+def plot(table: pd.DataFrame) -> Figure:
+    """Draw the spectra at each run's last step, and by projection the norms and intruders."""
+    from subspace_lab.figures.style import paper_style
+
+    with paper_style():
+        return _draw(table)
+
+
+def _draw(table: pd.DataFrame) -> Figure:
+    from subspace_lab.figures.categories import draw_by_category
+    from subspace_lab.figures.curves import draw_curves, looks, sample_note
+    from subspace_lab.figures.style import legend_below, new_figure
+
+    last = table[table["step"] == table.groupby("run", observed=True)["step"].transform("max")]
+    shown = {m: label for m, label in MATRICES.items() if (last["matrix"] == m).any()}
+    look = looks(last, shown)
+    with_base = "merged" in shown
+    figure, axes = new_figure(3 if with_base else 1, row_height=1.5, share_x=False)
+    spectra = axes[0, 0]
+    values = last.explode("singular_values").astype({"singular_values": float})
+    values["step"] = values.groupby(["run", "module", "matrix"], observed=True).cumcount() + 1
+    largest = values.groupby(["run", "module", "matrix"], observed=True)["singular_values"]
+    values = values[values["singular_values"] > ROUNDING * largest.transform("max")]
+    for matrix in shown:
+        rows = values[values["matrix"] == matrix]
+        draw_curves(spectra, rows, "singular_values", name=matrix, looks=look)
+    spectra.set(title="leading singular values", xlabel="index", ylabel="σ", yscale="log")
+    if with_base:
+        merged = last[last["matrix"] == "merged"]
+        count = merged["singular_values"].map(len).max()
+        norm, intruders = axes[1:, 0]
+        draw_by_category(norm, merged, "update_to_base_norm", category="projection")
+        norm.set(
+            title="size of the update (median, quartiles)", ylabel="‖ΔW‖ / ‖W₀‖", ylim=(0, None)
+        )
+        draw_by_category(intruders, merged, "intruders", category="projection")
+        intruders.set(title="intruder dimensions (median, quartiles)")
+        intruders.set(ylabel=f"of the top {count}", ylim=(-0.2, max(2.0, intruders.get_ylim()[1])))
+    steps = "+".join(map(str, sorted(last["step"].unique())))
+    figure.suptitle(f"Merged spectra at step {steps}\n{sample_note(last)}", fontsize="medium")
+    legend_below(figure, spectra, columns=3 if last["run"].nunique() == 1 else 1)
+    return figure
+
+
+def summarise(table: pd.DataFrame) -> Summary:
+    """Give medians of the last step, the number of intruders, and remarks on the base."""
+    found: dict[str, dict[str, float] | str] = {}
+    for run, rows in table.groupby("run", observed=True):
+        last = rows[rows["step"] == rows["step"].max()]
+        update, merged = (last[last["matrix"] == matrix] for matrix in ("update", "merged"))
+        found[f"{run}, step {last['step'].iloc[0]}"] = {
+            "largest singular value of the update": float(
+                update["singular_values"].str[0].median()
+            ),
+            "update to base norm": float(update["update_to_base_norm"].median()),
+            "intruders": float(merged["intruders"].sum(min_count=1)),
+            "undecided": float(merged["undecided"].sum(min_count=1)),
+        }
+        if remark := last["remark"].iloc[0]:
+            found[f"{run}, base"] = str(remark)
+    return found
+
+
+@exit_code_2_on_user_error
+def main() -> None:
+    """Run the analysis from the command line."""
+    parser = analysis_parser("merged_spectra", __doc__)
+    parser.add_argument("--top-k", type=int, default=10, metavar="K", help="default: 10")
+    parser.add_argument("--epsilon", type=float, default=0.5, metavar="COSINE", help="default: 0.5")
+    parser.add_argument(
+        "--base", metavar="MODEL", help="base model (default: the one that the run names)"
+    )
+    run_analysis(parser, compute, plot, summarise, steps_of=lambda run: sorted(run.snapshots))
+
+
+if __name__ == "__main__":
+    main()

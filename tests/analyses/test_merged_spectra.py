@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from analyses.merged_spectra import compute
+from subspace_lab.errors import UserError
+from subspace_lab.recording.run import Run
+from tests.analyses.conftest import dense
+from tests.analyses.test_command import assert_one_sentence
+from tests.tiny import tiny_llama
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Give the base of the run as a folder, and its weights by module."""
+    folder = tmp_path_factory.mktemp("base")
+    model = tiny_llama()
+    model.save_pretrained(folder)
+    return folder, {name: w.double() for name, w in model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def table(run, base) -> pd.DataFrame:
+    return compute(run, steps=[0, 6], base=str(base[0]), top_k=8)
+
+
+def test_spectra_equal_dense_ones(run, base, table):
+    for (step, module), rows in table.groupby(["step", "module"], observed=True):
+        B, A, scaling = dense(run, step, module)
+        W0, update = base[1][f"{module}.weight"], scaling * B @ A
+        found = rows.set_index("matrix")["singular_values"]
+        for matrix, W in {"base": W0, "merged": W0 + update, "update": update}.items():
+            count = 4 if matrix == "update" else 8
+            truth = torch.linalg.svdvals(W)[:count].numpy()
+            np.testing.assert_allclose(found[matrix], truth, rtol=1e-6, atol=1e-12)
+        ratio = float(update.norm() / W0.norm())
+        assert rows["update_to_base_norm"].to_numpy() == pytest.approx(ratio, rel=1e-6)
+
+
+def test_intruders_equal_those_by_definition(run, base, table):
+    total = 0
+    for module, rows in table[table["step"] == 6].groupby("module", observed=True):
+        B, A, scaling = dense(run, 6, module)
+        W0 = base[1][f"{module}.weight"]
+        U0, U = (torch.linalg.svd(W).U for W in (W0, W0 + scaling * B @ A))
+        truth = int(((U[:, :8].T @ U0).abs().amax(1) < 0.5).sum())
+        found = rows.set_index("matrix")[["intruders", "undecided"]]
+        assert tuple(found.loc["merged"]) == (truth, 0)
+        assert found.loc[["base", "update"]].isna().all(axis=None)
+        total += truth
+    assert total > 0  # else the comparison says little
+    assert table.loc[(table["step"] == 0), "intruders"].dropna().eq(0).all()
+
+
+def test_the_last_adapter_is_the_default_and_the_update_needs_no_base(run):
+    table = compute(run)  # the tiny model's run names no base
+    assert set(table["matrix"]) == {"update"} and set(table["step"]) == {6}
+    assert table["remark"].str.startswith("update only").all()
+    assert table["update_to_base_norm"].isna().all()
+
+
+def test_command_says_what_is_missing(command, run, base, tmp_path):
+    found = command("merged_spectra", "--run", run.path, "--out", tmp_path)
+    assert found.code == 0 and "update only" in found.out
+    found = command("merged_spectra", "--run", run.path, "--base", tmp_path)
+    assert_one_sentence(found, "config.json")
+    found = command("merged_spectra", "--run", run.path, "--base", base[0], "--out", tmp_path)
+    assert found.code == 0 and "intruders" in found.out
+    content = json.loads((tmp_path / "merged_spectra.json").read_text())
+    assert content["summary"]["tiny, step 6"]["undecided"] == 0
+    assert (
+        pd.read_parquet(tmp_path / "merged_spectra.parquet")["singular_values"].map(len).max() == 10
+    )
+
+
+def test_another_base_is_refused(run, tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    other = LlamaForCausalLM(LlamaConfig(vocab_size=32, num_hidden_layers=2, **sizes))
+    other.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="belongs to another base"):
+        compute(Run(run.path), base=str(tmp_path))
