@@ -1,0 +1,184 @@
+"""The paper's claims: what theory says of each, and what these runs show.
+
+    python -m analyses.claims --run RUN [--run RUN2 ...] [--out FOLDER]
+
+For each claim of the DropLoRA paper a verdict that never says more than the runs show:
+
+    supported           what was measured is what the claim says
+    supported in part   some of it, or some of the runs
+    contradicted        what was measured is not what the claim says
+    undecided           measured, but it could be either
+    not tested          these runs cannot tell; it says what could
+
+The more kinds of run, the more is tested: step masks and token masks, with and without rescale,
+AdamW and SGD, and LoRA beside them, several seeds each. Runs that fail an exact or a sampling
+prediction of `analyses.mask_theory` do not do what they say, and are not heard. Writes
+claims.parquet, claims.json, claims.md and claims.html (a table without a page around it).
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analyses._command import _default_folder, open_named_runs
+from subspace_lab.errors import UserError, exit_code_2_on_user_error
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from subspace_lab.recording.run import Run
+
+HEADS = {
+    "claim": "the paper says",
+    "theory": "theory says",
+    "shown": "these runs show",
+    "verdict": "verdict of these runs",
+}
+
+
+def compute(runs: Sequence[Run]) -> pd.DataFrame:
+    """Hear the runs on all claims; a row is a claim.
+
+    Args:
+        runs: the runs.
+
+    Returns:
+        Columns name, claim (in our words), theory, statements (numbers of the theorems), shown
+        (measured numbers with their sample sizes, or what a test needs), verdict.
+    """
+    import pandas as pd
+
+    from analyses import mask_theory
+    from analyses._tables import concatenate
+    from analyses.predictions.evidence import Evidence
+    from analyses.predictions.paper import CLAIMS
+
+    table = concatenate(mask_theory.compute(run, others=runs) for run in runs)
+    if table.empty:
+        raise UserError("these runs recorded nothing that a claim is about")
+    evidence = Evidence(runs, table)
+    rows = []
+    for claim in CLAIMS:
+        finding = claim.judge(evidence)
+        rows.append(
+            {
+                "name": claim.name,
+                "claim": claim.claim,
+                "theory": claim.theory,
+                "statements": claim.statements,
+                "shown": finding.shown,
+                "verdict": finding.verdict,
+            }
+        )
+    found = pd.DataFrame(rows)
+    found.attrs["unheard"] = [run.name for run in evidence.unsound]
+    return found
+
+
+def to_text(table: pd.DataFrame) -> str:
+    """Render the claims for a terminal."""
+    blocks = []
+    for row in table.itertuples():
+        lines = [f"{row.name}: {row.verdict}"]
+        for head, text in (
+            ("claim", row.claim),
+            ("theory", f"{row.theory} ({row.statements})"),
+            ("runs", row.shown),
+        ):
+            lines += textwrap.wrap(
+                f"{head:<7} {text}", 96, initial_indent="  ", subsequent_indent=" " * 10
+            )
+        blocks.append("\n".join(lines))
+    return "\n".join(blocks + _remarks(table))
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """Render the claims as a Markdown table."""
+    rows = [list(HEADS.values()), ["---"] * len(HEADS), *_cells(table, lambda text: text)]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([*lines, "", *_remarks(table)]).rstrip() + "\n"
+
+
+def to_html(table: pd.DataFrame) -> str:
+    """Render the claims as an HTML table."""
+    head = "".join(f"<th>{name}</th>" for name in HEADS.values())
+    body = "".join(
+        f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n"
+        for row in _cells(table, html.escape)
+    )
+    remarks = "".join(f"<p class='remark'>{html.escape(text)}</p>\n" for text in _remarks(table))
+    return f"<table><tr>{head}</tr>\n{body}</table>\n{remarks}"
+
+
+def _cells(table: pd.DataFrame, escape: Callable[[str], str]) -> list[list[str]]:
+    return [
+        [
+            escape(str(row.claim)),
+            escape(f"{row.theory} ({row.statements})"),
+            escape(str(row.shown)),
+            escape(str(row.verdict)),
+        ]
+        for row in table.itertuples()
+    ]
+
+
+def _remarks(table: pd.DataFrame) -> list[str]:
+    unheard = table.attrs.get("unheard")
+    if not unheard:
+        return []
+    return [f"Not heard, as mask_theory found them not to do what they say: {', '.join(unheard)}."]
+
+
+def write(table: pd.DataFrame, folder: Path, runs: Sequence[Run]) -> list[Path]:
+    """Write the table in its four forms, and give the paths.
+
+    Raises:
+        UserError: if the folder cannot be written.
+    """
+    from subspace_lab.recording import files
+    from subspace_lab.recording.provenance import provenance
+
+    paths = [folder / f"claims.{form}" for form in ("parquet", "json", "md", "html")]
+    content = {
+        "analysis": "claims",
+        "claims": table.to_dict(orient="records"),
+        "unheard": table.attrs.get("unheard", []),
+        "runs": [{"name": run.name, "path": str(run.path)} for run in runs],
+        "provenance": provenance(),
+    }
+    try:
+        files.write_table(paths[0], table)
+        files.write_json(paths[1], content)
+        for path, text in zip(paths[2:], (to_markdown(table), to_html(table)), strict=True):
+            with files.replacing(path) as unfinished:
+                unfinished.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error}): give another --out") from error
+    return paths
+
+
+@exit_code_2_on_user_error
+def main() -> None:
+    """Hear the runs from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analyses.claims",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--run", action="append", nargs="+", required=True, metavar="RUN")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: as for analyses")
+    arguments = parser.parse_args()
+    runs = open_named_runs(arguments.run)
+    table = compute(runs)
+    print(to_text(table))
+    for path in write(table, arguments.out or _default_folder(runs), runs):
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

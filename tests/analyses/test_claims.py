@@ -1,0 +1,171 @@
+"""Verdicts on the paper's claims say what the runs show, and no more."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from analyses.claims import compute, to_html, to_markdown, to_text
+from analyses.mask_theory import COLUMNS
+from analyses.predictions.evidence import Evidence
+from analyses.predictions.paper import CLAIMS, better_than_lora, less_gain_at_small_rank
+from subspace_lab.adapters.mask import RankMask
+from subspace_lab.recording.run import Run
+from subspace_lab.recording.writer import RunWriter
+from tests.analyses import wrong_masks
+from tests.analyses.wrong_masks import train
+
+VERDICTS = {"supported", "supported in part", "contradicted", "undecided", "not tested"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Run]:
+    folder = tmp_path_factory.mktemp("claims")
+    return {
+        "step": train(folder / "step", RankMask(0.5)),
+        "sgd": train(folder / "sgd", RankMask(0.5), optimizer="sgd"),
+        "token": train(folder / "token", RankMask(0.5, granularity="token")),
+        "lora": train(folder / "lora", None),
+    }
+
+
+def verdicts(*runs: Run) -> dict[str, str]:
+    return compute(runs).set_index("name")["verdict"].to_dict()
+
+
+def test_every_claim_gets_a_verdict_with_its_evidence(runs):
+    table = compute(list(runs.values()))
+    assert list(table["name"]) == [claim.name for claim in CLAIMS]
+    assert len(table) == 13 and table["name"].is_unique
+    assert set(table["verdict"]) <= VERDICTS
+    untested = table["verdict"] == "not tested"
+    assert table.loc[untested, "shown"].str.contains("needs").all()
+    assert table.loc[~untested, "shown"].str.contains("n = ").all()
+
+
+def test_verdicts_of_all_kinds_of_run_together(runs):
+    found = verdicts(*runs.values())
+    assert found["one method"] == "contradicted"
+    assert found["half the rank"] == "supported in part"
+    assert found["only the kept learn"] == "supported in part"  # SGD yes, AdamW no
+    assert found["not dropout"] == "contradicted"
+    assert found["a moving subspace"] == "contradicted"
+    for name in ("two masks are one", "less rank is better", "significantly better"):
+        assert found[name] == "not tested"
+
+
+def test_one_run_alone_tests_what_it_can(runs):
+    assert verdicts(runs["step"])["only the kept learn"] == "contradicted"
+    assert verdicts(runs["sgd"])["only the kept learn"] == "supported"
+    assert verdicts(runs["step"])["one method"] == "not tested"
+    assert verdicts(runs["token"])["one method"] == "not tested"
+    assert set(verdicts(runs["lora"]).values()) == {"not tested"}
+
+
+def test_quoted_numbers_are_those_of_mask_theory(runs):
+    from analyses import mask_theory
+
+    row = mask_theory.compute(runs["step"]).set_index("prediction").loc["Jaccard of next masks"]
+    shown = compute([runs["step"]]).set_index("name").loc["a subspace a step", "shown"]
+    assert f"{row['measured']:.3g} (n = {row['samples']:,})" in shown
+
+
+def test_a_run_that_is_not_what_it_says_is_not_heard(runs, tmp_path):
+    wrong = train(tmp_path / "wrong", wrong_masks.PerSample(0.5))
+    table = compute([wrong])
+    assert set(table["verdict"]) == {"not tested"}
+    assert "wrong" in to_text(table) and "Not heard" in to_markdown(table)
+    assert compute([runs["step"]]).attrs["unheard"] == []
+
+
+def scored(folder, scores: dict[str, list[float]], *, rank: int = 8) -> list[Run]:
+    """Write runs with nothing but a last evaluation, one per method and seed."""
+    runs = []
+    for method, values in scores.items():
+        for seed, score in enumerate(values):
+            config = {"method": method, "rank": rank, "seed": seed, "task": "pocket"}
+            mask = {"keep_prob": 0.5, "granularity": "step", "rescale": True}
+            law = {"mask": mask} if method == "droplora" else {}
+            path = folder / f"{method}-{rank}-{seed}"
+            module = {"module": "q", "layer": 0, "projection": "q", "m": 4, "n": 4, "r": rank}
+            table = pd.DataFrame([module]).assign(scaling=2.0)
+            writer = RunWriter(path, {"config": config} | law, table)
+            writer.add_metrics(0, {"eval_exact_match": 0.5, "eval_examples": 100})
+            writer.add_metrics(9, {"eval_exact_match": score, "eval_examples": 100})
+            writer.close()
+            runs.append(Run(path))
+    return runs
+
+
+def evidence(runs: list[Run]) -> Evidence:
+    return Evidence(runs, pd.DataFrame(columns=COLUMNS).astype({"agrees": "boolean"}))
+
+
+LORA = [0.50, 0.52, 0.48, 0.51, 0.49, 0.50]
+
+
+@pytest.mark.parametrize(
+    ("masked", "verdict"),
+    [
+        ([0.60, 0.63, 0.57, 0.60, 0.60, 0.59], "supported"),
+        ([0.40, 0.43, 0.37, 0.40, 0.40, 0.39], "contradicted"),
+        ([0.60, 0.42, 0.58, 0.41, 0.59, 0.40], "undecided"),
+        ([0.60, 0.63, 0.57, 0.60, 0.60], "not tested"),
+    ],
+)
+def test_gains_need_six_paired_seeds_and_an_interval_off_zero(masked, verdict, tmp_path):
+    finding = better_than_lora(evidence(scored(tmp_path, {"lora": LORA, "droplora": masked})))
+    assert finding.verdict == verdict
+    assert f"{len(masked)} paired seeds" in finding.shown
+
+
+def test_gain_is_the_mean_difference_over_seeds(tmp_path):
+    masked = [value + gain for value, gain in zip(LORA, (1, 2, 3, 1, 2, 3), strict=True)]
+    (gain,) = evidence(scored(tmp_path, {"lora": LORA, "droplora": masked})).gains
+    assert gain.difference.difference.estimate == pytest.approx(2)
+    assert (gain.rank, gain.examples) == (8, 100)
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "verdict"),
+    [(0.0, 0.1, "supported"), (0.1, 0.0, "contradicted"), (0.1, 0.1, "undecided")],
+)
+def test_gain_by_rank(small, large, verdict, tmp_path):
+    runs = []
+    for rank, gain in ((2, small), (16, large)):
+        jitter = (0.01, -0.01, 0.0, 0.005, -0.005, 0.0)
+        masked = [value + gain + j for value, j in zip(LORA, jitter, strict=True)]
+        runs += scored(tmp_path, {"lora": LORA, "droplora": masked}, rank=rank)
+    assert less_gain_at_small_rank(evidence(runs)).verdict == verdict
+    assert less_gain_at_small_rank(evidence(runs[:12])).verdict == "not tested"
+
+
+def test_tables_hold_a_row_per_claim_and_escape(runs):
+    table = compute([runs["step"]])
+    lines = [line for line in to_markdown(table).splitlines() if line.startswith("|")]
+    assert len(lines) == len(CLAIMS) + 2
+    assert all(line.replace("\\|", "").count("|") == 5 for line in lines)
+    page = to_html(table.assign(shown="a < b & c"))
+    assert page.count("<tr>") == len(CLAIMS) + 1 and "a &lt; b &amp; c" in page
+
+
+def test_command_prints_and_writes(command, runs, tmp_path):
+    found = command("claims", "--run", runs["step"].path, "--out", tmp_path)
+    assert found.code == 0, found.err
+    assert "only the kept learn: contradicted" in found.out
+    saved = json.loads((tmp_path / "claims.json").read_text())
+    assert len(saved["claims"]) == len(pd.read_parquet(tmp_path / "claims.parquet")) == 13
+    assert (tmp_path / "claims.md").read_text().startswith("| the paper says |")
+    assert "<table>" in (tmp_path / "claims.html").read_text()
+
+
+def test_an_evaluation_before_the_end_of_training_is_no_result(tmp_path):
+    runs = scored(tmp_path, {"lora": LORA, "droplora": LORA})
+    assert evidence(runs).gains
+    for run in runs:
+        metrics = run.metrics
+        metrics.loc[metrics["step"] > 0, "eval_exact_match"] = float("nan")
+        metrics.to_parquet(run.path / "metrics.parquet")
+    assert not evidence(runs).gains
