@@ -1,0 +1,297 @@
+"""Tables 1 to 5 and Figures 2 and 3 of the DropLoRA paper: published and measured side by side.
+
+    python -m analyses.paper_tables --runs "runs/paper/*" --out paper-tables
+
+Each cell reads "published / measured". Measured is the mean over seeds with the half width of its
+95 % interval (Student's t) and the number of seeds; runs that differ in their seed only are
+repetitions. It comes from RUN/evaluations/summary.json, test rows only (see
+`python -m subspace_lab.evaluate`). Blank where nothing was run; an average only where every column
+was. Known errors of the published tables carry a footnote.
+
+A run stands in the paper's row if base, method and rank are the paper's, and in a row of its own
+otherwise. DropLoRA's rows say the mask: its granularity, whether kept directions are rescaled, and
+keep_prob. Writes paper_tables.csv, paper_tables.md, figure2 and figure3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analyses.published import AVERAGE, LLAMA2, LLAMA3, TABLE_5, TABLES, Table
+from subspace_lab.errors import exit_code_2_on_user_error
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from subspace_lab.recording.run import Run
+
+METHODS = {
+    "lora": "LoRA",
+    "droplora": "DropLoRA",
+    "dora": "DoRA",
+    "pissa": "PiSSA",
+    "milora": "MiLoRA",
+    "full": "Full",
+}
+MODELS = {r"llama-?2-7b": LLAMA2, r"llama-?3-8b": LLAMA3}
+COLUMNS = [
+    "table", "model", "method", "parameters", "settings", "rank", "prune_prob",
+    "column", "published", "printed", "note", "row_note",
+    "mean", "low", "high", "seeds", "examples",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one configuration scored on one table's tasks.
+
+    Attributes:
+        model: base model.
+        method: as the tables name it.
+        parameters: trainable parameters, in millions; empty where the run does not say.
+        settings: rank and mask, in words.
+        rank: r; 0 for full fine-tuning.
+        prune_prob: 1 - keep_prob; 0 without a mask.
+        scores: by column title, one value per seed, scaled as the table is.
+        examples: by column title, how many test rows at least.
+    """
+
+    model: str
+    method: str
+    parameters: str
+    settings: str
+    rank: int
+    prune_prob: float
+    scores: Mapping[str, list[float]]
+    examples: Mapping[str, int]
+
+
+def compute(runs: Iterable[Run]) -> pd.DataFrame:
+    """Set published beside measured values of Tables 1 to 5.
+
+    Returns:
+        One row per table, row of it and column: `table` (1 to 5), `model`, `method`,
+        `parameters` (trainable), `settings` (rank and mask of what was measured), `rank`,
+        `prune_prob`, `column`, `published` (nan: none), `printed` (the same, as printed), `note`,
+        `row_note` (errors of it), `mean`, `low`, `high` (95 % interval over seeds; nan: not run,
+        or one seed), `seeds`, `examples`. Accuracies are in per cent, MT-Bench from 1 to 10.
+    """
+    import pandas as pd
+
+    known = list(runs)
+    rows: list[dict[str, Any]] = []
+    for table in TABLES:
+        results = collect(table, known)
+        rows += _published_rows(table, results)
+        if table.number == 1:
+            averages = results
+    rows += _rank_rows(averages)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def collect(table: Table, runs: Iterable[Run]) -> list[Result]:
+    """Group the runs that were evaluated on a table's tasks by configuration."""
+    import json
+
+    from subspace_lab.evaluation.records import read_summaries
+    from subspace_lab.stats.seeds import IGNORED
+
+    groups: dict[str, list[tuple[Run, dict[str, dict[str, Any]]]]] = {}
+    for run in runs:
+        summaries = {
+            task: summary
+            for task, summary in read_summaries(run.path).items()
+            if task in table.columns and summary["settings"].get("split", "test") == "test"
+        }
+        if summaries and run.config:
+            kept = {key: value for key, value in run.config.items() if key not in IGNORED}
+            groups.setdefault(json.dumps(kept, sort_keys=True), []).append((run, summaries))
+    return [_result(table, members) for members in groups.values()]
+
+
+def _result(table: Table, members: list[tuple[Run, dict[str, dict[str, Any]]]]) -> Result:
+    config = members[0][0].config
+    scores: dict[str, list[float]] = {}
+    examples: dict[str, int] = {}
+    for _, summaries in members:
+        for task, title in table.columns.items():
+            if task in summaries:
+                scores.setdefault(title, []).append(table.scale * summaries[task]["value"])
+                found = summaries[task]["examples"]
+                examples[title] = min(found, examples.get(title, found))
+        if summaries.keys() == table.columns.keys():
+            mean = sum(summary["value"] for summary in summaries.values()) / len(table.columns)
+            scores.setdefault(AVERAGE, []).append(table.scale * mean)
+    masked = members[0][0].mask_law is not None
+    trained = members[0][0].description.get("provenance", {}).get("trainable_parameters")
+    return Result(
+        model=model_name(str(config["base"])),
+        method=METHODS[config["method"]]
+        + " with a mask" * (masked and config["method"] != "droplora"),
+        parameters=f"{trained / 1e6:.2f}M" if trained else "",
+        settings=_settings(config, masked=masked),
+        rank=0 if config["method"] == "full" else int(config["rank"]),
+        prune_prob=round(1 - config["keep_prob"], 6) if masked else 0.0,
+        scores=scores,
+        examples=examples,
+    )
+
+
+def model_name(base: str) -> str:
+    """Name a base model as the paper does, where the paper has it.
+
+    >>> model_name("meta-llama/Llama-2-7b-hf"), model_name("bundled")
+    ('LLaMA2-7B', 'bundled')
+    """
+    for pattern, name in MODELS.items():
+        if re.search(pattern, base, re.IGNORECASE):
+            return name
+    return base
+
+
+def _settings(config: Mapping[str, Any], *, masked: bool) -> str:
+    if config["method"] == "full":
+        return ""
+    told = [f"rank {config['rank']}"]
+    if masked:
+        scale = "rescaled" if config["rescale"] else "not rescaled"
+        told.append(f"{config['granularity']} mask, {scale}, keep_prob {config['keep_prob']}")
+    return ", ".join(told)
+
+
+def _published_rows(table: Table, results: list[Result]) -> list[dict[str, Any]]:
+    titles = [*table.columns.values()] + [AVERAGE] * (len(table.columns) > 1)
+    left, rows = list(results), []
+    for published in table.rows:
+        found = [
+            result
+            for result in left
+            if (result.model, result.method) == (published.model, published.method)
+            and result.rank == published.rank
+            # Full fine-tuning is in the paper as cited rows only.
+            and (not published.cited or published.method == "Full")
+        ]
+        left = [result for result in left if result not in found]
+        scores = dict(zip(titles, published.printed, strict=True))
+        for i, result in enumerate(found or [None]):
+            base = {"table": table.number, "model": published.model, "method": published.label}
+            base["parameters"] = published.parameters if i == 0 or not result else result.parameters
+            rows += _cells(table, base, titles, scores if i == 0 else {}, result)
+    for result in left:
+        base = {"table": table.number, "model": result.model, "method": result.method}
+        base["parameters"] = result.parameters
+        rows += _cells(table, base, titles, {}, result)
+    return rows
+
+
+def _cells(
+    table: Table,
+    base: dict[str, Any],
+    titles: list[str],
+    scores: Mapping[str, str],
+    result: Result | None,
+) -> list[dict[str, Any]]:
+    row = base | {
+        "settings": result.settings if result else "",
+        "rank": result.rank if result else table.rank,
+        "prune_prob": result.prune_prob if result else None,
+    }
+    place = (base["model"], base["method"])
+    notes = table.notes if scores else {}
+    row["row_note"] = notes.get((*place, ""), "")
+    return [
+        row
+        | {"column": title, "note": notes.get((*place, title), "")}
+        | _published(scores.get(title))
+        | _measured(result, title)
+        for title in titles
+    ]
+
+
+def _published(printed: str | None) -> dict[str, Any]:
+    return {"published": None if printed is None else float(printed), "printed": printed or ""}
+
+
+def _measured(result: Result | None, title: str) -> dict[str, Any]:
+    from subspace_lab.stats.intervals import mean_interval
+
+    values = result.scores.get(title, []) if result else []
+    if not values or result is None:
+        return {"seeds": 0}
+    interval = mean_interval(values)
+    return {
+        "mean": interval.estimate,
+        "low": interval.low,
+        "high": interval.high,
+        "seeds": len(values),
+        "examples": result.examples.get(title, min(result.examples.values())),
+    }
+
+
+def _rank_rows(results: list[Result]) -> list[dict[str, Any]]:
+    """Make the rows of Table 5: the commonsense average by method, rank and pruning rate."""
+    rows, left = [], list(results)
+    for published in TABLE_5:
+        found = [
+            result
+            for result in left
+            if (result.model, result.method, result.rank, result.prune_prob)
+            == (LLAMA2, published.method, published.rank, published.prune_prob)
+        ]
+        left = [result for result in left if result not in found]
+        for i, result in enumerate(found or [None]):
+            row = {"model": LLAMA2, "method": published.method, "rank": published.rank}
+            row["prune_prob"] = published.prune_prob
+            rows.append(row | _rank_cell(result, f"{published.accuracy:.1f}" if i == 0 else None))
+    for result in left:
+        if result.method in ("LoRA", "DropLoRA"):
+            row = {"model": result.model, "method": result.method, "rank": result.rank}
+            row["prune_prob"] = result.prune_prob
+            rows.append(row | _rank_cell(result, None))
+    return rows
+
+
+def _rank_cell(result: Result | None, printed: str | None) -> dict[str, Any]:
+    told = {"settings": result.settings if result else "", "note": "", "row_note": ""}
+    place = {"table": 5, "column": AVERAGE}
+    return place | told | _published(printed) | _measured(result, AVERAGE)
+
+
+@exit_code_2_on_user_error
+def main() -> None:
+    """Parse the command line, and print and write tables and figures."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analyses.paper_tables",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--runs", nargs="*", default=[], help="run directories, or quoted globs")
+    parser.add_argument("--out", type=Path, default=Path("paper-tables"), help="where to write")
+    parser.add_argument("--format", choices=("png", "pdf", "svg"), default="pdf", help="of figures")
+    arguments = parser.parse_args()
+    from analyses._paper_figures import draw_pruning_rates, draw_ranks
+    from analyses._paper_layout import as_markdown
+    from subspace_lab.figures.style import save
+    from subspace_lab.recording.run import open_runs
+
+    table = compute(open_runs(arguments.runs))
+    text = as_markdown(table)
+    print(text)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(arguments.out / "paper_tables.csv", index=False)
+    (arguments.out / "paper_tables.md").write_text(text)
+    written = ["paper_tables.csv", "paper_tables.md"]
+    for name, plot in (("figure2", draw_pruning_rates), ("figure3", draw_ranks)):
+        written.append(f"{name}.{arguments.format}")
+        save(plot(table), arguments.out / written[-1], format=arguments.format)
+    for name in written:
+        print(f"wrote {arguments.out / name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""The paper's tables: what is published, and what stands beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pandas as pd
+import pytest
+
+from analyses import published
+from analyses._paper_figures import draw_pruning_rates, draw_ranks
+from analyses._paper_layout import as_markdown
+from analyses.paper_tables import compute
+from analyses.published import AVERAGE, COMMONSENSE, LLAMA2, LLAMA3, TABLES
+from subspace_lab.evaluation import records
+from subspace_lab.recording.run import Run
+from subspace_lab.training.config import TrainConfig
+from tests.training.conftest import command
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Write run folders that were evaluated, without training anything."""
+
+    def make(name: str, scores: dict[str, float], *, split: str = "test", **fields) -> Run:
+        config = TrainConfig(**({"rank": 32, "base": "meta-llama/Llama-2-7b-hf"} | fields))
+        folder = tmp_path / name
+        folder.mkdir()
+        masked = {"keep_prob": config.keep_prob} if config.masked else None
+        content = {"config": config.to_dict(), "modules": [], "status": "finished"}
+        content |= {"mask": masked} if masked else {}
+        (folder / "run.json").write_text(json.dumps(content))
+        for task, value in scores.items():
+            summary = records.Summary(task, "generated", value, 0.1, 100, 5, {"split": split})
+            records.write(folder, pd.DataFrame({"task": [task]}), summary)
+        return Run(folder)
+
+    return make
+
+
+def commonsense(value: float) -> dict[str, float]:
+    return dict.fromkeys(COMMONSENSE, value)
+
+
+def cell(table: pd.DataFrame, number: int, model: str, method: str, column: str) -> pd.Series:
+    rows = table[(table["table"] == number) & (table["model"] == model)]
+    (found,) = [
+        row for _, row in rows[(rows["method"] == method) & (rows["column"] == column)].iterrows()
+    ]
+    return found
+
+
+def test_rows_whose_average_is_not_theirs_are_exactly_the_noted_ones():
+    wrong = {
+        (table.number, row.model, row.label)
+        for table in TABLES
+        for row in table.rows
+        if len(row.scores) > 1
+        and abs(sum(row.scores[:-1]) / len(row.scores[:-1]) - row.scores[-1])
+        > (0.051 if row.cited else 0.0101)  # printed with one decimal, or with two
+    }
+    assert wrong == {(1, LLAMA3, name) for name in ("MiLoRA (cited)", "LoRA", "DoRA")}
+    noted = {(1, model, method) for model, method, _ in published.TABLE_1.notes}
+    assert wrong < noted
+
+
+def test_the_other_notes_hold():
+    rows = {(t.number, r.model, r.label): r for t in TABLES for r in t.rows}
+    assert rows[1, LLAMA3, "MiLoRA"].printed == rows[1, LLAMA2, "MiLoRA"].printed
+    full, lora = rows[3, LLAMA2, "Full (cited)"].scores[1], rows[3, LLAMA2, "LoRA"].scores[1]
+    assert round(142 / 399 * 100, 2) == full
+    assert not any(round(100 * k / 378, 2) == full for k in range(379))
+    assert any(round(100 * k / 378, 2) == lora for k in range(379))
+    llama3 = {m: rows[4, LLAMA3, m].scores[0] for m in ("LoRA", "DropLoRA")}
+    assert llama3["DropLoRA"] - llama3["LoRA"] == pytest.approx(0.11)
+    assert rows[3, LLAMA3, "DropLoRA"].scores[0] < rows[3, LLAMA3, "LoRA"].scores[0]
+
+
+def test_notes_name_cells_that_exist():
+    for table in TABLES:
+        known = {(row.model, row.label) for row in table.rows}
+        titles = {"", AVERAGE, *table.columns.values()}
+        for model, method, column in table.notes:
+            assert (model, method) in known
+            assert column in titles
+
+
+def test_every_published_row_fills_its_columns():
+    for table in TABLES:
+        for row in table.rows:
+            assert len(row.printed) == len(table.columns) + (len(table.columns) > 1)
+
+
+def test_seeds_are_averaged_and_settings_are_not(make_run):
+    runs = [make_run(f"lora-{s}", commonsense(0.8 + 0.01 * s), seed=s) for s in range(3)]
+    runs += [make_run("half", commonsense(0.7), method="droplora", keep_prob=0.5)]
+    runs += [make_run("most", commonsense(0.9), method="droplora", keep_prob=0.9)]
+    table = compute(runs)
+    lora = cell(table, 1, LLAMA2, "LoRA", AVERAGE)
+    assert (lora["published"], lora["seeds"]) == (84.38, 3)
+    assert lora["mean"] == pytest.approx(81)
+    assert lora["high"] - lora["mean"] == pytest.approx(4.302653 / math.sqrt(3))  # t_2 at 97.5 %
+    drop = table[(table["table"] == 1) & (table["method"] == "DropLoRA")]
+    drop = drop[(drop["model"] == LLAMA2) & (drop["column"] == AVERAGE)]
+    assert drop["mean"].tolist() == pytest.approx([70, 90])
+    assert drop["published"].tolist()[0] == 84.91
+    assert math.isnan(drop["published"].tolist()[1])
+    assert drop["settings"].str.extract(r"keep_prob ([\d.]+)")[0].tolist() == ["0.5", "0.9"]
+
+
+def test_other_ranks_bases_and_masked_methods_get_rows_of_their_own(make_run):
+    table = compute(
+        [
+            make_run("r16", commonsense(0.6), rank=16),
+            make_run("small", commonsense(0.5), base="bundled"),
+            make_run("masked", commonsense(0.4), method="dora", rank_mask=True),
+        ]
+    )
+    first = table[(table["table"] == 1) & (table["column"] == AVERAGE) & (table["seeds"] > 0)]
+    assert first["published"].isna().all()
+    told = set(zip(first["model"], first["method"], first["mean"].round(6), strict=True))
+    assert told == {
+        (LLAMA2, "LoRA", 60.0),
+        ("bundled", "LoRA", 50.0),
+        (LLAMA2, "DoRA with a mask", 40.0),
+    }
+    fifth = table[(table["table"] == 5) & (table["seeds"] > 0)]
+    assert fifth["published"].tolist()[0] == 84.5  # Table 5 has LoRA of rank 16
+    assert fifth["model"].tolist() == [LLAMA2, "bundled"]
+
+
+def test_missing_columns_give_no_average_and_validation_rows_no_value(make_run):
+    scores = commonsense(0.8)
+    del scores["piqa"]
+    table = compute(
+        [make_run("most", scores), make_run("val", {"piqa": 0.9}, split="validation", seed=1)]
+    )
+    assert cell(table, 1, LLAMA2, "LoRA", "BoolQ")["mean"] == pytest.approx(80)
+    assert cell(table, 1, LLAMA2, "LoRA", "PIQA")["seeds"] == 0
+    assert cell(table, 1, LLAMA2, "LoRA", AVERAGE)["seeds"] == 0
+
+
+def test_mt_bench_is_no_percentage(make_run):
+    table = compute([make_run("chat", {"mt_bench": 5.25})])
+    assert cell(table, 4, LLAMA2, "LoRA", "MT-Bench")["mean"] == 5.25
+
+
+def test_math_stands_at_rank_64(make_run):
+    table = compute([make_run("math", {"gsm8k": 0.6, "math": 0.2}, rank=64, task="metamathqa")])
+    assert cell(table, 2, LLAMA2, "LoRA", AVERAGE)["mean"] == pytest.approx(40)
+    assert cell(table, 2, LLAMA2, "LoRA", AVERAGE)["published"] == 40.84
+
+
+def test_layout(make_run):
+    text = as_markdown(compute([make_run(f"{s}", commonsense(0.8), seed=s) for s in (0, 1)]))
+    assert "84.38 / 80.00 ± 0.00 (2)" in text
+    assert "| LLaMA3-8B | MiLoRA [4] |" in text
+    assert "[4] this row equals" in text
+    assert "| 87.00 /" in text.split("Table 2")[0]
+    assert text.count("Nothing of this table was run.") == 3
+
+
+def test_figures_hold_measured_and_published(make_run):
+    runs = [make_run("lora", commonsense(0.8))]
+    runs += [
+        make_run(f"k{keep}", commonsense(keep), method="droplora", keep_prob=keep)
+        for keep in (0.5, 0.7)
+    ]
+    table = compute(runs)
+    panel = draw_pruning_rates(table).axes[0]
+    lines = {line.get_label(): line for line in panel.get_lines()}
+    assert lines["LLaMA2-7B, r 32: LoRA"].get_ydata()[0] == pytest.approx(80)
+    assert lines["published LoRA, LLaMA2-7B"].get_ydata()[0] == 84.38
+    (drawn,) = panel.containers
+    assert drawn.lines[0].get_xdata().tolist() == pytest.approx([0.3, 0.5])
+    assert drawn.lines[0].get_ydata().tolist() == pytest.approx([70, 50])
+    ranks = draw_ranks(table).axes[0]
+    assert len(ranks.containers) == 3
+
+
+def test_command_writes_tables_and_figures(make_run, tmp_path):
+    run = make_run("lora", commonsense(0.8))
+    out = tmp_path / "out"
+    done = command("analyses.paper_tables", "--runs", run.path, "--out", out, "--format", "png")
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in out.iterdir()} == {
+        "paper_tables.csv",
+        "paper_tables.md",
+        "figure2.png",
+        "figure3.png",
+    }
+    missing = command("analyses.paper_tables", "--runs", f"{tmp_path}/nothing-*")
+    assert missing.returncode == 2
+    assert "no run matches" in missing.stderr
