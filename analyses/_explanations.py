@@ -83,3 +83,8 @@ EXPLANATIONS = (
         "assumptions that a real run does not meet, and get no verdict.",
     ),
 )
+
+CLAIMS_READING = (
+    "What theory says of each claim, and what these few runs show. A verdict never says more than "
+    "the runs do: one seed each, a small model and a small task."
+)

@@ -167,9 +167,8 @@ def _deviations(rows: pd.DataFrame) -> pd.Series[float]:
     import numpy as np
 
     difference = rows["measured"] - rows["predicted"]
-    side = difference.map(np.sign)
-    edge = side.where(~rows["agrees"].fillna(False).astype(bool), 0) * np.inf
     scaled = difference / rows["tolerance"].where(rows["tolerance"] > 0)
+    edge = difference.map(np.sign) * OFF_SCALE
     return scaled.fillna(edge).clip(-2, 2)
 
 

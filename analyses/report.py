@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analyses._command import label, open_named_runs
-from analyses._explanations import EXPLANATIONS, Explanation
+from analyses._explanations import CLAIMS_READING, EXPLANATIONS, Explanation
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:
@@ -39,17 +39,20 @@ code { background: #f2f2f2; padding: 0 .2rem } .remark { color: #555; font-size:
 """
 
 
-def render(runs: Sequence[Run]) -> str:
+def render(runs: Sequence[Run], *, claims: str = "") -> str:
     """Render the page.
 
     Args:
         runs: the runs, with their analyses in `RUN/analyses/`.
+        claims: HTML table of the paper's claims, from `analyses.claims`.
 
     Returns:
         HTML with every figure inside it.
     """
     sections = [_overview(runs)]
     sections += [_section(explanation, runs) for explanation in EXPLANATIONS]
+    if claims:
+        sections.append(f"<h2>The paper's claims</h2><p>{CLAIMS_READING}</p>{claims}")
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
@@ -169,6 +172,9 @@ def main() -> None:
     )
     parser.add_argument("--run", action="append", nargs="+", required=True, metavar="RUN")
     parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
+    parser.add_argument(
+        "--claims", type=Path, metavar="FILE", help="claims.html, which analyses.claims wrote"
+    )
     arguments = parser.parse_args()
     runs = open_named_runs(arguments.run)
     for run in runs:
@@ -177,7 +183,9 @@ def main() -> None:
 
     from subspace_lab.recording import files
 
-    page = render(runs)
+    if arguments.claims is not None and not arguments.claims.is_file():
+        raise UserError(f"there is no file {arguments.claims}: run analyses.claims first")
+    page = render(runs, claims=arguments.claims.read_text() if arguments.claims else "")
     with files.replacing(arguments.out) as unfinished:
         unfinished.write_text(page)
     print(f"wrote {arguments.out}")

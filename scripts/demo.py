@@ -33,6 +33,7 @@ ANALYSES = (
     "ensemble_vs_single",
     "mask_theory",
 )
+OPTIONS = {"ensemble_vs_single": ["--masks", "6", "--examples", "48"]}
 
 
 def main() -> None:
@@ -54,10 +55,12 @@ def main() -> None:
             if table.exists() and table.stat().st_mtime > (folder / "run.json").stat().st_mtime:
                 print(f"{table} is up to date")
                 continue
-            run(f"analyses.{analysis}", "--run", str(folder))
+            run(f"analyses.{analysis}", "--run", str(folder), *OPTIONS.get(analysis, []))
     report = arguments.out / "report.html"
     named = [part for folder in folders.values() for part in ("--run", str(folder))]
-    run("analyses.report", *named, "--out", str(report))
+    claims = arguments.out / "claims"
+    run("analyses.claims", *named, "--out", str(claims))
+    run("analyses.report", *named, "--claims", str(claims / "claims.html"), "--out", str(report))
     print(f"demo finished in {(time.monotonic() - started) / 60:.1f} minutes: open {report}")
 
 
