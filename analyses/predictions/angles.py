@@ -102,7 +102,7 @@ def halves_at_start(group: Group) -> Iterator[Row]:
     from subspace_lab import linalg
 
     half = group.rank // 2
-    if not group.starts_at_zero or not half:
+    if not group.starts_at_random or not half:
         return
     R = group.core(0).row.R
     first = (torch.arange(group.rank) < half).expand(len(R), -1)
@@ -115,7 +115,7 @@ def residual_at_start(group: Group) -> Iterator[Row]:
     """At the random start sum cos² past the shared directions is ab / (n - |I|), on average."""
     import torch
 
-    if group.masks is None or not group.starts_at_zero or len(group.masks) < 2:
+    if group.masks is None or not group.starts_at_random or len(group.masks) < 2:
         return
     masks = torch.from_numpy(group.masks)
     first, second = masks[0], masks[1]
@@ -144,7 +144,7 @@ def phi_at_start(group: Group) -> Iterator[Row]:
     if group.masks is None or group.law is None or group.law.sampling != "bernoulli":
         return
     first, second = disjoint_pairs(group.masks, lag=1)
-    if not group.starts_at_zero or first.size == 0:
+    if not group.starts_at_random or first.size == 0:
         return
     R = group.core(0).row.R
     angles = linalg.masked_angles(R, torch.from_numpy(first), torch.from_numpy(second)).angles

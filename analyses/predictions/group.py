@@ -205,6 +205,12 @@ class Group:
         """Whether B = 0 at step 0 (not so for PiSSA, MiLoRA, or an adapter trained before)."""
         return 0 in self.run.steps and not bool(self.core(0).column.R.any())
 
+    @property
+    def starts_at_random(self) -> bool:
+        """Whether A was random at step 0, as LoRA's is; full fine-tuning is recorded with A = I."""
+        known = self.config.get("method") != "full" and not self.config.get("peft_config")
+        return known and self.starts_at_zero
+
 
 def groups_of(
     run: Run, *, steps: Collection[int] | None = None, modules: Collection[str] | None = None

@@ -231,6 +231,15 @@ def test_an_adapter_of_another_tool_is_tested_on_what_it_has(adapter):
     assert not caught(table)
 
 
+def test_a_frame_that_is_not_random_is_not_held_against_the_random_null(run):
+    whole = groups_of(run)[0]
+    assert whole.starts_at_random
+    run = Run(run.path)
+    run.description["config"] = {"method": "full"}
+    assert groups_of(run)[0].starts_at_zero and not groups_of(run)[0].starts_at_random
+    assert "T3" not in set(compute(run)["statement"])
+
+
 def test_a_masked_run_is_compared_with_the_lora_run_of_its_configuration(tmp_path):
     runs = [train(tmp_path / "masked", RankMask(0.5)), train(tmp_path / "plain", None)]
     name = "B's displacement over LoRA's"
