@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from subspace_lab.adapters.methods import (
 )
 from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.errors import UserError
+from subspace_lab.recording.recorder import module_table
 from subspace_lab.training.config import TrainConfig
 
 Save = Callable[[nn.Module, Path], None]
@@ -92,3 +93,29 @@ def prepare(config: TrainConfig, model: PreTrainedModel, *, device: torch.device
         )
         return Prepared(adapted, save, coreless=[])
     return Prepared(adapted, save)
+
+
+def restrict_to_shards(config: TrainConfig, prepared: Prepared) -> Prepared:
+    """Give what can be recorded where FSDP shards the adapter: metrics, masks and checkpoints.
+
+    Raises:
+        UserError: if cores are asked for, there would be no checkpoint, or the adapter in the
+            checkpoints would not be valid on the original base.
+    """
+    if config.method == "full" or config.method in SPLIT_THE_BASE:
+        raise UserError(f"method {config.method} cannot be recorded under FSDP: train it with DDP")
+    if config.cores != "never" or not config.checkpoint_every:
+        raise UserError(
+            "FSDP shards the adapter, so it can be read from checkpoints only: give --cores never "
+            "and --checkpoint_every, or train with DDP"
+        )
+    rows = prepared.coreless
+    if rows is None:
+        table = module_table(lora_modules(prepared.model))
+        rows = [{str(k): v for k, v in row.items()} for row in table.to_dict(orient="records")]
+    return replace(prepared, save=_point_to_checkpoints, coreless=rows)
+
+
+def _point_to_checkpoints(model: nn.Module, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "README").write_text("The adapter was sharded: it is in the run's checkpoints.\n")

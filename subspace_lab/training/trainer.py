@@ -34,7 +34,7 @@ from subspace_lab.training.data import (
     summarise,
     tokenize,
 )
-from subspace_lab.training.preparation import Prepared, prepare
+from subspace_lab.training.preparation import Prepared, prepare, restrict_to_shards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,6 +86,8 @@ def build(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     base_dtype = str(model.dtype).removeprefix("torch.")
     prepared = prepare(config, model, device=arguments.device)
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":  # set by accelerate launch
+        prepared = restrict_to_shards(config, prepared)
     description = {
         "config": config.to_dict(),
         "provenance": provenance()

@@ -119,6 +119,21 @@ def test_global_batch_is_made_of_whole_batches(config, tmp_path, monkeypatch):
         training_arguments(dataclasses.replace(config, global_batch=10), tmp_path)
 
 
+def test_under_fsdp_only_what_can_be_read_is_recorded(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="give --cores never and --checkpoint_every"):
+        train(config, tmp_path / "refused")
+    with pytest.raises(UserError, match="method pissa cannot be recorded under FSDP"):
+        train(dataclasses.replace(config, method="pissa"), tmp_path / "refused")
+    train(dataclasses.replace(config, cores="never", checkpoint_every=3), tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert run.metrics["loss"].notna().sum() == 3
+    assert not run.snapshots
+    checkpoints = Run(tmp_path / "run/checkpoints")
+    assert checkpoints.steps == [3]
+    assert set(checkpoints.modules["module"]) == set(run.modules["module"])
+
+
 def test_the_last_step_is_evaluated(config, tmp_path):
     train(config, tmp_path / "run")
     metrics = Run(tmp_path / "run").metrics
