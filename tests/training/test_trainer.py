@@ -97,16 +97,18 @@ def test_rank_mask_goes_onto_dora(config, tmp_path):
     assert run.mask_steps == [1, 2, 3]
 
 
-def test_resumed_run_equals_the_uninterrupted_one(config, tmp_path):
-    droplora = dataclasses.replace(config, method="droplora", checkpoint_every=2, lora_dropout=0.1)
-    train(droplora, tmp_path / "whole")
-    _, trainer = build(droplora, tmp_path / "cut")
+@pytest.mark.filterwarnings("ignore:method full has no rank cores")
+@pytest.mark.parametrize("method", ["droplora", "full"])
+def test_resumed_run_equals_the_uninterrupted_one(config, tmp_path, method):
+    wanted = dataclasses.replace(config, method=method, checkpoint_every=2, lora_dropout=0.1)
+    train(wanted, tmp_path / "whole")
+    _, trainer = build(wanted, tmp_path / "cut")
     trainer.args.max_steps = 3
     trainer.add_callback(_StopAfter(2))
     trainer.train()
     description = json.loads((tmp_path / "cut/run.json").read_text())
     (tmp_path / "cut/run.json").write_text(json.dumps(description | {"status": "running"}))
-    train(droplora, tmp_path / "cut", resume=True)
+    train(wanted, tmp_path / "cut", resume=True)
     whole, cut = Run(tmp_path / "whole"), Run(tmp_path / "cut")
     np.testing.assert_allclose(whole.metrics["loss"], cut.metrics["loss"], rtol=1e-6)
 
