@@ -118,10 +118,11 @@ def compute(
 
 def plot(table: pd.DataFrame) -> Figure:
     """Draw each measure over steps, one panel each, with keep_prob x r where masks were on."""
+    from subspace_lab.figures.curves import thin
     from subspace_lab.figures.style import paper_style
 
     with paper_style():
-        return _draw(table)
+        return _draw(thin(table))
 
 
 def _draw(table: pd.DataFrame) -> Figure:

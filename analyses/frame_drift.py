@@ -134,10 +134,11 @@ def _leakage(
 
 def plot(table: pd.DataFrame) -> Figure:
     """Draw the largest angles, the step norms and the leakage over steps."""
+    from subspace_lab.figures.curves import thin
     from subspace_lab.figures.style import paper_style
 
     with paper_style():
-        return _draw(table)
+        return _draw(thin(table))
 
 
 def _draw(table: pd.DataFrame) -> Figure:

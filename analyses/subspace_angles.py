@@ -206,10 +206,11 @@ def null_phi(n: int, rank: int, keep_prob: float, exact_k: bool) -> float:
 
 def plot(table: pd.DataFrame) -> Figure:
     """Draw counts, Jaccard index, phi and residual angles over steps, with what chance gives."""
+    from subspace_lab.figures.curves import thin
     from subspace_lab.figures.style import paper_style
 
     with paper_style():
-        return _draw(table)
+        return _draw(thin(table))
 
 
 def _draw(table: pd.DataFrame) -> Figure:
