@@ -85,3 +85,12 @@ def test_command_writes_table_figures_and_summary(command, run, tmp_path):
     assert content["provenance"]["versions"]["torch"]
     assert content["runs"][0]["mask"]["keep_prob"] == 0.5
     assert content["arguments"]["steps"] == "1,4"
+
+
+def test_a_trainers_output_folder_opens_by_its_checkpoints(run, table):
+    found = compute(Run(run.path / "checkpoints"), measures=["entropy"])
+    assert set(found["step"]) <= set(range(7)) and len(found) > 0
+    for row in found.itertuples():
+        chosen = (table["step"] == row.step) & (table["module"] == row.module)
+        chosen &= (table["matrix"] == row.matrix) & (table["measure"] == "entropy")
+        assert table.loc[chosen, "value"].item() == pytest.approx(row.value, rel=1e-8)
