@@ -204,7 +204,7 @@ def write_results(
     from subspace_lab.recording.provenance import provenance
 
     name = arguments.analysis
-    folder = arguments.out or _default_folder(runs)
+    folder = arguments.out or default_folder(runs)
     paths = [folder / f"{name}.parquet"]
     summary = summarise(table)
     figure = plot(table)
@@ -234,7 +234,7 @@ def write_results(
         print(f"wrote {path}")
 
 
-def _default_folder(runs: Sequence[Run]) -> Path:
+def default_folder(runs: Sequence[Run]) -> Path:
     if len(runs) == 1:
         return runs[0].output_folder
     names = "+".join(run.name.replace("/", "-") for run in runs)

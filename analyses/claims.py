@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyses._command import _default_folder, open_named_runs
+from analyses._command import default_folder, open_named_runs
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def main() -> None:
     runs = open_named_runs(arguments.run)
     table = compute(runs)
     print(to_text(table))
-    for path in write(table, arguments.out or _default_folder(runs), runs):
+    for path in write(table, arguments.out or default_folder(runs), runs):
         print(f"wrote {path}")
 
 

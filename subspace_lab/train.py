@@ -11,6 +11,7 @@ every field can be set by its own flag. The run directory holds cores, masks, me
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def main() -> None:
     from subspace_lab.training.trainer import train  # heavy: torch, transformers and peft
 
     train(config, out, resume=resume)
-    print(f"wrote {out}")
+    if os.environ.get("RANK", "0") == "0":  # set by accelerate launch and torchrun
+        print(f"wrote {out}")
 
 
 if __name__ == "__main__":

@@ -73,5 +73,3 @@ def evaluation_examples(run: Run, *, size: int | None = None) -> list[Example]:
         difficulty=config.get("difficulty", "easy"),
     )
     return examples[:size]
-
-

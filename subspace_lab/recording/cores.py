@@ -152,11 +152,15 @@ def frame_core(
     displacement that is orthogonal to X has 2 r rows, and a second, small factorisation brings it
     to r. Runs on the tensors' device, in float64.
     """
-    rank = X.shape[-1]
-    X = X.double()
-    stacked = torch.cat([X, X - previous.double(), X - start.double()], dim=-1)
-    R = linalg.triangular_factor(stacked)
+    n, rank = X.shape[-2:]
     now, step, since = (slice(i * rank, (i + 1) * rank) for i in range(3))
+    # Laid out column by column, as LAPACK wants it, and filled without temporaries: on a processor
+    # the copies would otherwise cost more than the factorisation.
+    columns = torch.empty(*X.shape[:-2], 3 * rank, n, dtype=torch.float64, device=X.device)
+    columns[..., now, :] = X.mT
+    torch.sub(columns[..., now, :], previous.mT, out=columns[..., step, :])
+    torch.sub(columns[..., now, :], start.mT, out=columns[..., since, :])
+    R = linalg.triangular_factor(columns.mT)
     return Frame(
         R[..., now, now],
         Motion(R[..., now, step], R[..., step, step]),

@@ -6,9 +6,10 @@ batched factorisation; only the cores, r x r numbers, travel to the disk.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -228,11 +229,18 @@ class SubspaceRecorder(TrainerCallback):
                     tensors.get_tensor(f"{PEFT_PREFIX}{module.name}.lora_{side}.weight")
                     for side in "AB"
                 ]
-                values[module.name] = (pair[0].to(module.A), pair[1].to(module.B))
+                # A converted snapshot of a split base (PiSSA, MiLoRA) holds [A; A0] and [B, -B0].
+                A0, B0 = pair[0][: module.rank], pair[1][:, : module.rank]
+                values[module.name] = (A0.to(module.A), B0.to(module.B))
         return values
 
     def _record_cores(self, step: int) -> None:
         assert self._writer is not None
+        with _one_thread():
+            self._writer.add_core(step, self._reduced())
+
+    def _reduced(self) -> dict[str, Tensor]:
+        """Reduce every group to its cores: packed arrays `rR/NAME` (modules of rank R, ...)."""
         recorded: dict[str, Tensor] = {}
         for group in self._groups:
             frame = frame_core(group.stacked(), group.previous, group.start)
@@ -242,7 +250,7 @@ class SubspaceRecorder(TrainerCallback):
                     count = len(self._modules_of_rank[group.rank])
                     recorded[key] = values.new_empty(count, *values.shape[1:])
                 recorded[key][group.places] = values.to(recorded[key].device)
-        self._writer.add_core(step, recorded)
+        return recorded
 
     def _masks_by_rank(self, mask: RankMask) -> dict[int, np.ndarray[Any, np.dtype[np.bool_]]]:
         return {
@@ -256,6 +264,17 @@ class SubspaceRecorder(TrainerCallback):
                 self._save(self._model, unfinished)
             else:
                 self._model.save_pretrained(unfinished, selected_adapters=[self._adapter])  # type: ignore[operator]
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: waking others costs more than thousands of tiny matrices take."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def module_table(modules: list[LoraModule]) -> pd.DataFrame:

@@ -209,7 +209,7 @@ def training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
         else "constant_with_warmup",
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
-        optim="adamw_torch" if config.optimizer == "adamw" else "sgd",
+        optim="adamw_torch_fused" if config.optimizer == "adamw" else "sgd",
         max_grad_norm=config.max_grad_norm,
         bf16=mixed and torch.cuda.is_bf16_supported(including_emulation=False),
         torch_compile=config.compile,
@@ -275,6 +275,8 @@ def _resume_point(config: TrainConfig, out: Path) -> int | None:
     steps = [int(p.name.split("-")[1]) for p in (out / "checkpoints").glob("checkpoint-*")]
     usable = [step for step in steps if step <= recorded]
     if not usable:
+        if _processes() > 1:  # which would race for it
+            raise UserError(f"{out} was stopped before its first checkpoint: delete it first")
         print(f"{out} was stopped before its first checkpoint: it starts again from step 0")
         discard_unfinished(out)
         return None

@@ -98,7 +98,7 @@ def test_rank_mask_goes_onto_dora(config, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:method full has no rank cores")
-@pytest.mark.parametrize("method", ["droplora", "full"])
+@pytest.mark.parametrize("method", ["droplora", "pissa", "milora", "full"])
 def test_resumed_run_equals_the_uninterrupted_one(config, tmp_path, method):
     wanted = dataclasses.replace(config, method=method, checkpoint_every=2, lora_dropout=0.1)
     train(wanted, tmp_path / "whole")
