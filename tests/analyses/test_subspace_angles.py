@@ -86,10 +86,10 @@ def test_expectations_follow_the_mask_law(table):
     np.testing.assert_allclose(
         table["expected_jaccard"], (1 / 3) * (1 - 0.5**8) + 0.5**8, rtol=1e-12
     )
-    row = table[(table["space"] == "weights") & (table["side"] == "row")]
-    null = linalg.null_overlap(32, 4, keep_prob=0.5).phi
-    q_proj = row[row["projection"] == "q_proj"]
-    assert q_proj["null_phi"].eq(null).all()
+    weights = table[(table["space"] == "weights") & (table["projection"] == "v_proj")]
+    for side, length in (("row", 32), ("column", 16)):  # v_proj is 16 x 32
+        null = linalg.null_overlap(length, 4, keep_prob=0.5).phi
+        assert weights.loc[weights["side"] == side, "null_phi"].eq(null).all()
 
 
 @pytest.mark.parametrize("exact_k", [False, True])
