@@ -48,7 +48,6 @@ MIXTURES: Mapping[str, Mapping[str, tuple[Settings, Settings, Settings]]] = {
             {"min_digits": 2, "max_digits": 3},
         ),
         "gcd": ({"max_value": 60}, {"max_value": 200}, {"max_value": 1000}),
-        "letter_counting": LETTER_COUNTING,
     },
     "pocket": {
         "basic_arithmetic": (
