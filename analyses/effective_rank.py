@@ -122,33 +122,42 @@ def plot(table: pd.DataFrame) -> Figure:
     from subspace_lab.figures.style import paper_style
 
     with paper_style():
-        return _draw(thin(table))
+        one_step = bool(table.groupby("run", observed=True)["step"].nunique().eq(1).all())
+        return _draw(thin(table), one_step=one_step)
 
 
-def _draw(table: pd.DataFrame) -> Figure:
+def _draw(table: pd.DataFrame, *, one_step: bool) -> Figure:
+    from subspace_lab.figures.categories import draw_by_category, pooled_note
     from subspace_lab.figures.curves import draw_curves, draw_prediction, looks, sample_note
-    from subspace_lab.figures.style import legend_below, new_figure, step_axis
+    from subspace_lab.figures.style import PREDICTION, legend_below, new_figure, step_axis
 
     several = table["run"].nunique() > 1
     shown = [m for m in MATRICES if (table["matrix"] == m).any()]
-    if several:  # the factors' own curves would crowd a comparison
+    if several and not one_step:  # the factors' own curves would crowd a comparison
         shown = [m for m in shown if m not in ("A", "B")]
     look = looks(table, {matrix: MATRICES[matrix] for matrix in shown})
     measures = list(dict.fromkeys(table["measure"]))
     figure, axes = new_figure(len(measures), row_height=1.05)
     for axis, measure in zip(axes[:, 0], measures, strict=True):
         rows = table[table["measure"] == measure]
-        for matrix in shown:
-            draw_curves(axis, rows[rows["matrix"] == matrix], "value", name=matrix, looks=look)
-        if rows["expected_rank"].notna().any():
-            draw_prediction(axis, rows, "expected_rank", label="keep_prob × r")
-            axis.set_title(f"{measure}  (keep_prob × r: {VALIDITY.get(measure, 'wrong')})")
+        if one_step:
+            named = rows.assign(name=rows["matrix"].astype(str).map(MATRICES))
+            draw_by_category(axis, named, "value", category="name")
+            for expected in rows["expected_rank"].dropna().unique():
+                axis.axhline(expected, label="keep_prob × r", **PREDICTION)
         else:
-            axis.set_title(measure)
+            for matrix in shown:
+                draw_curves(axis, rows[rows["matrix"] == matrix], "value", name=matrix, looks=look)
+            draw_prediction(axis, rows, "expected_rank", label="keep_prob × r")
+        axis.set_title(measure)
+        if rows["expected_rank"].notna().any():
+            axis.set_title(f"{measure}  (keep_prob × r: {VALIDITY.get(measure, 'wrong')})")
         axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
-    step_axis(axes[-1, 0])
+    if not one_step:
+        step_axis(axes[-1, 0])
     figure.supylabel("effective rank (dimensions)", fontsize="medium")
-    figure.suptitle(f"Effective ranks\n{sample_note(table)}", fontsize="medium")
+    note = pooled_note(table) if one_step else sample_note(table)
+    figure.suptitle(f"Effective ranks\n{note}", fontsize="medium")
     legend_below(figure, axes[:, 0], columns=1 if several else 3)
     return figure
 

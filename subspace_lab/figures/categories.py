@@ -13,7 +13,7 @@ from subspace_lab.figures.style import MARKERS, PALETTE
 def draw_by_category(axes: Axes, table: pd.DataFrame, value: str, *, category: str) -> None:
     """Draw median and quartiles of column `value` by category, for each run or configuration.
 
-    Colours are those of `curves.looks` for several runs; the legend is left to the curves.
+    Colours are those of `curves.looks` for several runs; one run is drawn in grey.
 
     Args:
         axes: where to draw; its horizontal axis is labelled by the categories.
@@ -40,7 +40,16 @@ def draw_by_category(axes: Axes, table: pd.DataFrame, value: str, *, category: s
             color=PALETTE[g % len(PALETTE)] if len(shown) > 1 else "0.2",
             elinewidth=0.8,
             capsize=2,
+            label=group if len(shown) > 1 else None,
         )
     crowded = len(categories) > 5
     axes.set_xticks(range(len(categories)), categories, rotation=25 if crowded else 0)
     axes.set_xlim(-0.6, len(categories) - 0.4)
+
+
+def pooled_note(table: pd.DataFrame) -> str:
+    """Say what the points and bars are, with the sample sizes."""
+    runs = table["run"].nunique()
+    whose = f"{table['run'].iloc[0]}: " if runs == 1 else ""
+    of_runs = "" if runs == 1 else f" of {runs} runs"
+    return f"{whose}median and quartiles over {table['module'].nunique()} modules{of_runs}"

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from subspace_lab.figures.categories import draw_by_category
+from subspace_lab.figures.categories import draw_by_category, pooled_note
 from subspace_lab.figures.curves import (
     curves,
     draw_curves,
@@ -111,7 +111,7 @@ def test_figures_are_one_column_wide_and_are_written(tmp_path, form):
     assert {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[form] in start
     assert figure.get_figwidth() == COLUMN_WIDTH
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["x (2 seeds)", "y", "x: theory", "y: theory"]
+    assert labels == ["x (2 seeds)", "y", "x: theory", "y: theory", "x"]
 
 
 def test_heat_maps_have_the_first_row_on_top_on_one_scale():
@@ -120,3 +120,14 @@ def test_heat_maps_have_the_first_row_on_top_on_one_scale():
     left, right, bottom, top = image.get_extent()
     assert (left, right, bottom, top) == (0.5, 3.5, 2.5, 0.5)
     assert image.get_clim() == (0, 1)
+
+
+def test_categories_show_median_and_quartiles_of_all_modules():
+    table = make_table({"a": "x", "b": "x", "c": "y"}, steps=1)
+    _, axes = new_figure(1)
+    draw_by_category(axes[0, 0], table, "value", category="module")
+    middle = axes[0, 0].containers[0].lines[0].get_ydata()
+    for module, found in zip(table["module"].unique(), middle, strict=True):
+        rows = table[(table["module"] == module) & (table["configuration"] == "x")]
+        assert found == pytest.approx(rows["value"].median())
+    assert pooled_note(table) == "median and quartiles over 7 modules of 3 runs"
