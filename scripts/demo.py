@@ -33,7 +33,7 @@ ANALYSES = (
     "ensemble_vs_single",
     "mask_theory",
 )
-OPTIONS = {"ensemble_vs_single": ["--masks", "6", "--examples", "48"]}
+OPTIONS = {"ensemble_vs_single": ["--masks", "5", "--examples", "32"]}
 
 
 def main() -> None:
