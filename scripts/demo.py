@@ -33,7 +33,11 @@ ANALYSES = (
     "ensemble_vs_single",
     "mask_theory",
 )
-OPTIONS = {"ensemble_vs_single": ["--masks", "5", "--examples", "32"]}
+OPTIONS = {
+    "merged_spectra": ["--modules", "*.layers.[05].*", "*.layers.1[05].*", "*.layers.2[05].*"],
+    "ensemble_vs_single": ["--masks", "5", "--examples", "32"],
+}
+"""What keeps the demo short: spectra of every fifth layer, few masks and rows."""
 
 
 def main() -> None:
