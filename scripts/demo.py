@@ -34,7 +34,7 @@ ANALYSES = (
     "mask_theory",
 )
 OPTIONS = {
-    "merged_spectra": ["--modules", "*.layers.[05].*", "*.layers.1[05].*", "*.layers.2[05].*"],
+    "merged_spectra": ["--modules", "*.layers.*[05].*"],
     "ensemble_vs_single": ["--masks", "5", "--examples", "32"],
 }
 """What keeps the demo short: spectra of every fifth layer, few masks and rows."""
