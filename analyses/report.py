@@ -148,7 +148,7 @@ def _section(explanation: Explanation, runs: Sequence[Run]) -> str:
         head
         + f"<p>{explanation.reading}</p><figure><img alt='{html.escape(explanation.question)}' "
         + f"src='data:image/png;base64,{image}'></figure>"
-        + (html.unescape(note) if missing else "")
+        + (note if missing else "")
         + f"<p class='remark'>Tables: <code>RUN/analyses/{name}.parquet</code></p>"
     )
 
