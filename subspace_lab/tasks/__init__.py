@@ -7,6 +7,8 @@
 
 `names()` lists the tasks. Splits are "train", "validation" (held out of the training rows by a
 hash of the prompt), "train+validation" (every training row) and "test".
+
+Names joined by "+" are a mixture, "boolq+openbookqa": its rows come one set after another.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from subspace_lab.errors import UserError
 from subspace_lab.tasks import builtin, code, commonsense, conversation, math
@@ -54,12 +57,14 @@ def load(
     label_noise: float = 0.0,
     difficulty: str = "easy",
 ) -> list[Example]:
-    """Load or generate the rows of a task.
+    """Load or generate the rows of a task, or of a mixture of tasks.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`, or several joined by "+".
         split: "train", "validation", "train+validation" or "test".
-        size: at most this many rows, drawn by `seed` (None: all, or the built-in default).
+        size: at most this many rows, drawn by `seed` (None: all, or the built-in default); the
+            tasks of a mixture share it equally, the first ones having one more where it does not
+            divide.
         seed: the drawn rows of a set, the generated rows of a built-in task, and the label noise.
         data_dir: folder that holds `commonsense/boolq/train.json`, `math/gsm8k_train.jsonl` and
             so on, as each family's module says; None reads the hub.
@@ -70,7 +75,36 @@ def load(
         UserError: if the task, split or difficulty is unknown, or data is missing or malformed.
     """
     check_split(split)
-    _check_name(name)
+    parts = name.split("+")
+    for part in parts:
+        _check_name(part)
+    shared: dict[str, Any] = {
+        "seed": seed,
+        "data_dir": data_dir,
+        "label_noise": label_noise,
+        "difficulty": difficulty,
+    }
+    return [
+        row
+        for i, part in enumerate(parts)
+        for row in _load_one(part, split, size=_share(size, i, len(parts)), **shared)
+    ]
+
+
+def _share(size: int | None, place: int, parts: int) -> int | None:
+    return None if size is None else size // parts + (place < size % parts)
+
+
+def _load_one(
+    name: str,
+    split: str,
+    *,
+    size: int | None,
+    seed: int,
+    data_dir: str | Path | None,
+    label_noise: float,
+    difficulty: str,
+) -> list[Example]:
     if name in builtin.NAMES:
         examples = builtin.load(name, split, size=size, seed=seed, difficulty=difficulty)
     else:

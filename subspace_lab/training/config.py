@@ -41,7 +41,8 @@ class TrainConfig:
         granularity: what shares one mask: an optimizer `step`, a `sample`, or a `token`.
         rescale: multiply kept directions by 1 / keep_prob.
         sampling: `bernoulli`, or `exact-k` (always keep_prob x rank directions).
-        task: name of the task (see `subspace_lab.tasks`).
+        task: name of the task (see `subspace_lab.tasks`), or several joined by "+", which share
+            the rows equally.
         data_dir: folder with task files in LLM-Adapters' layout; unset: generated, or the hub.
         difficulty: difficulty of built-in tasks: `easy`, `medium` or `hard`.
         label_noise: fraction of training rows with another row's response, in [0, 1].
@@ -53,6 +54,8 @@ class TrainConfig:
         eval_size: examples for evaluations during training (unset: all).
         max_length: tokens per row at most; longer rows are refused, never cut.
         drop_long_rows: leave longer rows out, and record how many, instead of refusing them.
+        group_by_length: batch rows of similar length together: less padding, but batches are no
+            longer uniform draws.
         steps: optimizer steps; 0: as many as `epochs` needs.
         epochs: passes over the training set where `steps` is 0.
         batch_size: rows per device and forward pass.
@@ -105,6 +108,7 @@ class TrainConfig:
     eval_size: int | None = None
     max_length: int = 512
     drop_long_rows: bool = False
+    group_by_length: bool = False
     steps: int = 0
     epochs: float = 1.0
     batch_size: int = 8

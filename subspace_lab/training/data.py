@@ -47,14 +47,26 @@ def tokenize(
 
 
 class RightPadding:
-    """Collator: pads a batch on the right, with an attention mask and ignored labels."""
+    """Collator: pads a batch on the right, with an attention mask and ignored labels.
+
+    The loss needs logits only from the last prompt token of the shortest prompt on, so
+    `logits_to_keep` asks the model for no more: in a batch of long prompts and short responses the
+    head over a large vocabulary is much of the work, and its logits are most of the memory.
+    """
 
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
 
-    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
-        """Collate rows into `input_ids`, `attention_mask` and `labels`, each (batch, longest)."""
+    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor | int]:
+        """Collate rows.
+
+        Returns:
+            `input_ids` and `attention_mask` (batch, longest), `labels` (batch, kept) of the last
+            positions, and `logits_to_keep`, their number.
+        """
         longest = max(len(row["input_ids"]) for row in rows)
+        prompts = [sum(label == IGNORED for label in row["labels"]) for row in rows]
+        kept = longest - max(min(prompts) - 1, 0)
 
         def padded(name: str, value: int) -> Tensor:
             return torch.tensor([row[name] + [value] * (longest - len(row[name])) for row in rows])
@@ -63,7 +75,8 @@ class RightPadding:
         return {
             "input_ids": padded("input_ids", self.pad_token_id),
             "attention_mask": (torch.arange(longest) < lengths[:, None]).long(),
-            "labels": padded("labels", IGNORED),
+            "labels": padded("labels", IGNORED)[:, -kept:],
+            "logits_to_keep": kept,
         }
 
 

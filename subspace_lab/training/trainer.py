@@ -222,6 +222,7 @@ def training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
         save_strategy="steps" if config.checkpoint_every else "no",
         save_steps=config.checkpoint_every or 500,
         save_total_limit=2,
+        train_sampling_strategy="group_by_length" if config.group_by_length else "random",
         seed=config.seed,
         report_to=[],
         label_names=["labels"],

@@ -35,3 +35,14 @@ def test_a_size_draws_a_subset_by_the_seed(tmp_path: Path) -> None:
     assert drawn == tasks.load("gsm8k", "train", size=20, seed=1, data_dir=tmp_path)
     assert drawn != tasks.load("gsm8k", "train", size=20, seed=2, data_dir=tmp_path)
     assert tasks.load("gsm8k", "train", size=900, data_dir=tmp_path) == all_rows
+
+
+def test_a_mixture_shares_its_size_equally_and_scores_each_row_by_its_task() -> None:
+    mixture = tasks.load("demo+pocket", "train", size=7, seed=3)
+    assert mixture == [
+        *tasks.load("demo", "train", size=4, seed=3),
+        *tasks.load("pocket", "train", size=3, seed=3),
+    ]
+    assert [tasks.score(row, row.response) for row in mixture] == [1.0] * 7
+    with pytest.raises(UserError, match="no task 'pockets'"):
+        tasks.load("demo+pockets", "train")
