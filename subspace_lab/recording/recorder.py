@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,37 +24,12 @@ from subspace_lab.adapters.mask import RankMask, find_rank_mask
 from subspace_lab.adapters.modules import PEFT_PREFIX, LoraModule, lora_modules
 from subspace_lab.recording import files, schedule
 from subspace_lab.recording.cores import frame_arrays, frame_core
+from subspace_lab.recording.groups import make_groups
 from subspace_lab.recording.names import layer_and_projection
 from subspace_lab.recording.provenance import provenance
 from subspace_lab.recording.witness import STEPS as WITNESSED_STEPS
 from subspace_lab.recording.witness import GateWitness
 from subspace_lab.recording.writer import RunWriter
-
-
-@dataclass
-class _Group:
-    """Matrices of one side, shape and device, handled as one batch.
-
-    Attributes:
-        side: `row` (the matrices A) or `column` (the matrices B).
-        rank: r.
-        places: where the group's modules stand among the modules of rank r.
-        weights: the live parameters.
-        start: their values at step 0, (group, ., .).
-        previous: their values before the step that is being taken.
-    """
-
-    side: str
-    rank: int
-    places: list[int]
-    weights: list[Tensor]
-    start: Tensor
-    previous: Tensor
-
-    def stacked(self) -> Tensor:
-        """Copy the live values, (group, n, r) for both sides."""
-        stacked = torch.stack([weight.detach() for weight in self.weights])
-        return stacked.mT if self.side == "row" else stacked
 
 
 class SubspaceRecorder(TrainerCallback):
@@ -286,23 +261,3 @@ def module_table(modules: list[LoraModule]) -> pd.DataFrame:
         rows.append({"module": module.name, "layer": layer, "projection": projection} | sizes)
         rows[-1]["scaling"] = module.scaling
     return pd.DataFrame(rows)
-
-
-def make_groups(
-    modules_of_rank: Mapping[int, list[LoraModule]], initial: Mapping[str, tuple[Tensor, Tensor]]
-) -> list[_Group]:
-    """Sort all matrices into groups of one side, rank, length and device."""
-    members: dict[tuple[Any, ...], list[tuple[int, Tensor, Tensor]]] = defaultdict(list)
-    for rank, modules in modules_of_rank.items():
-        for place, module in enumerate(modules):
-            A0, B0 = initial[module.name]
-            row_key = ("row", rank, module.A.shape[1], module.A.device)
-            column_key = ("column", rank, module.B.shape[0], module.B.device)
-            members[row_key].append((place, module.A, A0.detach().mT))
-            members[column_key].append((place, module.B, B0.detach()))
-    groups = []
-    for (side, rank, _, _), found in members.items():
-        places, weights, starts = (list(column) for column in zip(*found, strict=True))
-        start = torch.stack(starts)
-        groups.append(_Group(side, rank, places, weights, start, start))
-    return groups
