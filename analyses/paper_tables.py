@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analyses._configurations import mask_settings, method_name, repetitions
 from analyses.published import AVERAGE, LLAMA2, LLAMA3, TABLE_5, TABLES, Table
 from subspace_lab.errors import exit_code_2_on_user_error
 
@@ -30,14 +31,6 @@ if TYPE_CHECKING:
 
     from subspace_lab.recording.run import Run
 
-METHODS = {
-    "lora": "LoRA",
-    "droplora": "DropLoRA",
-    "dora": "DoRA",
-    "pissa": "PiSSA",
-    "milora": "MiLoRA",
-    "full": "Full",
-}
 MODELS = {r"llama-?2-7b": LLAMA2, r"llama-?3-8b": LLAMA3}
 COLUMNS = [
     "table", "model", "method", "parameters", "settings", "rank", "prune_prob",
@@ -96,26 +89,25 @@ def compute(runs: Iterable[Run]) -> pd.DataFrame:
 
 def collect(table: Table, runs: Iterable[Run]) -> list[Result]:
     """Group the runs that were evaluated on a table's tasks by configuration."""
-    import json
-
     from subspace_lab.evaluation.records import read_summaries
-    from subspace_lab.stats.seeds import IGNORED
 
-    groups: dict[str, list[tuple[Run, dict[str, dict[str, Any]]]]] = {}
+    evaluated: dict[Run, dict[str, dict[str, Any]]] = {}
     for run in runs:
         summaries = {
             task: summary
             for task, summary in read_summaries(run.path).items()
             if task in table.columns and summary["settings"].get("split", "test") == "test"
         }
-        if summaries and run.config:
-            kept = {key: value for key, value in run.config.items() if key not in IGNORED}
-            groups.setdefault(json.dumps(kept, sort_keys=True), []).append((run, summaries))
-    return [_result(table, members) for members in groups.values()]
+        if summaries:
+            evaluated[run] = summaries
+    return [
+        _result(table, [(run, evaluated[run]) for run in group]) for group in repetitions(evaluated)
+    ]
 
 
 def _result(table: Table, members: list[tuple[Run, dict[str, dict[str, Any]]]]) -> Result:
-    config = members[0][0].config
+    first = members[0][0]
+    config, masked = first.config, first.mask_law is not None
     scores: dict[str, list[float]] = {}
     examples: dict[str, int] = {}
     for _, summaries in members:
@@ -127,12 +119,10 @@ def _result(table: Table, members: list[tuple[Run, dict[str, dict[str, Any]]]]) 
         if summaries.keys() == table.columns.keys():
             mean = sum(summary["value"] for summary in summaries.values()) / len(table.columns)
             scores.setdefault(AVERAGE, []).append(table.scale * mean)
-    masked = members[0][0].mask_law is not None
-    trained = members[0][0].description.get("provenance", {}).get("trainable_parameters")
+    trained = first.description.get("provenance", {}).get("trainable_parameters")
     return Result(
         model=model_name(str(config["base"])),
-        method=METHODS[config["method"]]
-        + " with a mask" * (masked and config["method"] != "droplora"),
+        method=method_name(first),
         parameters=f"{trained / 1e6:.2f}M" if trained else "",
         settings=_settings(config, masked=masked),
         rank=0 if config["method"] == "full" else int(config["rank"]),
@@ -157,11 +147,8 @@ def model_name(base: str) -> str:
 def _settings(config: Mapping[str, Any], *, masked: bool) -> str:
     if config["method"] == "full":
         return ""
-    told = [f"rank {config['rank']}"]
-    if masked:
-        scale = "rescaled" if config["rescale"] else "not rescaled"
-        told.append(f"{config['granularity']} mask, {scale}, keep_prob {config['keep_prob']}")
-    return ", ".join(told)
+    rank = f"rank {config['rank']}"
+    return f"{rank}, {mask_settings(config)}" if masked else rank
 
 
 def _published_rows(table: Table, results: list[Result]) -> list[dict[str, Any]]:

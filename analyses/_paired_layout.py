@@ -1,0 +1,97 @@
+"""Tables and figure of `paired_differences.compute`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analyses.paired_differences import ACCURACY, AVERAGE, LOSS
+from subspace_lab.figures.style import PALETTE, new_figure, paper_style
+
+# Measure: title, unit, scale, format.
+MEASURES = {
+    ACCURACY: ("Accuracy", "%", 100.0, ".1f"),
+    LOSS: ("Loss of the right response", "nats/token", 1.0, ".3f"),
+}
+
+
+def as_markdown(table: pd.DataFrame, *, baseline: str) -> str:
+    """Write two tables per measure: means, and differences to the baseline."""
+    parts = []
+    for measure, (title, unit, scale, form) in MEASURES.items():
+        rows = table[table["measure"] == measure]
+        if rows.empty:
+            continue
+
+        def mean(row: Any, scale: float = scale, form: str = form) -> str:
+            half = scale * (row.high - row.low) / 2
+            spread = "" if math.isnan(half) else f" ± {half:{form}}"
+            return f"{scale * row.mean:{form}}{spread} ({row.seeds})"
+
+        def difference(row: Any, scale: float = scale, form: str = form) -> str:
+            if math.isnan(row.difference):
+                return ""
+            low, high = scale * row.difference_low, scale * row.difference_high
+            interval = "" if math.isnan(low) else f" [{low:+{form}}, {high:+{form}}]"
+            return f"{scale * row.difference:+{form}}{interval} ({scale * row.rows_error:{form}})"
+
+        others = rows[rows["configuration"] != baseline]
+        parts += [f"{title} ({unit}): mean ± half width of its 95 % interval over seeds (seeds)"]
+        parts += [_grid(rows, mean)]
+        parts += [
+            f"{title} ({unit}): paired difference to {baseline}, 95 % interval over seeds "
+            "(standard error over test rows)"
+        ]
+        parts += [_grid(others, difference)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _grid(rows: pd.DataFrame, cell: Callable[[Any], str]) -> str:
+    tasks = list(dict.fromkeys(rows["task"]))
+    lines = [["configuration", *tasks], ["---"] * (1 + len(tasks))]
+    for name, group in rows.groupby("configuration", sort=False):
+        cells = {row.task: cell(row) for row in group.itertuples()}
+        lines.append([str(name), *(cells.get(task, "") for task in tasks)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def plot(table: pd.DataFrame, *, baseline: str) -> Figure:
+    """Draw the difference to the baseline of each configuration, over all tasks together."""
+    whole = table[table["task"] == AVERAGE] if AVERAGE in set(table["task"]) else table
+    rows = whole[whole["difference"].notna()]
+    shown = [measure for measure in MEASURES if measure in set(rows["measure"])]
+    with paper_style():
+        names = list(dict.fromkeys(rows["configuration"]))[::-1]
+        figure, axes = new_figure(
+            max(len(shown), 1), row_height=0.5 + 0.17 * len(names), share_x=False
+        )
+        for panel, measure in zip(axes[:, 0], shown, strict=False):
+            title, unit, scale, _ = MEASURES[measure]
+            found = rows[rows["measure"] == measure]
+            low = found["difference"] - found["difference_low"]
+            high = found["difference_high"] - found["difference"]
+            panel.axvline(0, color="0.6", linewidth=0.6)
+            panel.errorbar(
+                scale * found["difference"],
+                found["configuration"].map(names.index),
+                xerr=[scale * low, scale * high],
+                fmt="o",
+                capsize=2,
+                color=PALETTE[0],
+            )
+            panel.set_yticks(range(len(names)), [_wrapped(name) for name in names], fontsize=6)
+            panel.set_ylim(-0.6, len(names) - 0.4)
+            panel.set_title(f"{title.lower()}, difference to {baseline}")
+            panel.set_xlabel(f"{'points (%)' if unit == '%' else unit}")
+        seeds, tests = int(rows["seeds"].min()), int(rows["rows"].min())
+        figure.suptitle(f"{seeds} seeds, 95 % t intervals; {tests} test rows a task", fontsize=7)
+    return figure
+
+
+def _wrapped(name: str) -> str:
+    """Break a configuration's name before its mask, without keep_prob's label."""
+    return name.replace(" (", "\n(", 1).replace(", keep_prob", ",\nkeep_prob")

@@ -1,0 +1,236 @@
+"""Is a method better than LoRA? Scores of repeated runs, and their differences seed by seed.
+
+    python -m analyses.paired_differences --runs "runs/methods/*" --out comparison
+
+Reads what `python -m subspace_lab.evaluate` wrote into the runs about test rows. Runs that differ
+in their seed only are repetitions of one configuration. Two measures, where the records have them:
+accuracy, and the loss of the right response in nats per token (of `--metric exact_match`), which
+moves long before answers turn right.
+
+A mean's interval is Student's t over seeds (95 %). The difference to the baseline pairs runs of one
+seed, which saw the same rows in the same order, on the test rows that both answered; its interval
+and its p-value (sign-flip test) are over seeds. With n seeds that p-value is at least 2 / 2^n, 0.25
+for three, so three seeds can prove nothing by it. The standard error over test rows says what other
+test rows could have changed, the seeds being fixed. Nothing is corrected for many comparisons.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analyses._configurations import mask_settings, method_name, repetitions
+from subspace_lab.errors import UserError, exit_code_2_on_user_error
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from subspace_lab.recording.run import Run
+
+AVERAGE = "average"
+ACCURACY, LOSS = "accuracy", "loss"
+COLUMNS = [
+    "configuration", "task", "measure", "mean", "low", "high", "seeds", "rows",
+    "difference", "difference_low", "difference_high", "p_value", "rows_error",
+]  # fmt: skip
+
+Scores = Mapping[tuple[str, str, int], "pd.Series[float]"]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What one configuration's runs scored.
+
+    Attributes:
+        name: method and mask, in words.
+        scores: values of the test rows, indexed by the hash of their prompt, for each
+            (task, measure, seed).
+    """
+
+    name: str
+    scores: Scores
+
+    def seeds(self, task: str, measure: str) -> list[int]:
+        """List the seeds that were scored."""
+        return sorted(key[2] for key in self.scores if key[:2] == (task, measure))
+
+
+def compute(runs: Sequence[Run], *, baseline: str = "LoRA") -> pd.DataFrame:
+    """Compute means over seeds and paired differences to the baseline.
+
+    Args:
+        runs: recorded and evaluated runs; others are left out.
+        baseline: name of a configuration.
+
+    Returns:
+        One row per configuration, task (the last being their average, where each was scored) and
+        measure (accuracy as a share, loss in nats per token): `mean` with its interval `low`,
+        `high` over `seeds`, fewest test `rows`, `difference` to the baseline with its interval and
+        `p_value` over seeds, and its standard error over test rows, `rows_error`.
+
+    Raises:
+        UserError: if nothing was evaluated, the baseline is not there, or two runs have the same
+            configuration and seed.
+    """
+    import pandas as pd
+
+    known = {found.name: found for found in _configurations(runs)}
+    if not known:
+        raise UserError("none of these runs was evaluated: run python -m subspace_lab.evaluate")
+    if baseline not in known:
+        raise UserError(
+            f"there is no configuration {baseline!r}: give --baseline one of {', '.join(known)}"
+        )
+    rows = []
+    for found in known.values():
+        for measure in (ACCURACY, LOSS):
+            tasks = list(dict.fromkeys(key[0] for key in found.scores if key[1] == measure))
+            groups = [(task, [task]) for task in tasks] + [(AVERAGE, tasks)] * (len(tasks) > 1)
+            for title, members in groups:
+                row = {"configuration": found.name, "task": title, "measure": measure}
+                row |= _mean(found, members, measure)
+                if found.name != baseline:
+                    row |= _difference(known[baseline], found, members, measure)
+                rows.append(row)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _configurations(runs: Sequence[Run]) -> list[Configuration]:
+    """Read the scores of all runs, one configuration after another."""
+    groups = [(group, scores) for group in repetitions(runs) if (scores := _read(group))]
+    ranks = {group[0].config.get("rank") for group, _ in groups}
+    found = [
+        Configuration(_name(group[0], with_rank=len(ranks) > 1), scores) for group, scores in groups
+    ]
+    names = [configuration.name for configuration in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(
+            f"several configurations are named {twice[0]!r}: compare runs that differ in method, "
+            "mask, rank and seed only"
+        )
+    return found
+
+
+def _name(run: Run, *, with_rank: bool) -> str:
+    settings = [f"rank {run.config['rank']}"] * with_rank
+    if run.mask_law is not None:
+        settings.append(mask_settings(run.config))
+    return method_name(run) + (f" ({', '.join(settings)})" if settings else "")
+
+
+def _read(group: Sequence[Run]) -> dict[tuple[str, str, int], pd.Series[float]]:
+    from subspace_lab.evaluation.records import FOLDER, read_summaries
+    from subspace_lab.recording import files
+
+    scores: dict[tuple[str, str, int], pd.Series[float]] = {}
+    for run in group:
+        seed = int(run.config["seed"])
+        for task, summary in read_summaries(run.path).items():
+            table = files.read_table(run.path / FOLDER / f"{task}.parquet")
+            tested = summary["settings"].get("split", "test") == "test"
+            if not tested or "correct" not in table:  # judged conversations have no right answer
+                continue
+            if (task, ACCURACY, seed) in scores:
+                raise UserError(
+                    f"{run.path} has the configuration and seed of another run: leave one out"
+                )
+            indexed = table.drop_duplicates("prompt_hash").set_index("prompt_hash")
+            scores[task, ACCURACY, seed] = indexed["correct"].astype(float)
+            if summary["metric"] == "exact_match":  # else the loss is of what the model chose
+                scores[task, LOSS, seed] = indexed["loss"].astype(float)
+    return scores
+
+
+def _mean(found: Configuration, tasks: Sequence[str], measure: str) -> dict[str, Any]:
+    from subspace_lab.stats.intervals import mean_interval
+
+    seeds = _common([found.seeds(task, measure) for task in tasks])
+    values = [_average([found.scores[task, measure, seed] for task in tasks]) for seed in seeds]
+    interval = mean_interval(values)
+    rows = min(len(found.scores[task, measure, seed]) for task in tasks for seed in seeds)
+    return {
+        "mean": interval.estimate,
+        "low": interval.low,
+        "high": interval.high,
+        "seeds": len(seeds),
+        "rows": rows,
+    }
+
+
+def _difference(
+    baseline: Configuration, found: Configuration, tasks: Sequence[str], measure: str
+) -> dict[str, Any]:
+    """Pair runs by seed and test rows by prompt; empty where nothing can be paired."""
+    from subspace_lab.stats.intervals import mean_interval
+    from subspace_lab.stats.paired import sign_flip_test
+
+    both = [one.seeds(task, measure) for one in (baseline, found) for task in tasks]
+    seeds = _common(both)
+    if not seeds:
+        return {}
+    # Of each task, (rows, seeds) differences on the rows that both answered under every seed.
+    differences = [
+        _rows(found, task, measure, seeds).sub(_rows(baseline, task, measure, seeds)).dropna()
+        for task in tasks
+    ]
+    by_seed = [_average([each[seed] for each in differences]) for seed in seeds]
+    interval = mean_interval(by_seed)
+    # Tasks weigh equally, and their rows are independent samples.
+    variance = sum(each.mean(axis=1).var(ddof=1) / len(each) for each in differences)
+    return {
+        "difference": interval.estimate,
+        "difference_low": interval.low,
+        "difference_high": interval.high,
+        "p_value": sign_flip_test(by_seed).p_value,
+        "rows_error": float(variance) ** 0.5 / len(tasks),
+    }
+
+
+def _rows(found: Configuration, task: str, measure: str, seeds: Sequence[int]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame({seed: found.scores[task, measure, seed] for seed in seeds})
+
+
+def _average(values: Sequence[pd.Series[float]]) -> float:
+    return float(sum(each.mean() for each in values) / len(values))
+
+
+def _common(seeds: Sequence[Sequence[int]]) -> list[int]:
+    return sorted(set.intersection(*map(set, seeds)))
+
+
+@exit_code_2_on_user_error
+def main() -> None:
+    """Parse the command line, and print and write the tables and the figure."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analyses.paired_differences",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--runs", nargs="+", required=True, help="run directories, or quoted globs")
+    parser.add_argument("--baseline", default="LoRA", help="the configuration to compare with")
+    parser.add_argument("--out", type=Path, default=Path("paired-differences"), help="a folder")
+    parser.add_argument("--format", choices=("png", "pdf", "svg"), default="pdf", help="of figures")
+    arguments = parser.parse_args()
+    from analyses._paired_layout import as_markdown, plot
+    from subspace_lab.figures.style import save
+    from subspace_lab.recording.run import open_runs
+
+    table = compute(open_runs(arguments.runs), baseline=arguments.baseline)
+    text = as_markdown(table, baseline=arguments.baseline)
+    print(text)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(arguments.out / "paired_differences.csv", index=False)
+    (arguments.out / "paired_differences.md").write_text(text)
+    figure = f"paired_differences.{arguments.format}"
+    save(plot(table, baseline=arguments.baseline), arguments.out / figure, format=arguments.format)
+    for name in ("paired_differences.csv", "paired_differences.md", figure):
+        print(f"wrote {arguments.out / name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Paired differences of planted scores, and the command on them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from analyses._paired_layout import as_markdown, plot
+from analyses.paired_differences import AVERAGE, compute
+from subspace_lab.errors import UserError
+from subspace_lab.evaluation import records
+from subspace_lab.recording.run import Run
+from subspace_lab.tasks import Example
+from subspace_lab.training.config import TrainConfig
+from tests.training.conftest import command
+
+ROWS = 40
+
+
+def write_run(folder: Path, *, seed: int, losses: dict[str, np.ndarray], **fields) -> Run:
+    """Write a run that was evaluated, its answers right where the loss is below 1."""
+    config = TrainConfig(seed=seed, **fields)
+    folder.mkdir(parents=True)
+    law = {"keep_prob": config.keep_prob} if config.masked else None
+    content = {"config": config.to_dict(), "modules": [], "status": "finished"}
+    (folder / "run.json").write_text(json.dumps(content | ({"mask": law} if law else {})))
+    for task, values in losses.items():
+        examples = [Example(task, f"{task} {i}", "yes", "yes") for i in range(len(values))]
+        table = records.example_records(
+            examples,
+            gold=["yes"] * len(values),
+            prediction=["yes"] * len(values),
+            correct=list(values < 1),
+            loss=list(values),
+        )
+        settings = {"split": "test"}
+        summary = records.summarise(table, task=task, metric="exact_match", settings=settings)
+        records.write(folder, table, summary)
+    return Run(folder)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> tuple[list[Run], dict[str, np.ndarray]]:
+    """LoRA and PiSSA under three seeds, on two tasks; loss (seeds, rows) by method and task."""
+    rng = np.random.default_rng(0)
+    losses = {
+        f"{method} {task}": rng.uniform(0.5, 1.5, (3, ROWS))
+        for method in ("lora", "pissa")
+        for task in ("boolq", "arc_easy")
+    }
+    found = [
+        write_run(
+            tmp_path / f"{method}-{seed}",
+            seed=seed,
+            method=method,
+            losses={task: losses[f"{method} {task}"][seed] for task in ("boolq", "arc_easy")},
+        )
+        for method in ("lora", "pissa")
+        for seed in range(3)
+    ]
+    return found, losses
+
+
+def row(table: pd.DataFrame, configuration: str, task: str, measure: str) -> pd.Series:
+    wanted = {"configuration": configuration, "task": task, "measure": measure}
+    (found,) = [r for _, r in table.iterrows() if all(r[k] == v for k, v in wanted.items())]
+    return found
+
+
+def test_differences_are_paired_by_seed_and_row(runs):
+    known, losses = runs
+    table = compute(known)
+    difference = losses["pissa boolq"] - losses["lora boolq"]
+    found = row(table, "PiSSA", "boolq", "loss")
+    expected = stats.ttest_1samp(difference.mean(1), 0).confidence_interval(0.95)
+    assert found["difference"] == pytest.approx(difference.mean())
+    assert found["difference_low"] == pytest.approx(expected.low)
+    assert found["difference_high"] == pytest.approx(expected.high)
+    assert found["rows_error"] == pytest.approx(stats.sem(difference.mean(0)))
+    right = (losses["pissa boolq"] < 1).mean() - (losses["lora boolq"] < 1).mean()
+    assert row(table, "PiSSA", "boolq", "accuracy")["difference"] == pytest.approx(right)
+    assert (found["seeds"], found["rows"]) == (3, ROWS)
+    assert np.isnan(row(table, "LoRA", "boolq", "loss")["difference"])
+
+
+def test_the_average_weighs_tasks_equally(runs):
+    known, losses = runs
+    found = row(compute(known), "PiSSA", AVERAGE, "loss")
+    differences = [losses[f"pissa {t}"] - losses[f"lora {t}"] for t in ("boolq", "arc_easy")]
+    assert found["difference"] == pytest.approx(np.mean([d.mean() for d in differences]))
+    errors = [stats.sem(d.mean(0)) for d in differences]
+    assert found["rows_error"] == pytest.approx(np.hypot(*errors) / 2)
+
+
+def test_only_common_rows_and_seeds_are_compared(runs, tmp_path):
+    known, losses = runs
+    shorter = losses["lora boolq"][0, :10] + 0.25
+    short = write_run(tmp_path / "dora", seed=0, method="dora", losses={"boolq": shorter})
+    unpaired = write_run(tmp_path / "milora", seed=7, method="milora", losses={"boolq": shorter})
+    table = compute([*known, short, unpaired])
+    found = row(table, "DoRA", "boolq", "loss")
+    assert found["difference"] == pytest.approx(0.25)
+    assert np.isnan(found["difference_low"])  # one seed has no interval
+    assert np.isnan(row(table, "MiLoRA", "boolq", "loss")["difference"])
+
+
+def test_masks_are_named_and_doubles_refused(runs, tmp_path):
+    known, losses = runs
+    masked = {
+        granularity: write_run(
+            tmp_path / granularity,
+            seed=0,
+            method="droplora",
+            granularity=granularity,
+            losses={"boolq": losses["lora boolq"][0]},
+        )
+        for granularity in ("step", "token")
+    }
+    names = set(compute([*known, *masked.values()])["configuration"])
+    assert "DropLoRA (token mask, rescaled, keep_prob 0.5)" in names
+    double = write_run(
+        tmp_path / "double", seed=0, method="lora", losses={"boolq": losses["lora boolq"][0]}
+    )
+    with pytest.raises(UserError, match="configuration and seed of another run"):
+        compute([*known, double])
+    with pytest.raises(UserError, match="no configuration 'Lora': give --baseline one of LoRA"):
+        compute(known, baseline="Lora")
+
+
+def test_tables_and_figure_say_what_they_show(runs):
+    table = compute(runs[0])
+    text = as_markdown(table, baseline="LoRA")
+    assert text.count("| LoRA |") == 2  # in the tables of means only
+    assert text.count("| PiSSA |") == 4
+    accuracy = row(table, "PiSSA", AVERAGE, "accuracy")
+    assert f"{100 * accuracy['difference']:+.1f} [" in text
+    panels = plot(table, baseline="LoRA").axes
+    assert [panel.get_xlabel() for panel in panels] == ["points (%)", "nats/token"]
+
+
+def test_the_command_writes_where_it_says(runs, tmp_path):
+    out = tmp_path / "out"
+    done = command("analyses.paired_differences", "--runs", f"{tmp_path}/*", "--out", out)
+    assert done.returncode == 0, done.stderr
+    for name in ("csv", "md", "pdf"):
+        assert f"wrote {out / 'paired_differences'}.{name}" in done.stdout
+        assert (out / f"paired_differences.{name}").stat().st_size > 0
+    missing = command("analyses.paired_differences", "--runs", f"{tmp_path}/nothing-*")
+    assert missing.returncode == 2
+    assert "no run matches" in missing.stderr
