@@ -3,10 +3,11 @@
     python -m benchmarks.training                      # SmolLM2-135M on this machine's processor
     python -m benchmarks.training --shape llama2-7b    # random weights of that shape, on a GPU
 
-One model takes optimizer steps under each arm in turn, so that a slow moment of the machine hits
-all arms alike: plain LoRA, step masks, token masks, LoRA with every step recorded. A ratio is the
-median over rounds of (arm's time / plain time of the same round), with a bootstrap interval. Bytes
-are those of a recorded step against an fp32 adapter snapshot.
+One model takes optimizer steps on one batch (of the demo's task; of random tokens on the GPU)
+under each arm in turn, so that a slow moment of the machine hits all arms alike: plain LoRA, step
+masks, token masks, LoRA with every step recorded. A ratio is the median over rounds of (arm's time
+/ plain time of the same round), with a bootstrap interval. Bytes are those of a recorded step
+against an fp32 adapter snapshot.
 """
 
 from __future__ import annotations
@@ -26,21 +27,27 @@ from tqdm import tqdm
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from benchmarks.machine import write_result
-from subspace_lab import models
+from subspace_lab import models, tasks
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.adapters.methods import adapt, lora_config
 from subspace_lab.recording.recorder import SubspaceRecorder
+from subspace_lab.training.data import RightPadding, tokenize
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 
 
-def smollm2() -> tuple[torch.nn.Module, dict[str, Any]]:
-    model = models.load_model(models.find_base("bundled"))
-    shape = {"rank": 8, "batch": 8, "length": 32, "vocabulary": 49_000}
-    return adapt(model, lora_config(rank=8, alpha=16, targets=TARGETS), seed=0), shape
+Batch = dict[str, Any]
 
 
-def llama2_7b() -> tuple[torch.nn.Module, dict[str, Any]]:
+def smollm2() -> tuple[torch.nn.Module, int, Batch]:
+    base = models.find_base("bundled")
+    model, tokenizer = models.load_model(base), models.load_tokenizer(base)
+    rows = tokenize(tasks.load("demo", "train", size=8), tokenizer, max_length=512)
+    batch = RightPadding(int(tokenizer.pad_token_id))(rows)
+    return adapt(model, lora_config(rank=8, alpha=16, targets=TARGETS), seed=0), 8, batch
+
+
+def llama2_7b() -> tuple[torch.nn.Module, int, Batch]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -55,8 +62,9 @@ def llama2_7b() -> tuple[torch.nn.Module, dict[str, Any]]:
         model = LlamaForCausalLM(config)
     torch.set_default_dtype(torch.float32)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    shape = {"rank": 32, "batch": 8, "length": 512, "vocabulary": 32_000}
-    return adapt(model, lora_config(rank=32, alpha=64, targets=TARGETS), seed=0), shape
+    ids = torch.randint(0, config.vocab_size, (8, 512), device="cuda")
+    batch = {"input_ids": ids, "labels": ids}
+    return adapt(model, lora_config(rank=32, alpha=64, targets=TARGETS), seed=0), 32, batch
 
 
 SHAPES = {"smollm2": smollm2, "llama2-7b": llama2_7b}
@@ -65,14 +73,11 @@ SHAPES = {"smollm2": smollm2, "llama2-7b": llama2_7b}
 class Steps:
     """Optimizer steps on one model, with a Trainer's callbacks around each."""
 
-    def __init__(self, model: torch.nn.Module, shape: dict[str, Any]) -> None:
-        self.model = model.train()
-        device = next(model.parameters()).device
-        self.ids = torch.randint(0, shape["vocabulary"], (shape["batch"], shape["length"]))
-        self.ids = self.ids.to(device)
+    def __init__(self, model: torch.nn.Module, batch: Batch) -> None:
+        self.model, self.batch = model.train(), batch
         trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4)
-        self.mixed = device.type == "cuda"
+        self.mixed = batch["input_ids"].is_cuda
 
     def time(self, begin: Callable[[], None], end: Callable[[], None]) -> float:
         """Seconds of one step: callbacks, forward, backward and update."""
@@ -80,7 +85,7 @@ class Steps:
         started = time.perf_counter()
         begin()
         with torch.autocast("cuda", torch.bfloat16, enabled=self.mixed):
-            loss = self.model(input_ids=self.ids, labels=self.ids, use_cache=False).loss
+            loss = self.model(**self.batch, use_cache=False).loss
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -104,8 +109,9 @@ def masked(model: torch.nn.Module, granularity: Any, step: list[int]) -> Iterato
 
 
 def measure(name: str, rounds: int) -> dict[str, Any]:
-    model, shape = SHAPES[name]()
-    steps, step = Steps(model, shape), [0]
+    model, rank, batch = SHAPES[name]()
+    steps, step = Steps(model, batch), [0]
+    rows, length = batch["input_ids"].shape
     state = TrainerState(max_steps=10**9, is_world_process_zero=True)
     seconds: dict[str, list[float]] = {"lora": [], "step": [], "token": [], "recorded": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -137,7 +143,13 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         snapshot = next((Path(folder) / "run" / "snapshots").rglob("*.safetensors")).stat().st_size
     core_bytes = recorded / (rounds + 3)
     return {
-        "shape": {"model": name, **shape, "targets": TARGETS},
+        "shape": {
+            "model": name,
+            "rank": rank,
+            "batch": rows,
+            "length": length,
+            "targets": TARGETS,
+        },
         "rounds": rounds,
         "median_seconds_per_step": {arm: float(np.median(s)) for arm, s in seconds.items()},
         "step_mask_over_lora": ratio(seconds["step"], seconds["lora"]),
