@@ -79,7 +79,7 @@ def smallest_singular_value() -> Iterator[Row]:
         for name, dtype, compute in contestants:
             try:
                 error = relative(compute(B.to(dtype), A.to(dtype))[-1].double(), sigma[-1])
-            except torch.linalg.LinAlgError:
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
                 error = "breaks down"
             yield Row(
                 f"smallest of {R} singular values, spread {spread:.0e}", bits(dtype), name, error
@@ -110,7 +110,7 @@ def triangular_factors() -> Iterator[Row]:
             try:
                 gap = torch.linalg.svdvals(compute(X)) - true
                 error = f"{float(gap.abs().max() / true[0]):.0e}"
-            except torch.linalg.LinAlgError:
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
                 error = "breaks down"
             yield Row(f"singular values of R / largest, {name}", "float64", algorithm, error)
 
