@@ -24,7 +24,7 @@ from subspace_lab.tasks.examples import Example
 from subspace_lab.tasks.noise import with_label_noise
 from subspace_lab.tasks.splits import check_split, in_training_split
 
-__all__ = ["Example", "is_scored", "load", "names", "score"]
+__all__ = ["Example", "load", "names", "score"]
 
 _SCORES: dict[str, Callable[[Example, str], float]] = {
     name: family.score
@@ -39,12 +39,6 @@ _LOADERS: dict[str, Callable[..., list[Example]]] = {
 def names() -> tuple[str, ...]:
     """List the names that `load` knows."""
     return tuple(_SCORES)
-
-
-def is_scored(name: str) -> bool:
-    """Tell whether `score` works for a task; programs and conversations are judged elsewhere."""
-    _check_name(name)
-    return name not in (*code.NAMES, *conversation.NAMES)
 
 
 def load(
@@ -120,7 +114,7 @@ def score(example: Example, generated_text: str) -> float:
     """Score what a model wrote after `example.prompt`, from 0.0 (wrong) to 1.0 (right).
 
     Raises:
-        UserError: if the task is unknown, or not scored here (see `is_scored`).
+        UserError: if the task is unknown, or scored elsewhere: programs are run, conversations judged.
     """
     _check_name(example.task)
     return _SCORES[example.task](example, generated_text)

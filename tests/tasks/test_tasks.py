@@ -18,9 +18,10 @@ def test_unknown_tasks_and_splits_are_refused_with_the_choices() -> None:
         tasks.load("gsm8k", "dev")
 
 
-def test_what_is_scored_here() -> None:
-    unscored = {name for name in tasks.names() if not tasks.is_scored(name)}
-    assert unscored == {"codefeedback", "humaneval", "mbpp", "wizardlm"}
+@pytest.mark.parametrize("name", ["codefeedback", "humaneval", "mbpp", "wizardlm"])
+def test_what_is_scored_elsewhere_says_where(name: str) -> None:
+    with pytest.raises(UserError, match=r"running programs|judged on MT-Bench"):
+        tasks.score(tasks.Example(name, "", "", ""), "")
 
 
 def test_a_size_draws_a_subset_by_the_seed(tmp_path: Path) -> None:
