@@ -114,7 +114,7 @@ def score(example: Example, generated_text: str) -> float:
     """Score what a model wrote after `example.prompt`, from 0.0 (wrong) to 1.0 (right).
 
     Raises:
-        UserError: if the task is unknown, or scored elsewhere: programs are run, conversations judged.
+        UserError: if the task is unknown, or scored elsewhere (programs run, conversations judged).
     """
     _check_name(example.task)
     return _SCORES[example.task](example, generated_text)
