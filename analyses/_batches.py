@@ -102,8 +102,11 @@ class StepMasks:
     """
 
     def __init__(self, run: Run) -> None:
-        self._masks = {module: run.masks(module) for module in run.modules["module"]}
-        self._steps = next(iter(self._masks.values()))[0]
+        self._masks: dict[str, NDArray[np.bool_]] = {}
+        for rank in run.modules["r"].unique():
+            self._steps, masks = run.masks_of_rank(int(rank))
+            names = run.modules.loc[run.modules["r"] == rank, "module"]
+            self._masks |= dict(zip(names, masks.swapaxes(0, 1), strict=True))
 
     def has(self, steps: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Tell whether the masks of the given steps were recorded (T,)."""
@@ -116,7 +119,7 @@ class StepMasks:
         import numpy as np
 
         places = np.searchsorted(self._steps, steps)
-        return np.stack([self._masks[module][1][places] for module in modules], axis=1)
+        return np.stack([self._masks[module][places] for module in modules], axis=1)
 
 
 def _pieces(batch: CoreBatch) -> Iterator[CoreBatch]:

@@ -92,11 +92,10 @@ class Group:
     @cached_property
     def masks(self) -> NDArray[np.bool_] | None:
         """All step masks (T, M, r), True = kept; None where there are none."""
-        import numpy as np
-
         if self.law is None or not len(self.mask_steps):
             return None
-        return np.stack([self.run.masks(name)[1] for name in self.names], axis=1)
+        same_rank = self.run.modules[self.run.modules["r"] == self.rank]
+        return self.run.masks_of_rank(self.rank)[1][:, same_rank["module"].isin(self.names)]
 
     def masks_of(self, steps: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Give the masks (T, M, r) of steps that have one; all True in a run without masks."""

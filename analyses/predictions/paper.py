@@ -80,10 +80,10 @@ def never_twice(evidence: Evidence) -> Finding:
     repeated: list[bool] = []
     for run in step:
         total = again = 0
-        for module in run.modules["module"]:
-            masks = run.masks(module)[1]
-            again += len(masks) - len(np.unique(masks, axis=0))
-            total += len(masks)
+        for rank in run.modules["r"].unique():
+            for masks in run.masks_of_rank(int(rank))[1].swapaxes(0, 1):
+                again += len(masks) - len(np.unique(masks, axis=0))
+                total += len(masks)
         repeated.append(again > 0)
         ranks = "/".join(str(rank) for rank in run.modules["r"].unique())
         shown.append(f"{run.name} {again / total:.1%} (r = {ranks}, n = {total:,})")

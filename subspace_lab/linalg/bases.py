@@ -12,20 +12,35 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from .factors import RANK_TOLERANCE
+from .factors import RANK_TOLERANCE, triangular_factor
+
+CLEARLY_INDEPENDENT = 1e6
+"""Condition number, bounded by an inverse, below which no singular values are needed."""
 
 
 def unit_frame(
     X: Float[Tensor, "*batch d k"],
 ) -> tuple[Float64[Tensor, "*batch d k"], Bool[Tensor, "*batch"]]:
-    """X with columns of unit length (zero columns stay), and whether they are independent."""
+    """X with columns of unit length (zero columns stay), and whether they are independent.
+
+    sigma_max / sigma_min <= ||R||_F ||R^{-1}||_F costs a fraction of the singular values. It
+    settles all but ill-conditioned frames: an inverse with a condition number of 1e6 has ten
+    correct digits, and 1e6 is far from the 1e13 of the rule.
+    """
     X = X.to(torch.float64)
     norms = torch.linalg.vector_norm(X, dim=-2, keepdim=True)
     X = X / torch.where(norms > 0, norms, 1.0)
     if X.shape[-2] < X.shape[-1]:
         return X, torch.zeros(X.shape[:-2], dtype=torch.bool, device=X.device)
-    sigma = torch.linalg.svdvals(X)
-    return X, sigma[..., -1] > RANK_TOLERANCE * sigma[..., 0]
+    R = triangular_factor(X)
+    identity = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device).expand_as(R)
+    inverse = torch.linalg.solve_triangular(R, identity, upper=True)
+    condition = torch.linalg.matrix_norm(R) * torch.linalg.matrix_norm(inverse)
+    independent = condition < CLEARLY_INDEPENDENT  # false for the nan of a singular R, too
+    if (doubtful := ~independent).any():
+        sigma = torch.linalg.svdvals(R[doubtful])
+        independent[doubtful] = sigma[..., -1] > RANK_TOLERANCE * sigma[..., 0]
+    return X, independent
 
 
 def dependence_tolerance(frame: Float64[Tensor, "*batch d k"]) -> Float64[Tensor, "*batch"]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float64
-from scipy.stats import multinomial
+from scipy.special import gammaln, xlogy
 from torch import Tensor
 
 
@@ -121,8 +121,12 @@ def null_overlap(n: int, r: int, *, keep_prob: float) -> NullOverlap:
     q = keep_prob
     i, a, b = (grid.ravel() for grid in np.indices((r + 1, r + 1, r + 1), dtype=np.int64))
     i, a, b = (count[i + a + b <= r] for count in (i, a, b))
-    outcome = np.stack([i, a, b, r - i - a - b], axis=-1)
-    weight = multinomial.pmf(outcome, n=r, p=[q * q, q * (1 - q), q * (1 - q), (1 - q) ** 2])
+    counts = np.stack([i, a, b, r - i - a - b])
+    probabilities = np.array([q * q, q * (1 - q), q * (1 - q), (1 - q) ** 2])
+    log_weight = gammaln(r + 1) + (xlogy(counts, probabilities[:, None]) - gammaln(counts + 1)).sum(
+        0
+    )
+    weight = np.exp(log_weight)
     squared_cosines = i + a * b / np.maximum(n - i, 1)
     smaller = i + np.minimum(a, b)
     present = smaller > 0

@@ -127,24 +127,35 @@ class Run:
         """What the gate witness saw of the masks in the first training steps."""
         return read_gates(self.path)
 
-    def masks(self, module: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Give all recorded masks of a module: steps (T,) and masks (T, r), True = kept.
+    def masks_of_rank(self, rank: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Give all recorded masks of the modules of rank r: steps (T,) and masks (T, M, r).
+
+        Modules are in the order of `modules`; True = kept.
 
         Raises:
             UserError: if the run has no step masks.
         """
-        row, place = self._place(module)
         steps, packed = [], []
         for chunk_steps, path in self._chunks("masks"):
             with files.open_tensors(path) as tensors:
-                packed.append(tensors.get_slice(f"r{row.r}")[:, place].numpy())
+                packed.append(tensors.get_tensor(f"r{rank}").numpy())
             steps.append(chunk_steps)
         if not steps:
             raise UserError(
                 f"{self.path} has no step masks: train with --method droplora --granularity step"
             )
-        unpacked = np.unpackbits(np.concatenate(packed), axis=-1, count=int(row.r))
-        return np.concatenate(steps), unpacked.astype(bool)
+        unpacked = np.unpackbits(np.concatenate(packed), axis=-1, count=rank)
+        return np.concatenate(steps), unpacked.view(np.bool_)
+
+    def masks(self, module: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Give all recorded masks of a module: steps (T,) and masks (T, r), True = kept.
+
+        Raises:
+            UserError: if the run has no step masks, or no such module.
+        """
+        row, place = self._place(module)
+        steps, masks = self.masks_of_rank(int(row.r))
+        return steps, masks[:, place]
 
     def mask(self, step: int, module: str) -> NDArray[np.bool_]:
         """Give the mask (r,) under which optimizer step `step` was taken, True = kept.

@@ -34,3 +34,17 @@ def test_rank_rule(smallest, rank):
 def test_short_columns_are_not_dependent():
     lengths = torch.tensor([1.0, 1e-20, 1e-100], dtype=torch.float64)
     assert unit_frame(torch.randn(10, 3, dtype=torch.float64) * lengths)[1]
+
+
+def test_one_rule_for_well_ill_and_singular_frames_in_one_batch():
+    """Whether or not the inverse settles it, independence is that of the singular values."""
+    smallest = torch.tensor([1.0, 1e-3, 1e-5, 1e-7, 1e-10, 1e-12, 1e-14, 0.0], dtype=torch.float64)
+    spectra = torch.cat([torch.ones(len(smallest), 5).double(), smallest[:, None]], dim=1)
+    frames = random_subspace(9, 6, batch=(8,)) * spectra[:, None] @ random_subspace(6, 6)
+    frames[-1, :, 0] = 0
+    for X in (frames, torch.linalg.qr(frames).R):
+        unit, independent = unit_frame(X)
+        sigma = torch.linalg.svdvals(unit)
+        assert independent.tolist() == (sigma[:, -1] > 1e-13 * sigma[:, 0]).tolist()
+        assert independent.tolist() == [True] * 6 + [False] * 2
+    assert not unit_frame(frames.mT)[1].any()
