@@ -17,12 +17,15 @@ lose against the geometric ensemble is the Jensen gap, which theory gives withou
 are drawn anew, one for all tokens, with the run's keep_prob and rescale (0.5, rescaled, where the
 run was not masked). Loss is in nats per response token; accuracy is the share of rows that greedy
 decoding would reproduce exactly.
+
+Masks and scales act on the B A that was trained. PiSSA and MiLoRA train it on what is left of the
+base without the initial B A: there scale 0 is that residual base, and `base`, the original one,
+is no point of the scale curve.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from analyses._command import Summary, analysis_parser, run_analysis
@@ -30,41 +33,9 @@ from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:
     import pandas as pd
-    import torch
     from matplotlib.figure import Figure
-    from torch import Tensor
 
     from subspace_lab.recording.run import Run
-    from subspace_lab.tasks import Example
-    from subspace_lab.trained import TrainedModel
-
-SCALES = (0.5, 0.75, 1.25, 1.5)
-FIRST_DRAW = 1 << 40
-"""Draws are step masks of steps that no training reaches."""
-
-
-@dataclass
-class _Tally:
-    """Sums over rows: what a predictor scored."""
-
-    nats: float = 0.0
-    tokens: int = 0
-    exact: int = 0
-    jensen_gap: float = 0.0
-    rows: list[bool] = field(default_factory=list)
-
-    def add(self, log_probabilities: Tensor, targets: Tensor, rows: Tensor) -> None:
-        """Add response tokens: log-probabilities (tokens, vocabulary), targets and row numbers."""
-        import torch
-
-        chosen = log_probabilities.gather(-1, targets[:, None]).squeeze(-1)
-        self.nats -= float(chosen.double().sum())
-        self.tokens += len(targets)
-        wrong = log_probabilities.argmax(-1) != targets
-        failed = torch.zeros(int(rows.max()) + 1, dtype=torch.bool).index_put_(
-            (rows,), wrong.cpu(), accumulate=True
-        )
-        self.rows += (~failed).tolist()
 
 
 def compute(
@@ -80,10 +51,11 @@ def compute(
     """Evaluate the predictors.
 
     A row is a run, step and predictor: `run, step, predictor, masks` (how many are in it), `scale`
-    (of the update), `draw` (which mask, else -1), `loss` (nats per response token), `accuracy`,
-    `examples`, `jensen_gap` (nats per token, of the ensemble rows: E loss of single masks minus
-    geometric, from the predictions alone), `predicted_scale` (T9's optimal inference scale for
-    white inputs, one number per run and step; nan without masks in training), `keep_prob`.
+    (of B A; nan for the base of PiSSA and MiLoRA), `draw` (which mask, else -1), `loss` (nats per
+    response token), `accuracy`, `examples`, `jensen_gap` (nats per token, of the ensemble rows: E
+    loss of single masks minus geometric, from the predictions alone), `predicted_scale` (T9's
+    optimal inference scale for white inputs, one number per run and step; nan without masks in
+    training), `keep_prob`.
 
     Args:
         run: the run.
@@ -114,41 +86,30 @@ def _at_step(
     run: Run, step: int | None, masks: int, examples: int, batch_size: int, seed: int
 ) -> pd.DataFrame:
     import pandas as pd
-    import torch
 
+    from analyses._mask_ensembles import evaluate
     from subspace_lab.trained import evaluation_examples, load_trained
 
     rows = evaluation_examples(run, size=examples)
     trained = load_trained(run, step=step)
-    predictors = _predictors(run, trained.model, masks=masks, seed=seed)
-    tallies = {key: _Tally() for key in [*predictors, *_ensembles(masks)]}
-    with torch.no_grad():
-        for batch in _batches(trained, rows, batch_size, run.name):
-            singles = []
-            for key, context in predictors.items():
-                with context():
-                    log_probabilities = batch.log_probabilities(trained.model)
-                tallies[key].add(log_probabilities, batch.targets, batch.rows)
-                if key[0] == "single":
-                    singles.append(log_probabilities)
-            _add_ensembles(tallies, torch.stack(singles), batch, masks)
+    tallies = evaluate(run, trained, rows, masks=masks, batch_size=batch_size, seed=seed)
     predicted = predicted_scale(run, trained.step)
     return pd.DataFrame(
         {
             "run": run.name,
             "step": trained.step,
-            "predictor": predictor,
-            "masks": count,
-            "scale": scale,
-            "draw": draw,
+            "predictor": predictor.name,
+            "masks": predictor.masks,
+            "scale": predictor.scale,
+            "draw": predictor.draw,
             "loss": tally.nats / tally.tokens,
             "accuracy": sum(tally.rows) / len(tally.rows),
             "examples": len(tally.rows),
-            "jensen_gap": tally.jensen_gap / tally.tokens if count > 1 else float("nan"),
+            "jensen_gap": tally.jensen_gap / tally.tokens if predictor.masks > 1 else float("nan"),
             "predicted_scale": predicted,
             "keep_prob": (run.mask_law or {}).get("keep_prob", float("nan")),
         }
-        for (predictor, count, scale, draw), tally in tallies.items()
+        for predictor, tally in tallies.items()
     )
 
 
@@ -172,133 +133,6 @@ def predicted_scale(run: Run, step: int) -> float:
     keep_prob = run.mask_law["keep_prob"]
     rescale = 1 / keep_prob if run.mask_law["rescale"] else 1.0
     return optimal_inference_scale(products / updates, keep_prob=keep_prob, rescale=rescale)
-
-
-Key = tuple[str, int, float, int]
-"""Predictor, masks in it, scale of the update, draw."""
-
-
-def _ensembles(masks: int) -> list[Key]:
-    return [("arithmetic", masks, 1.0, -1), ("geometric", masks, 1.0, -1)]
-
-
-def _predictors(run: Run, model: Any, *, masks: int, seed: int) -> dict[Key, Any]:
-    """Give a context manager for each predictor that is one forward pass."""
-    import contextlib
-    import functools
-    import warnings
-
-    import torch
-
-    from subspace_lab.adapters.mask import RankMask
-
-    law = run.mask_law or {"keep_prob": 0.5, "rescale": True, "sampling": "bernoulli"}
-    chosen = {name: law[name] for name in ("keep_prob", "rescale", "sampling")}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the adapter is trained already is the point here
-        mask = RankMask(**chosen, granularity="step", seed=seed).attach(model)
-
-    def scaled(scale: float) -> Any:
-        values = {
-            name: torch.full((rank,), scale / mask.law.factor) for name, rank in mask.ranks.items()
-        }
-        return functools.partial(mask.in_evaluation, values)
-
-    def single(draw: int) -> Any:
-        kept = mask.masks(FIRST_DRAW + draw)
-        return functools.partial(
-            mask.in_evaluation, {name: torch.from_numpy(m) for name, m in kept.items()}
-        )
-
-    predictors: dict[Key, Any] = {("base", 0, 0.0, -1): model.disable_adapter}
-    predictors[("full", 0, 1.0, -1)] = contextlib.nullcontext
-    scales = {*SCALES, mask.law.keep_prob} - {1.0}
-    predictors |= {("scaled", 0, scale, -1): scaled(scale) for scale in sorted(scales)}
-    predictors |= {("single", 1, 1.0, draw): single(draw) for draw in range(masks)}
-    return predictors
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """A padded batch with its response tokens.
-
-    Attributes:
-        input_ids, attention_mask: (batch, length).
-        positions: (tokens, 2), row and position whose logits predict a response token.
-        targets: (tokens,) the response tokens.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    positions: Tensor
-    targets: Tensor
-
-    @property
-    def rows(self) -> Tensor:
-        """Row number of each response token."""
-        return self.positions[:, 0].cpu()
-
-    def log_probabilities(self, model: torch.nn.Module) -> Tensor:
-        """Log-probabilities (tokens, vocabulary) at the response tokens."""
-        # Logits before the first response are not needed, and a whole (batch, length, vocabulary)
-        # is large.
-        first = int(self.positions[:, 1].min())
-        needed = self.input_ids.shape[1] - first
-        logits = model(
-            input_ids=self.input_ids, attention_mask=self.attention_mask, logits_to_keep=needed
-        ).logits[:, -needed:]
-        selected: Tensor = logits[self.positions[:, 0], self.positions[:, 1] - first]
-        return selected.float().log_softmax(-1)
-
-
-def _batches(
-    trained: TrainedModel, examples: Sequence[Example], batch_size: int, name: str
-) -> Iterator[_Batch]:
-    import torch
-
-    from subspace_lab.evaluation.batching import padded_batches
-    from subspace_lab.evaluation.encoding import encode_prompt, encode_response
-
-    prompts = [encode_prompt(trained.tokenizer, example.prompt) for example in examples]
-    responses = [
-        encode_response(trained.tokenizer, example.response, with_eos=True) for example in examples
-    ]
-    for batch in padded_batches(
-        [prompt + response for prompt, response in zip(prompts, responses, strict=True)],
-        batch_size=batch_size,
-        side="right",
-        device=trained.model.device,
-        description=f"ensembles of {name}",
-    ):
-        positions = [
-            (row, len(prompts[index]) - 1 + offset)
-            for row, index in enumerate(batch.indices)
-            for offset in range(len(responses[index]))
-        ]
-        targets = [token for index in batch.indices for token in responses[index]]
-        device = trained.model.device
-        yield _Batch(
-            batch.input_ids,
-            batch.attention_mask,
-            torch.tensor(positions, device=device),
-            torch.tensor(targets, device=device),
-        )
-
-
-def _add_ensembles(
-    tallies: dict[Key, _Tally], log_probabilities: Tensor, batch: _Batch, masks: int
-) -> None:
-    from subspace_lab.theory.ensembles import (
-        arithmetic_ensemble,
-        geometric_ensemble,
-        jensen_gap,
-    )
-
-    gap = float(jensen_gap(log_probabilities).double().sum())
-    ensembles = (arithmetic_ensemble, geometric_ensemble)
-    for key, ensemble in zip(_ensembles(masks), ensembles, strict=True):
-        tallies[key].add(ensemble(log_probabilities), batch.targets, batch.rows)
-        tallies[key].jensen_gap += gap
 
 
 def plot(table: pd.DataFrame) -> Figure:
@@ -350,9 +184,15 @@ def _look(i: int) -> dict[str, Any]:
     return {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]}
 
 
+def _scale_curve(rows: pd.DataFrame) -> pd.DataFrame:
+    """Select the predictors that differ in the inference scale only, in its order."""
+    curve = rows[rows["predictor"].isin(["base", "scaled", "full"])]
+    return curve.dropna(subset="scale").sort_values("scale")
+
+
 def _draw_scales(axis: Any, rows: pd.DataFrame, i: int) -> None:
     """Draw loss over inference scale, and a tick at the scale that theory predicts."""
-    curve = rows[rows["predictor"].isin(["base", "scaled", "full"])].sort_values("scale")
+    curve = _scale_curve(rows)
     label = str(rows["run"].iloc[0])
     axis.plot(curve["scale"], curve["loss"], **_look(i), label=label)
     predicted = rows["predicted_scale"].iloc[0]
@@ -404,8 +244,8 @@ def summarise(table: pd.DataFrame) -> Summary:
     for (run, step), rows in table.groupby(["run", "step"], sort=False):
         losses = rows[rows["predictor"] != "scaled"].groupby("predictor", sort=False)["loss"].mean()
         text = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
-        curve = rows[rows["predictor"].isin(["base", "scaled", "full"])]
-        best = curve.sort_values("loss")["scale"].iloc[0]
+        curve = _scale_curve(rows)
+        best = curve["scale"].iloc[curve["loss"].argmin()]
         predicted = rows["predicted_scale"].iloc[0]
         summary[f"{run}, step {step}, loss (nats/token)"] = text
         summary[f"{run}, step {step}, best scale of the grid"] = (

@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from analyses import ensemble_vs_single, learning_curves
-from subspace_lab.adapters.mask import RankMask
+from analyses._mask_ensembles import FIRST_DRAW, predictors
+from subspace_lab.adapters.mask import RankMask, find_rank_mask
+from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.likelihood import response_loss
 from subspace_lab.recording.run import Run
 from subspace_lab.trained import evaluation_examples, load_trained
 from subspace_lab.training.config import TrainConfig
-from subspace_lab.training.trainer import train
+from subspace_lab.training.trainer import build, train
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +36,11 @@ def table(pocket_run):
     return ensemble_vs_single.compute(pocket_run, masks=4, examples=12)
 
 
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.arange(1, 25).view(2, 12)).logits
+
+
 def loss(table, predictor, **where):
     rows = table[table["predictor"] == predictor]
     for column, value in where.items():
@@ -50,7 +57,7 @@ def test_base_full_and_single_equal_an_evaluation_by_hand(pocket_run, table):
     # One mask by hand: zero the dropped columns of B.
     with pytest.warns(UserWarning):
         masks = RankMask(0.5, rescale=False).attach(trained.model)
-    kept = masks.masks(ensemble_vs_single.FIRST_DRAW + 2)
+    kept = masks.masks(FIRST_DRAW + 2)
     masks.detach()
     with torch.no_grad():
         for name, parameter in trained.model.named_parameters():
@@ -100,3 +107,34 @@ def test_what_it_refuses(pocket_run):
         ensemble_vs_single.compute(pocket_run, steps=[3])
     with pytest.raises(UserError, match="whole models"):
         ensemble_vs_single.compute(pocket_run, modules=["q_proj"])
+
+
+@pytest.mark.filterwarnings("ignore:the adapter's B A is not zero")
+@pytest.mark.parametrize("sampling", ["bernoulli", "exact-k"])
+@pytest.mark.parametrize("method", ["pissa", "milora"])
+def test_masks_on_a_split_base_are_those_of_training(tmp_path, method, sampling):
+    config = TrainConfig(
+        method=method, rank_mask=True, keep_prob=0.25, rescale=True, sampling=sampling, steps=3,
+        train_size=32, eval_split="none", learning_rate=1e-3, cores="light",
+    )  # fmt: skip
+    model, trainer = build(config, tmp_path / "run")
+    trainer.train()
+    live, loaded = find_rank_mask(model), load_trained(Run(tmp_path / "run")).model
+    with torch.no_grad():  # without the rounding of the residual base, which layers amplify
+        for module, converted in zip(lora_modules(model), lora_modules(loaded), strict=True):
+            A0, B0 = converted.A[module.rank :].double(), -converted.B[:, module.rank :].double()
+            residual = module.layer.get_base_layer().weight
+            exact = converted.layer.get_base_layer().weight.double() - module.scaling * B0 @ A0
+            assert (exact - residual).abs().max() < 1e-6
+            residual.data = exact
+    model.double(), loaded.double()
+    contexts = predictors(Run(tmp_path / "run"), loaded, masks=3, seed=config.seed)
+    half = {name: torch.full((r,), 0.5 / live.law.factor) for name, r in live.ranks.items()}
+    kept = {n: torch.from_numpy(mask) for n, mask in live.masks(FIRST_DRAW + 2).items()}
+    for name, values in {("single", 1, 1.0, 2): kept, ("scaled", 0, 0.5, -1): half}.items():
+        with live.in_evaluation(values):
+            truth = logits(model)
+        with contexts[name]():
+            torch.testing.assert_close(logits(loaded), truth, atol=1e-5, rtol=0)
+        assert (truth - logits(model)).abs().max() > 1e-2
+    assert all(math.isnan(p.scale) == (p.name == "base") for p in contexts)

@@ -1,0 +1,220 @@
+"""A trained model under single rank masks, their ensembles and inference scales, on test rows.
+
+The masks multiply the r rank directions that training masked. For most methods those are all that
+a snapshot has. PiSSA and MiLoRA train B A on W_res = W0 - scaling * B0 A0, and their snapshots are
+valid on W0, so under a mask d with rescale factor s the model of training is
+
+    W_res + scaling * s * B diag(d) A = W0 + scaling * [B, -B0] diag(s d, 1) [A; A0]:
+
+the trailing directions, the subtracted start, stay whole under every mask and scale.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from subspace_lab.adapters.mask import RankMask
+from subspace_lab.evaluation.batching import padded_batches
+from subspace_lab.evaluation.encoding import encode_prompt, encode_response
+from subspace_lab.recording.run import Run
+from subspace_lab.tasks import Example
+from subspace_lab.theory.ensembles import arithmetic_ensemble, geometric_ensemble, jensen_gap
+from subspace_lab.trained import TrainedModel
+
+SCALES = (0.5, 0.75, 1.25, 1.5)
+FIRST_DRAW = 1 << 40
+"""Draws are step masks of steps that no training reaches."""
+
+
+class Predictor(NamedTuple):
+    """One way to predict with a trained adapter: name, masks in it, inference scale, draw."""
+
+    name: str
+    masks: int
+    scale: float
+    draw: int
+
+
+Context = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+@dataclass
+class Tally:
+    """Sums over rows: what a predictor scored.
+
+    Attributes:
+        nats: loss summed over response tokens.
+        tokens: how many tokens those are.
+        jensen_gap: of an ensemble, in nats summed over response tokens.
+        rows: for each row, whether greedy decoding would reproduce it exactly.
+    """
+
+    nats: float = 0.0
+    tokens: int = 0
+    jensen_gap: float = 0.0
+    rows: list[bool] = field(default_factory=list)
+
+    def add(self, log_probabilities: Tensor, targets: Tensor, rows: Tensor) -> None:
+        """Add response tokens: log-probabilities (tokens, vocabulary), targets and row numbers."""
+        chosen = log_probabilities.gather(-1, targets[:, None]).squeeze(-1)
+        self.nats -= float(chosen.double().sum())
+        self.tokens += len(targets)
+        wrong = log_probabilities.argmax(-1) != targets
+        failed = torch.zeros(int(rows.max()) + 1, dtype=torch.bool).index_put_(
+            (rows,), wrong.cpu(), accumulate=True
+        )
+        self.rows += (~failed).tolist()
+
+
+@torch.no_grad()
+def evaluate(
+    run: Run,
+    trained: TrainedModel,
+    examples: Sequence[Example],
+    *,
+    masks: int,
+    batch_size: int,
+    seed: int,
+) -> dict[Predictor, Tally]:
+    """Score every predictor by teacher forcing.
+
+    Args:
+        run: the run that `trained` is of: its mask law is used, and its trained rank.
+        trained: the model; a rank mask is put on it.
+        examples: what is predicted.
+        masks: masks drawn.
+        batch_size: rows in one forward pass.
+        seed: seed of the drawn masks.
+    """
+    contexts = predictors(run, trained.model, masks=masks, seed=seed)
+    ensembles = {
+        Predictor("arithmetic", masks, 1.0, -1): arithmetic_ensemble,
+        Predictor("geometric", masks, 1.0, -1): geometric_ensemble,
+    }
+    tallies = {predictor: Tally() for predictor in [*contexts, *ensembles]}
+    for batch in _batches(trained, examples, batch_size, run.name):
+        singles = []
+        for predictor, context in contexts.items():
+            with context():
+                log_probabilities = batch.log_probabilities(trained.model)
+            tallies[predictor].add(log_probabilities, batch.targets, batch.rows)
+            if predictor.name == "single":
+                singles.append(log_probabilities)
+        stacked = torch.stack(singles)
+        gap = float(jensen_gap(stacked).double().sum())
+        for predictor, ensemble in ensembles.items():
+            tallies[predictor].add(ensemble(stacked), batch.targets, batch.rows)
+            tallies[predictor].jensen_gap += gap
+    return tallies
+
+
+def predictors(run: Run, model: PeftModel, *, masks: int, seed: int) -> dict[Predictor, Context]:
+    """Give a context manager for each predictor that is one forward pass.
+
+    The base is the update at scale 0; where training split it, that was W_res and not the base,
+    which gets the scale nan.
+    """
+    law = run.mask_law or {"keep_prob": 0.5, "rescale": True, "sampling": "bernoulli"}
+    chosen = {name: law[name] for name in ("keep_prob", "rescale", "sampling")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the adapter is trained already is the point here
+        mask = RankMask(**chosen, granularity="step", seed=seed).attach(model)
+    ranks = dict(zip(run.modules["module"], run.modules["r"], strict=True))
+
+    def under(values: Mapping[str, Tensor]) -> Context:
+        return functools.partial(mask.in_evaluation, _leaving_the_start(mask, values))
+
+    def scaled(scale: float) -> Context:
+        return under({name: torch.full((r,), scale / mask.law.factor) for name, r in ranks.items()})
+
+    def single(draw: int) -> Context:
+        drawn = ((name, mask.law.step_mask(FIRST_DRAW + draw, name, ranks[name])) for name in ranks)
+        return under({name: torch.from_numpy(kept).float() for name, kept in drawn})
+
+    scale_of_base = 0.0 if ranks == mask.ranks else float("nan")
+    scales = {*SCALES, mask.law.keep_prob} - {1.0}
+    return {
+        Predictor("base", 0, scale_of_base, -1): model.disable_adapter,
+        Predictor("full", 0, 1.0, -1): contextlib.nullcontext,
+        **{Predictor("scaled", 0, scale, -1): scaled(scale) for scale in sorted(scales)},
+        **{Predictor("single", 1, 1.0, draw): single(draw) for draw in range(masks)},
+    }
+
+
+def _leaving_the_start(mask: RankMask, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Extend values of the trained directions, (r,), by ones for the subtracted start's."""
+    return {
+        name: torch.cat([each, torch.full((mask.ranks[name] - len(each),), 1 / mask.law.factor)])
+        for name, each in values.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A padded batch with its response tokens.
+
+    Attributes:
+        input_ids, attention_mask: (batch, length).
+        positions: (tokens, 2), row and position whose logits predict a response token.
+        targets: (tokens,) the response tokens.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    positions: Tensor
+    targets: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        """Row number of each response token."""
+        return self.positions[:, 0].cpu()
+
+    def log_probabilities(self, model: nn.Module) -> Tensor:
+        """Log-probabilities (tokens, vocabulary) at the response tokens."""
+        # Logits before the first response are not needed, and a whole (batch, length, vocabulary)
+        # is large.
+        first = int(self.positions[:, 1].min())
+        needed = self.input_ids.shape[1] - first
+        logits = model(
+            input_ids=self.input_ids, attention_mask=self.attention_mask, logits_to_keep=needed
+        ).logits[:, -needed:]
+        selected: Tensor = logits[self.positions[:, 0], self.positions[:, 1] - first]
+        return selected.float().log_softmax(-1)
+
+
+def _batches(
+    trained: TrainedModel, examples: Sequence[Example], batch_size: int, name: str
+) -> Iterator[_Batch]:
+    prompts = [encode_prompt(trained.tokenizer, example.prompt) for example in examples]
+    responses = [
+        encode_response(trained.tokenizer, example.response, with_eos=True) for example in examples
+    ]
+    for batch in padded_batches(
+        [prompt + response for prompt, response in zip(prompts, responses, strict=True)],
+        batch_size=batch_size,
+        side="right",
+        device=trained.model.device,
+        description=f"ensembles of {name}",
+    ):
+        positions = [
+            (row, len(prompts[index]) - 1 + offset)
+            for row, index in enumerate(batch.indices)
+            for offset in range(len(responses[index]))
+        ]
+        targets = [token for index in batch.indices for token in responses[index]]
+        device = trained.model.device
+        yield _Batch(
+            batch.input_ids,
+            batch.attention_mask,
+            torch.tensor(positions, device=device),
+            torch.tensor(targets, device=device),
+        )
