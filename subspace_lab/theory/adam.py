@@ -18,6 +18,7 @@ import math
 from dataclasses import dataclass
 
 from subspace_lab.theory.enumeration import check_keep_prob
+from subspace_lab.theory.mask_law import relative_variance
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,7 @@ def token_step_ratio(*, keep_prob: float, tokens: int) -> float:
     >>> round(token_step_ratio(keep_prob=0.5, tokens=64), 3)
     0.992
     """
-    check_keep_prob(keep_prob)
-    return 1 / math.sqrt(1 + (1 - keep_prob) / keep_prob / tokens)
+    return 1 / math.sqrt(1 + relative_variance(keep_prob=keep_prob) / tokens)
 
 
 def weight_decay_ratio(*, keep_prob: float) -> float:

@@ -28,6 +28,7 @@ from jaxtyping import Float
 from scipy.integrate import solve_ivp
 
 from subspace_lab.theory.enumeration import check_keep_prob
+from subspace_lab.theory.mask_law import relative_variance
 
 
 def aligned_strength(
@@ -125,8 +126,7 @@ def equalisation_rate(u1: float, u2: float, *, keep_prob: float, rescale: float)
     >>> equalisation_rate(2.0, 1.0, keep_prob=1.0, rescale=1.0)
     0.0
     """
-    check_keep_prob(keep_prob)
-    lam, mean_gate = (1 - keep_prob) / keep_prob, rescale * keep_prob
+    lam, mean_gate = relative_variance(keep_prob=keep_prob), rescale * keep_prob
     total, delta = mean_gate * (u1 + u2), mean_gate * (u1 - u2)
     return mean_gate / 2 * (math.sqrt(total**2 + 4 * lam * (1 + lam) * delta**2) - total)
 

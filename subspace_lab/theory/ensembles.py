@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subspace_lab.theory.enumeration import check_keep_prob
+from subspace_lab.theory.gates import gate_moments
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ def jensen_gap_second_order(
     """
     p = logits.softmax(-1)
     variance = p @ B.square() - (p @ B).square()  # (*batch, r)
-    return _gate_variance(keep_prob, scaling * rescale) / 2 * (Z.square() * variance).sum(-1)
+    gate_variance, *_ = gate_moments(keep_prob=keep_prob, rescale=scaling * rescale)
+    return gate_variance / 2 * (Z.square() * variance).sum(-1)
 
 
 def ensemble_cross_entropy(
@@ -158,7 +159,8 @@ def masked_output_variance(
     s = scaling * rescale and z = A x. At rescale 1/q its mean over tokens is
     ((1-q)/q) scaling^2 sum_i ||b_i||^2 ||a_i||_Sigma^2.
     """
-    return _gate_variance(keep_prob, scaling * rescale) * Z.square() @ B.square().sum(0)
+    gate_variance, *_ = gate_moments(keep_prob=keep_prob, rescale=scaling * rescale)
+    return gate_variance * Z.square() @ B.square().sum(0)
 
 
 def ensemble_squared_error(
@@ -170,11 +172,6 @@ def ensemble_squared_error(
     ensemble beats in expectation. Masks drawn without replacement do better than this.
     """
     return ensemble + ambiguity / masks
-
-
-def _gate_variance(keep_prob: float, s: float) -> float:
-    check_keep_prob(keep_prob)
-    return s**2 * keep_prob * (1 - keep_prob)
 
 
 def _mean(values: Tensor, weights: Tensor | None) -> Tensor:

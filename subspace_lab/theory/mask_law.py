@@ -29,6 +29,18 @@ class MaskLaw:
         return self.covariance + torch.outer(self.mean, self.mean)
 
 
+def relative_variance(*, keep_prob: float) -> float:
+    """Relative variance λ = Var d / (E d)^2 = (1 - q) / q of one gate d ~ Bernoulli(q).
+
+    It is the variance of a rescaled gate d/q, and so the strength of the masks' regulariser.
+
+    >>> relative_variance(keep_prob=0.5)
+    1.0
+    """
+    check_keep_prob(keep_prob)
+    return (1 - keep_prob) / keep_prob
+
+
 def bernoulli(rank: int, *, keep_prob: float) -> MaskLaw:
     """Independent coordinates: E[d] = q, Cov(d) = q (1 - q) I.
 

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from subspace_lab.linalg.effective_rank import nuclear_norm
 from subspace_lab.linalg.spectra import singular_values
-from subspace_lab.theory.enumeration import check_keep_prob
-from subspace_lab.theory.mask_law import MaskLaw
+from subspace_lab.theory.mask_law import MaskLaw, relative_variance
 from subspace_lab.theory.masked_moments import gram_product
 
 
@@ -73,7 +72,7 @@ def expected_squared_loss(
     second_moment = X @ X.mT / X.shape[-1]
     update = scaling * rescale * (B * law.mean) @ A
     H = gram_product(B, A, second_moment=_with_input_dropout(second_moment, input_keep_prob))
-    energies = second_moment.diagonal() * _noise_to_signal(input_keep_prob)
+    energies = second_moment.diagonal() * relative_variance(keep_prob=input_keep_prob)
     return ExpectedLoss(
         fit=(Y - update @ X).square().sum() / X.shape[-1],
         mask_penalty=(scaling * rescale) ** 2 * (law.covariance * H).sum(),
@@ -177,12 +176,8 @@ def _with_input_dropout(
     second_moment: Float[Tensor, "n n"], input_keep_prob: float
 ) -> Float[Tensor, "n n"]:
     second_moment = second_moment.double()
-    return second_moment + _noise_to_signal(input_keep_prob) * second_moment.diagonal().diag()
-
-
-def _noise_to_signal(keep_prob: float) -> float:
-    check_keep_prob(keep_prob)
-    return (1 - keep_prob) / keep_prob
+    strength = relative_variance(keep_prob=input_keep_prob)
+    return second_moment + strength * second_moment.diagonal().diag()
 
 
 def _square_root(second_moment: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:

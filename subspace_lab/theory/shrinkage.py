@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subspace_lab.theory.enumeration import check_keep_prob
+from subspace_lab.theory.mask_law import relative_variance
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ def dropout_spectrum(
     >>> dropout_spectrum(torch.tensor([3.0, 1.0]), rank=2, keep_prob=0.75).spectrum
     tensor([2.5000, 0.5000])
     """
-    check_keep_prob(keep_prob)
-    ratio = (1 - keep_prob) / keep_prob
+    ratio = relative_variance(keep_prob=keep_prob)
     head = singular_values[..., :rank]
     count = torch.arange(1, head.shape[-1] + 1, dtype=head.dtype, device=head.device)
     thresholds = ratio * head.cumsum(-1) / (rank + ratio * count)

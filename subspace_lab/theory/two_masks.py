@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 from subspace_lab.theory.enumeration import check_keep_prob
+from subspace_lab.theory.mask_law import relative_variance
 
 
 @dataclass(frozen=True)
@@ -20,17 +21,7 @@ class TwoMaskLaw:
     keep_prob: float  # q = q1 q2
     expected_rank: float  # r q
     expected_overlap: float  # |M_t and M_{t+1}| of successive steps, r q^2
-    penalty: float  # lam = (1-q)/q
-
-
-def penalty_strength(*, keep_prob: float) -> float:
-    """Strength lam = (1-q)/q of the masks' regulariser at rescale 1/q, the variance of a gate d/q.
-
-    >>> penalty_strength(keep_prob=0.5)
-    1.0
-    """
-    check_keep_prob(keep_prob)
-    return (1 - keep_prob) / keep_prob
+    penalty: float  # lam = (1-q)/q, at rescale 1/q
 
 
 def two_mask_law(rank: int, *, keep_prob: tuple[float, float]) -> TwoMaskLaw:
@@ -45,7 +36,7 @@ def two_mask_law(rank: int, *, keep_prob: tuple[float, float]) -> TwoMaskLaw:
     for each in keep_prob:
         check_keep_prob(each)
     q = math.prod(keep_prob)
-    return TwoMaskLaw(q, rank * q, rank * q**2, penalty_strength(keep_prob=q))
+    return TwoMaskLaw(q, rank * q, rank * q**2, relative_variance(keep_prob=q))
 
 
 def matching_keep_prob(*, keep_prob: float) -> float:
@@ -68,4 +59,4 @@ def rate_readings(rate: float) -> tuple[float, float]:
     >>> [round(lam, 2) for lam in rate_readings(0.3)]
     [0.43, 2.33]
     """
-    return penalty_strength(keep_prob=1 - rate), penalty_strength(keep_prob=rate)
+    return relative_variance(keep_prob=1 - rate), relative_variance(keep_prob=rate)

@@ -21,6 +21,10 @@ def test_bernoulli(deviation):
     weights = mask_probabilities(masks, keep_prob=0.3)
     error = gap(mask_law.bernoulli(4, keep_prob=0.3), masks, weights)
     deviation("T5: moments of Bernoulli masks", mask_law.bernoulli, error, 1e-15)
+    mean, covariance = moments(masks, weights)
+    ratio = covariance.diagonal() / mean**2
+    error = (ratio - mask_law.relative_variance(keep_prob=0.3)).abs().max()
+    deviation("T5: variance of a rescaled gate d/q", mask_law.relative_variance, error, 1e-14)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 3, 5])

@@ -2,12 +2,8 @@ import pytest
 import torch
 
 from subspace_lab.theory.enumeration import all_masks, mask_probabilities
-from subspace_lab.theory.two_masks import (
-    matching_keep_prob,
-    penalty_strength,
-    rate_readings,
-    two_mask_law,
-)
+from subspace_lab.theory.mask_law import relative_variance
+from subspace_lab.theory.two_masks import matching_keep_prob, rate_readings, two_mask_law
 
 R = 3
 
@@ -80,10 +76,8 @@ def test_law_by_enumeration(q1, q2, deviation):
 
 def test_penalty_ratio_and_matching(deviation):
     for q in [0.1, 0.5, 0.9]:
-        ratio = two_mask_law(R, keep_prob=(q, q)).penalty / penalty_strength(keep_prob=q)
-        deviation(
-            "T17: lam(q^2) / lam(q) = (1+q)/q", penalty_strength, abs(ratio - (1 + q) / q), 1e-12
-        )
+        ratio = two_mask_law(R, keep_prob=(q, q)).penalty / relative_variance(keep_prob=q)
+        deviation("T17: lam(q^2) / lam(q) = (1+q)/q", two_mask_law, abs(ratio - (1 + q) / q), 1e-12)
         each = matching_keep_prob(keep_prob=q)
         matched = two_mask_law(R, keep_prob=(each, each))
         deviation(
