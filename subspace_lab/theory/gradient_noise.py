@@ -13,8 +13,13 @@ In the centred gates e = d - q it reads, with v_i = c_i - s T_ii - s q sum_{k !=
 
 The terms of (2) are uncorrelated (an ANOVA, or Hoeffding, decomposition: Hoeffding 1948), which
 gives every covariance below. `Sigma` may be anything and the mask law is Bernoulli; for exact-k or
-prefix masks the gates are correlated and (2) has no orthogonal terms. One mask per step is noise
-that does not fall with the batch size; one mask per token is ordinary 1/N noise.
+prefix masks the gates are correlated and (2) has no orthogonal terms.
+
+Where K independent masks serve N/K tokens each, the gradient is the mean over masks of independent
+gradients like (1), each of its own tokens. Its mean does not depend on K, as the expected squared
+loss does not; its variance is 1/K of the average one. One mask per step, K = 1, is noise that does
+not fall with the batch size; one per token, K = N, is ordinary 1/N noise; a mask per sample or
+micro-batch lies in between.
 """
 
 from __future__ import annotations
@@ -89,127 +94,71 @@ class GradientCovariance:
     A: DirectionCovariance
 
 
-def step_noise(
+def gradient_noise(
     B: Float[Tensor, "m r"],
     A: Float[Tensor, "r n"],
     X: Float[Tensor, "n N"],
     Y: Float[Tensor, "m N"],
     *,
+    masks: int,
     keep_prob: float,
     rescale: float,
     scaling: float = 1.0,
 ) -> GradientNoise:
-    """Noise of one mask shared by all N tokens of the step.
+    """Noise of K independent masks, each shared by N/K neighbouring tokens.
 
-    With s = scaling * rescale,
+    With s = scaling * rescale, one mask for all tokens gives
 
         Var g_{B,i} = s^2 q (1-q) [||v_i||^2 + s^2 q sum_{k != i} ||b_k||^2 S_ki^2],
-        Var g_{A,i} = s^2 q (1-q) [||u_i||^2 + s^2 q sum_{k != i} (b_i . b_k)^2 ||(A Sigma)_k||^2].
+        Var g_{A,i} = s^2 q (1-q) [||u_i||^2 + s^2 q sum_{k != i} (b_i . b_k)^2 ||(A Sigma)_k||^2],
 
-    The noise-to-signal ratio Var g_i / ||E g_i||^2 is at least (1-q)/q, and exactly that for B's
-    gradient at B = 0. Where v = 0 (a stationary point of the expected loss) the noise of B's
-    gradient vanishes iff S is diagonal, and A's iff B^T B is, no b_k nor (A Sigma)_k being zero.
+    and K masks K^{-2} sum_j Var g_i^{(j)}, S and Sigma being those of the tokens of mask j.
+
+    The noise-to-signal ratio Var g_i / ||E g_i||^2 of one mask is at least (1-q)/q, and exactly
+    that for B's gradient at B = 0. Where v = 0 (a stationary point of the expected loss) the noise
+    of B's gradient vanishes iff S is diagonal, and A's iff B^T B is, no b_k nor (A Sigma)_k being
+    zero.
 
     Args:
         B: output factor.
         A: input factor.
         X: inputs, one token a column.
         Y: targets of the update, one token a column.
+        masks: K; 1 is a mask per step, N one per token.
         keep_prob: q.
         rescale: factor on the kept directions, 1 or 1/q.
         scaling: LoRA's alpha / r. The gradients are those of the loss with respect to B and A.
 
     Raises:
-        ValueError: keep_prob outside (0, 1].
+        ValueError: keep_prob outside (0, 1], or masks that do not divide N.
     """
     check_keep_prob(keep_prob)
     s = scaling * rescale
-    for_B, for_A = _systems(B, A, X, Y)
+    for_B, for_A = _systems(B, A, X, Y, masks)
     return GradientNoise(for_B.noise(s, keep_prob), for_A.noise(s, keep_prob))
 
 
-def token_noise(
+def gradient_covariance(
     B: Float[Tensor, "m r"],
     A: Float[Tensor, "r n"],
     X: Float[Tensor, "n N"],
     Y: Float[Tensor, "m N"],
     *,
-    keep_prob: float,
-    rescale: float,
-    scaling: float = 1.0,
-) -> GradientNoise:
-    """Noise of independent masks for the N tokens (the columns of X and Y).
-
-    The gradient is then the mean over tokens of independent one-token gradients,
-
-        Var g_i = N^{-2} sum_j Var g_i^{(j)},
-
-    each term being `step_noise` of token j alone. The mean gradient equals the per-step one, as the
-    expected squared loss does not depend on how tokens share masks. Arguments as `step_noise`.
-    """
-    check_keep_prob(keep_prob)
-    s, N = scaling * rescale, X.shape[1]
-    tokens = [_systems(B, A, x, y) for x, y in _tokens(X, Y)]
-
-    def average(parts: list[DirectionNoise]) -> DirectionNoise:
-        return DirectionNoise(
-            torch.stack([part.mean for part in parts]).mean(0),
-            torch.stack([part.first_order for part in parts]).sum(0) / N**2,
-            torch.stack([part.second_order for part in parts]).sum(0) / N**2,
-            keep_prob,
-        )
-
-    return GradientNoise(
-        average([for_B.noise(s, keep_prob) for for_B, _ in tokens]),
-        average([for_A.noise(s, keep_prob) for _, for_A in tokens]),
-    )
-
-
-def step_covariance(
-    B: Float[Tensor, "m r"],
-    A: Float[Tensor, "r n"],
-    X: Float[Tensor, "n N"],
-    Y: Float[Tensor, "m N"],
-    *,
+    masks: int,
     keep_prob: float,
     rescale: float,
     scaling: float = 1.0,
 ) -> GradientCovariance:
-    """The full covariances whose block traces `step_noise` gives: (m r)^2 and (n r)^2 numbers.
+    """The full covariances whose block traces `gradient_noise` gives: (m r)^2 and (n r)^2 numbers.
 
-    Off the diagonal the second-order block of (i, j) is rank one,
-    s^4 q^2 (1-q)^2 T_ij T_ji^T: only the product e_i e_j is common to g_i and g_j.
+    Under one mask the second-order block of (i, j) off the diagonal is rank one,
+    s^4 q^2 (1-q)^2 T_ij T_ji^T: only the product e_i e_j is common to g_i and g_j. Arguments and
+    errors as `gradient_noise`.
     """
     check_keep_prob(keep_prob)
     s = scaling * rescale
-    for_B, for_A = _systems(B, A, X, Y)
+    for_B, for_A = _systems(B, A, X, Y, masks)
     return GradientCovariance(for_B.covariance(s, keep_prob), for_A.covariance(s, keep_prob))
-
-
-def token_covariance(
-    B: Float[Tensor, "m r"],
-    A: Float[Tensor, "r n"],
-    X: Float[Tensor, "n N"],
-    Y: Float[Tensor, "m N"],
-    *,
-    keep_prob: float,
-    rescale: float,
-    scaling: float = 1.0,
-) -> GradientCovariance:
-    """The full covariances whose block traces `token_noise` gives, N^{-2} sum_j Cov^{(j)}."""
-    N = X.shape[1]
-    tokens = [
-        step_covariance(B, A, x, y, keep_prob=keep_prob, rescale=rescale, scaling=scaling)
-        for x, y in _tokens(X, Y)
-    ]
-
-    def average(parts: list[DirectionCovariance]) -> DirectionCovariance:
-        return DirectionCovariance(
-            torch.stack([part.first_order for part in parts]).sum(0) / N**2,
-            torch.stack([part.second_order for part in parts]).sum(0) / N**2,
-        )
-
-    return GradientCovariance(average([t.B for t in tokens]), average([t.A for t in tokens]))
 
 
 def noise_only_gradient(
@@ -223,44 +172,44 @@ def noise_only_gradient(
     return full + (first - second) / 2**0.5
 
 
-def _tokens(
-    X: Float[Tensor, "n N"], Y: Float[Tensor, "m N"]
-) -> list[tuple[Float[Tensor, "n 1"], Float[Tensor, "m 1"]]]:
-    return [(X[:, j : j + 1], Y[:, j : j + 1]) for j in range(X.shape[1])]
-
-
 @dataclass(frozen=True)
 class _System:
-    """Equation (1) for one factor: c_i and T_ik = coupling_ik vectors_k."""
+    """Equation (1) for one factor and each of K masks: c_i and T_ik = coupling_ik vectors_k."""
 
-    target: Float[Tensor, "r k"]
-    coupling: Float[Tensor, "r r"]  # symmetric
-    vectors: Float[Tensor, "r k"]
+    target: Float[Tensor, "K r k"]
+    coupling: Float[Tensor, "K r r"]  # symmetric
+    vectors: Float[Tensor, "K r k"]
 
-    def at_mean(self, s: float, q: float) -> Float[Tensor, "r k"]:
-        own = self.coupling.diagonal()[:, None] * self.vectors
+    def at_mean(self, s: float, q: float) -> Float[Tensor, "K r k"]:
+        own = self.coupling.diagonal(dim1=-2, dim2=-1)[..., None] * self.vectors
         return self.target - s * own - s * q * (self.coupling @ self.vectors - own)
+
+    def off_diagonal(self) -> Float[Tensor, "K r r"]:
+        return self.coupling * (1 - torch.eye(self.coupling.shape[-1]).to(self.coupling))
 
     def noise(self, s: float, q: float) -> DirectionNoise:
         v = self.at_mean(s, q)
-        off_diagonal = self.coupling.clone().fill_diagonal_(0)
-        others = off_diagonal.square() @ self.vectors.square().sum(-1)
+        squares = self.vectors.square().sum(-1, keepdim=True)
+        others = (self.off_diagonal().square() @ squares).squeeze(-1)
+        linear = s**2 * q * (1 - q) * (v.square().sum(-1) + (s * q) ** 2 * others)
         return DirectionNoise(
-            mean=-s * q * v,
-            first_order=s**2 * q * (1 - q) * (v.square().sum(-1) + (s * q) ** 2 * others),
-            second_order=s**4 * (q * (1 - q)) ** 2 * others,
+            mean=-s * q * v.mean(0),
+            first_order=_variance_of_mean(linear),
+            second_order=_variance_of_mean(s**4 * (q * (1 - q)) ** 2 * others),
             keep_prob=q,
         )
 
     def covariance(self, s: float, q: float) -> DirectionCovariance:
-        off_diagonal = self.coupling.clone().fill_diagonal_(0)
-        T = off_diagonal[:, :, None] * self.vectors  # (i, k, :), zero where i = k
-        linear = s**2 * q * T - s * torch.diag_embed(self.at_mean(s, q).T).permute(1, 2, 0)
-        second = torch.einsum("ija,jib->iajb", T, T)
-        second += torch.einsum("ij,ika,ikb->iajb", torch.eye(len(T)).to(T), T, T)
+        T = self.off_diagonal()[..., None] * self.vectors[:, None]  # (K, i, k, :), zero where i = k
+        own = torch.diag_embed(self.at_mean(s, q).mT).permute(0, 2, 3, 1)
+        linear = s**2 * q * T - s * own
+        second = torch.einsum("Kija,Kjib->Kiajb", T, T)
+        second += torch.einsum("ij,Kika,Kikb->Kiajb", torch.eye(T.shape[1]).to(T), T, T)
         return DirectionCovariance(
-            first_order=q * (1 - q) * torch.einsum("ila,jlb->iajb", linear, linear),
-            second_order=s**4 * (q * (1 - q)) ** 2 * second,
+            first_order=_variance_of_mean(
+                q * (1 - q) * torch.einsum("Kila,Kjlb->Kiajb", linear, linear)
+            ),
+            second_order=_variance_of_mean(s**4 * (q * (1 - q)) ** 2 * second),
         )
 
 
@@ -269,10 +218,20 @@ def _systems(
     A: Float[Tensor, "r n"],
     X: Float[Tensor, "n N"],
     Y: Float[Tensor, "m N"],
+    masks: int,
 ) -> tuple[_System, _System]:
     """The systems (1) of B's and of A's gradient; nothing n x n is formed."""
-    B, A, X, Y = B.double(), A.double(), X.double(), Y.double()
-    N, Z = X.shape[1], A @ X
-    for_B = _System(target=Z @ Y.T / N, coupling=Z @ Z.T / N, vectors=B.T)
-    for_A = _System(target=B.T @ Y @ X.T / N, coupling=B.T @ B, vectors=Z @ X.T / N)
+    if masks < 1 or X.shape[1] % masks:
+        raise ValueError(f"masks must divide the {X.shape[1]} tokens, {masks} does not")
+    B, A = B.double(), A.double()
+    X, Y = (each.double().unflatten(1, (masks, -1)).movedim(1, 0) for each in (X, Y))
+    N, Z = X.shape[-1], A @ X
+    for_B = _System(Z @ Y.mT / N, coupling=Z @ Z.mT / N, vectors=B.T.expand(masks, -1, -1))
+    coupling = (B.T @ B).expand(masks, -1, -1)
+    for_A = _System(B.T @ Y @ X.mT / N, coupling=coupling, vectors=Z @ X.mT / N)
     return for_B, for_A
+
+
+def _variance_of_mean(variances: Tensor) -> Tensor:
+    """Variance of the mean of K independent terms, whose variances (K, ...) are given."""
+    return variances.sum(0) / len(variances) ** 2
