@@ -59,6 +59,14 @@ EXPLANATIONS = (
         "their gradient is exactly zero, but Adam's momentum moves them all the same.",
     ),
     Explanation(
+        "regulariser",
+        "What do masks penalise, and does training follow?",
+        "On average over masks, a linear layer is trained with a penalty on R, the sum over rank "
+        "directions of ‖bᵢ‖²·‖aᵢ‖². The same ΔW can be written with larger or smaller R: dashed is "
+        "the least, ‖ΔW‖<sub>*</sub>²/r, where all directions are alike. Masked runs are predicted "
+        "to come closer to it than plain LoRA. Below, both relative to the size of the update.",
+    ),
+    Explanation(
         "merged_spectra",
         "What does the update do to the model's own weights?",
         "Singular values of the base weight, the update, and their sum; the size of the update "
@@ -74,6 +82,15 @@ EXPLANATIONS = (
         "sorts of mask ensemble lose against the full model; the dark bar is an identity of theory "
         "(geometric ensemble plus Jensen gap) and must pass through the single masks' mean. "
         "Bottom: exact match of each.",
+    ),
+    Explanation(
+        "gate_expansion",
+        "What do random masks cost the trained model, and why?",
+        "The gap between the mean loss under random gates and the loss under their mean, on a few "
+        "test rows, beside the second order of its expansion: the regulariser that masks amount to "
+        "in a deep network. Hollow markers: the second order is not shown to stand for the gap, "
+        "because higher orders are not small or the masks are too few.",
+        "it was left out to save time",
     ),
     Explanation(
         "mask_theory",

@@ -128,14 +128,21 @@ def plot(table: pd.DataFrame) -> Figure:
 
 def _draw(table: pd.DataFrame, *, one_step: bool) -> Figure:
     from subspace_lab.figures.categories import draw_by_category, pooled_note
-    from subspace_lab.figures.curves import draw_curves, draw_prediction, looks, sample_note
+    from subspace_lab.figures.curves import (
+        draw_curves,
+        draw_names,
+        draw_prediction,
+        looks,
+        sample_note,
+    )
     from subspace_lab.figures.style import PREDICTION, legend_below, new_figure, step_axis
 
     several = table["run"].nunique() > 1
     shown = [m for m in MATRICES if (table["matrix"] == m).any()]
     if several and not one_step:  # the factors' own curves would crowd a comparison
         shown = [m for m in shown if m not in ("A", "B")]
-    look = looks(table, {matrix: MATRICES[matrix] for matrix in shown})
+    names = {matrix: MATRICES[matrix] for matrix in shown}
+    look = looks(table, names)
     measures = list(dict.fromkeys(table["measure"]))
     figure, axes = new_figure(len(measures), row_height=1.05)
     for axis, measure in zip(axes[:, 0], measures, strict=True):
@@ -154,11 +161,12 @@ def _draw(table: pd.DataFrame, *, one_step: bool) -> Figure:
             axis.set_title(f"{measure}  (keep_prob × r: {VALIDITY.get(measure, 'wrong')})")
         axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
     if not one_step:
+        draw_names(axes[0, 0], table, names)
         step_axis(axes[-1, 0])
     figure.supylabel("effective rank (dimensions)", fontsize="medium")
     note = pooled_note(table) if one_step else sample_note(table)
     figure.suptitle(f"Effective ranks\n{note}", fontsize="medium")
-    legend_below(figure, axes[:, 0], columns=1 if several else 3)
+    legend_below(figure, axes[:, 0], columns=2 if several else 3)
     return figure
 
 

@@ -144,7 +144,13 @@ def plot(table: pd.DataFrame) -> Figure:
 def _draw(table: pd.DataFrame) -> Figure:
     import numpy as np
 
-    from subspace_lab.figures.curves import draw_curves, draw_prediction, looks, sample_note
+    from subspace_lab.figures.curves import (
+        draw_curves,
+        draw_names,
+        draw_prediction,
+        looks,
+        sample_note,
+    )
     from subspace_lab.figures.style import legend_below, new_figure, step_axis
 
     table = table.assign(degrees=np.degrees(table["max_angle"]))
@@ -172,9 +178,10 @@ def _draw(table: pd.DataFrame) -> Figure:
             axis.set_ylim(bottom=0)
         if value == "leakage":
             draw_prediction(axis, rows, "expected_leakage", label="β₁ (1 − keep_prob)")
+    draw_names(axes[0, 0], table, SIDES)
     step_axis(axes[-1, 0])
     figure.suptitle(f"Frame drift\n{sample_note(table)}", fontsize="medium")
-    legend_below(figure, axes[:, 0], columns=1 if table["run"].nunique() > 1 else 2)
+    legend_below(figure, axes[:, 0])
     return figure
 
 

@@ -159,7 +159,7 @@ def plot(table: pd.DataFrame) -> Figure:
 
 def _draw(table: pd.DataFrame) -> Figure:
     from subspace_lab.figures.categories import draw_by_category
-    from subspace_lab.figures.curves import draw_curves, looks, sample_note
+    from subspace_lab.figures.curves import draw_curves, draw_names, looks, sample_note
     from subspace_lab.figures.style import legend_below, new_figure
 
     last = table[table["step"] == table.groupby("run", observed=True)["step"].transform("max")]
@@ -175,6 +175,7 @@ def _draw(table: pd.DataFrame) -> Figure:
     for matrix in shown:
         rows = values[values["matrix"] == matrix]
         draw_curves(spectra, rows, "singular_values", name=matrix, looks=look)
+    draw_names(spectra, last, shown)
     spectra.set(title="leading singular values", xlabel="index", ylabel="σ", yscale="log")
     if with_base:
         merged = last[last["matrix"] == "merged"]
@@ -189,7 +190,7 @@ def _draw(table: pd.DataFrame) -> Figure:
         intruders.set(ylabel=f"of the top {count}", ylim=(-0.2, max(2.0, intruders.get_ylim()[1])))
     steps = "+".join(map(str, sorted(last["step"].unique())))
     figure.suptitle(f"Merged spectra at step {steps}\n{sample_note(last)}", fontsize="medium")
-    legend_below(figure, spectra, columns=3 if last["run"].nunique() == 1 else 1)
+    legend_below(figure, spectra, columns=3 if last["run"].nunique() == 1 else 2)
     return figure
 
 

@@ -216,14 +216,20 @@ def plot(table: pd.DataFrame) -> Figure:
 def _draw(table: pd.DataFrame) -> Figure:
     import numpy as np
 
-    from subspace_lab.figures.curves import draw_curves, draw_prediction, looks, sample_note
+    from subspace_lab.figures.curves import (
+        draw_curves,
+        draw_names,
+        draw_prediction,
+        looks,
+        sample_note,
+    )
     from subspace_lab.figures.style import legend_below, new_figure, step_axis
 
     masks = table[(table["space"] == "coordinate") & (table["side"] == "row")]
     weights = table[table["space"] == "weights"].copy()
     weights["degrees"] = np.degrees(weights["min_residual_angle"])
-    several = table["run"].nunique() > 1
-    look = looks(table, {"kept": "kept", "shared": "shared", **SIDES})
+    names = {"kept": "kept", "shared": "shared", **SIDES}
+    look = looks(table, names)
     figure, axes = new_figure(4, row_height=1.15)
     counts, jaccard, phi, angle = axes[:, 0]
 
@@ -245,9 +251,10 @@ def _draw(table: pd.DataFrame) -> Figure:
     angle.set_yticks([0, 30, 60, 90])
     for axis, top in ((counts, None), (jaccard, 1.05), (phi, 1.05), (angle, 95)):
         axis.set_ylim(0, top)
+    draw_names(counts, table, names)
     step_axis(angle)
     figure.suptitle(f"Mask jump\n{sample_note(table)}", fontsize="medium")
-    legend_below(figure, axes[:, 0], columns=1 if several else 2)
+    legend_below(figure, axes[:, 0])
     return figure
 
 

@@ -29,8 +29,10 @@ ANALYSES = (
     "effective_rank",
     "subspace_angles",
     "frame_drift",
+    "regulariser",
     "merged_spectra",
     "ensemble_vs_single",
+    "gate_expansion",
     "mask_theory",
 )
 OPTIONS = {

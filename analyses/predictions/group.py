@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from analyses._mask_laws import law_of, moments_of
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
@@ -78,9 +80,7 @@ class Group:
     @cached_property
     def law(self) -> MaskLaw | None:
         """The law that the run says its masks followed; None for a run without masks."""
-        from subspace_lab.adapters.mask import MaskLaw
-
-        return None if self.run.mask_law is None else MaskLaw(**self.run.mask_law)
+        return law_of(self.run)
 
     @cached_property
     def mask_steps(self) -> NDArray[np.int64]:
@@ -113,12 +113,8 @@ class Group:
     @cached_property
     def moments(self) -> mask_law.MaskLaw:
         """Mean and covariance of the masks' law."""
-        from subspace_lab.theory import mask_law
-
         assert self.law is not None
-        if self.law.sampling == "exact-k":
-            return mask_law.exact_k(self.rank, kept=self.law.kept_exactly(self.rank))
-        return mask_law.bernoulli(self.rank, keep_prob=self.law.keep_prob)
+        return moments_of(self.law, self.rank)
 
     @cached_property
     def kept_pmf(self) -> NDArray[np.float64]:

@@ -86,7 +86,7 @@ def looks(table: pd.DataFrame, names: Mapping[str, str]) -> Looks:
     """Give each curve its colour, line and label: by (group, name) of what is drawn.
 
     With one group the colour tells the names apart; with several it tells the groups, and the line
-    style the names.
+    style the names, which `draw_names` adds to the legend.
 
     Args:
         table: the whole table.
@@ -98,15 +98,27 @@ def looks(table: pd.DataFrame, names: Mapping[str, str]) -> Looks:
     for g, group in enumerate(shown):
         seeds = f" ({runs[group]} seeds)" if runs[group] > 1 else ""
         for i, (name, label) in enumerate(names.items()):
-            told = [group + seeds] * (len(shown) > 1) + [label] * (len(names) > 1 or not g)
             colour = g if len(shown) > 1 else i
             found[group, name] = {
                 "color": PALETTE[colour % len(PALETTE)],
                 "linestyle": LINES[i % len(LINES)],
                 "marker": MARKERS[colour % len(MARKERS)],
-                "label": ": ".join(told if len(names) > 1 else told[:1]),
+                "label": label if len(shown) == 1 else None if i else group + seeds,
             }
     return found
+
+
+def draw_names(axes: Axes, table: pd.DataFrame, names: Mapping[str, str]) -> None:
+    """Add the names' line styles to the legend, where colours tell the groups apart.
+
+    Args:
+        axes: whose legend entries they become.
+        table: the whole table.
+        names: as in `looks`.
+    """
+    if len(groups(table)) > 1 and len(names) > 1:
+        for label, line in zip(names.values(), LINES, strict=False):
+            axes.plot([], [], color="0.3", linestyle=line, label=label)
 
 
 def draw_curves(axes: Axes, table: pd.DataFrame, value: str, *, name: str, looks: Looks) -> None:
@@ -143,7 +155,9 @@ def draw_prediction(axes: Axes, table: pd.DataFrame, value: str, *, label: str) 
         if means.empty:
             continue
         look = PREDICTION | ({"color": PALETTE[g % len(PALETTE)]} if several else {})
-        axes.plot(means.index, means, label=f"{group}: {label}" if several else label, **look)
+        axes.plot(means.index, means, **look)
+    if not known.empty:
+        axes.plot([], [], label=label, **PREDICTION)
 
 
 def sample_note(table: pd.DataFrame) -> str:

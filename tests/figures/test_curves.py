@@ -9,6 +9,7 @@ from subspace_lab.figures.categories import draw_by_category, pooled_note
 from subspace_lab.figures.curves import (
     curves,
     draw_curves,
+    draw_names,
     draw_prediction,
     looks,
     sample_note,
@@ -77,7 +78,8 @@ def test_looks_tell_all_curves_apart_and_count_seeds():
     found = looks(table, {"update": "update", "masked": "masked update"})
     told = {(look["color"], str(look["linestyle"])) for look in found.values()}
     assert len(told) == 4
-    assert found["x", "masked"]["label"] == "x (2 seeds): masked update"
+    assert found["x", "update"]["label"] == "x (2 seeds)"
+    assert found["x", "masked"]["label"] is None
     alone = looks(make_table({"a": None}), {"update": "update"})
     assert alone["a", "update"]["label"] == "update"
 
@@ -100,8 +102,10 @@ def test_figures_are_one_column_wide_and_are_written(tmp_path, form):
     table = make_table({"a": "x", "b": "x", "c": "y"})
     with paper_style():
         figure, axes = new_figure(3)
-        names = {"update": "update"}
-        draw_curves(axes[0, 0], table, "value", name="update", looks=looks(table, names))
+        names = {"update": "update", "masked": "masked update"}
+        for name in names:
+            draw_curves(axes[0, 0], table, "value", name=name, looks=looks(table, names))
+        draw_names(axes[0, 0], table, names)
         draw_prediction(axes[0, 0], table, "expected", label="theory")
         draw_by_category(axes[1, 0], table, "value", category="module")
         draw_heat_map(axes[2, 0], table.groupby(["step", "module"])["value"].mean().unstack())
@@ -111,7 +115,7 @@ def test_figures_are_one_column_wide_and_are_written(tmp_path, form):
     assert {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[form] in start
     assert figure.get_figwidth() == COLUMN_WIDTH
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["x (2 seeds)", "y", "x: theory", "y: theory", "x"]
+    assert labels == ["x (2 seeds)", "y", "update", "masked update", "theory", "x"]
 
 
 def test_heat_maps_have_the_first_row_on_top_on_one_scale():

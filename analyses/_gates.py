@@ -1,0 +1,103 @@
+"""The loss of a trained model as a function of its rank gates, as often differentiable as asked."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from subspace_lab.adapters.modules import lora_modules
+from subspace_lab.tasks import Example
+from subspace_lab.trained import TrainedModel
+from subspace_lab.training.data import RightPadding, tokenize
+
+
+class GatedLoss:
+    """Loss of the responses (nats per token) given one gate tensor for each adapted module.
+
+    Gates multiply the output of `lora_A`, as rank masks do. Directions beyond the trained rank,
+    the start that PiSSA and MiLoRA subtract, have no gate. Use it as a context manager, which
+    takes its hooks off the model.
+
+    Args:
+        trained: the model; its attention becomes the eager one, which has higher derivatives.
+        examples: rows of one batch.
+        ranks: trained rank of each adapted module.
+        granularity: of the gates: shapes (r,) for `step`, (rows, 1, r) for `sample` and
+            (rows, length, r) for `token`.
+
+    Attributes:
+        gates: a tensor of the right shape for each module, in the order of the arguments.
+        first: the loss that was computed first; nan before.
+    """
+
+    def __init__(
+        self,
+        trained: TrainedModel,
+        examples: Sequence[Example],
+        *,
+        ranks: Mapping[str, int],
+        granularity: str,
+    ) -> None:
+        rows = tokenize(examples, trained.tokenizer, max_length=sys.maxsize)
+        batch = RightPadding(int(trained.tokenizer.pad_token_id))(rows)
+        size, length = len(rows), max(len(row["input_ids"]) for row in rows)
+        self._model = trained.model.requires_grad_(False)
+        self._model.set_attn_implementation("eager")
+        device = self._model.device
+        self._batch = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+        }
+        shapes = {"step": (), "sample": (size, 1), "token": (size, length)}
+        modules = lora_modules(self._model)
+        self.gates = [
+            torch.empty(*shapes[granularity], ranks[module.name], device=device)
+            for module in modules
+        ]
+        self._values = list(self.gates)
+        self._handles = [
+            module.A_module.register_forward_hook(functools.partial(self._gate, place))
+            for place, module in enumerate(modules)
+        ]
+        self._bar: tqdm[None] = tqdm(disable=True)
+        self.first = float("nan")
+
+    def expect(self, calls: int, *, description: str) -> None:
+        """Show a progress bar of so many calls."""
+        self._bar = tqdm(total=calls, desc=description, unit="loss", disable=None)
+
+    def __call__(self, *gates: Tensor) -> Tensor:
+        """Compute the loss under the gates."""
+        self._values = list(gates)
+        loss: Tensor = self._model(**self._batch, use_cache=False).loss
+        if self.first != self.first:
+            self.first = loss.item()
+        self._bar.update()
+        return loss
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+        for handle in self._handles:
+            handle.remove()
+
+    def _gate(
+        self, place: int, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> Tensor:
+        gate = self._values[place].to(output)
+        untrained = output.shape[-1] - gate.shape[-1]
+        return output * torch.nn.functional.pad(gate, (0, untrained), value=1.0)

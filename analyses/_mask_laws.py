@@ -1,0 +1,26 @@
+"""The law that a run says its masks followed, and its moments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from subspace_lab.adapters.mask import MaskLaw
+    from subspace_lab.recording.run import Run
+    from subspace_lab.theory import mask_law
+
+
+def law_of(run: Run) -> MaskLaw | None:
+    """Give the law of the run's masks; None for a run without masks."""
+    from subspace_lab.adapters.mask import MaskLaw
+
+    return None if run.mask_law is None else MaskLaw(**run.mask_law)
+
+
+def moments_of(law: MaskLaw, rank: int) -> mask_law.MaskLaw:
+    """Mean and covariance of the masks (r,) that a law draws."""
+    from subspace_lab.theory import mask_law
+
+    if law.sampling == "exact-k":
+        return mask_law.exact_k(rank, kept=law.kept_exactly(rank))
+    return mask_law.bernoulli(rank, keep_prob=law.keep_prob)

@@ -1,0 +1,204 @@
+"""What do random masks cost, and how much of it does the expansion in the gates explain?
+
+    python -m analyses.gate_expansion --run RUN [--run RUN2 ...] --steps last
+
+A mask multiplies each rank direction by a gate s d, with mean s keep_prob. The gap
+
+    E L(s d) - L(s keep_prob)
+
+is what random gates cost on held-out rows, in nats per response token. Its Taylor expansion (T11)
+starts at second order, (mu2 / 2) tr H with mu2 the variance of a gate and H the Hessian of the
+loss in the gates: the regulariser that masks amount to in a network of any depth. Orders two to
+four are measured under the same masks as the gap. The second order stands for the gap where the
+third, the fourth and what is left of the gap are all small beside it (`trustworthy`); elsewhere
+the marker is hollow: the evidence for the regulariser is lacking, or against it. It fails where a
+model fits its data: the second order vanishes with the residuals, while a mask still breaks the
+fit.
+
+Gates are those of the run's own masks: one per rank direction for step masks, one per row and
+direction for sample masks, one per token and direction for token masks; for a run without masks,
+step masks of keep_prob 0.5, rescaled. A fourth derivative is slow, so a few rows and masks are
+taken; the intervals say what that costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from analyses._command import Summary, analysis_parser, run_analysis
+from subspace_lab.errors import UserError, exit_code_2_on_user_error
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from subspace_lab.recording.run import Run
+
+ORDERS = ("second", "third", "fourth")
+UNMASKED = {"keep_prob": 0.5, "granularity": "step", "rescale": True, "sampling": "bernoulli"}
+"""The law that a run without masks is held against."""
+
+
+def compute(
+    run: Run,
+    *,
+    steps: Sequence[int] | None = None,
+    modules: Sequence[str] | None = None,
+    masks: int = 8,
+    examples: int = 4,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure the gap and its expansion.
+
+    Args:
+        run: the run.
+        steps: which snapshots; None: the last.
+        modules: must be None: the gap is one of the whole model.
+        masks: random masks, at least 2.
+        examples: test rows, all in one batch.
+        seed: seed of the masks.
+
+    Returns:
+        A row is a run and step: `run, step`, `loss` (of the mean gates), `measured` (the gap),
+        `second`, `third`, `fourth`, each with its standard error over masks, `..._error`,
+        `excess_error` (that of measured - second), `trustworthy`, `tolerance` (relative, of that
+        flag), `masks`, `examples`, `granularity`, `keep_prob`, `factor` (s). Losses are in nats
+        per response token.
+
+    Raises:
+        UserError: if the run has no adapter to load, its masks are not independent, or an argument
+            is out of range.
+    """
+    import pandas as pd
+
+    if masks < 2 or examples < 1:
+        raise UserError("--masks must be at least 2, --examples at least 1")
+    if modules is not None:
+        raise UserError("gate_expansion is about whole models: leave --modules out")
+    law = run.mask_law or UNMASKED
+    if law["sampling"] != "bernoulli":
+        raise UserError(
+            f"{run.path} draws exactly k directions: the expansion is of independent gates, so "
+            "take a run with --sampling bernoulli"
+        )
+    chosen = [None] if steps is None else list(steps)
+    return pd.DataFrame([_at_step(run, step, law, masks, examples, seed) for step in chosen])
+
+
+def _at_step(
+    run: Run, step: int | None, law: dict[str, Any], masks: int, examples: int, seed: int
+) -> dict[str, Any]:
+    import torch
+
+    from analyses._gates import GatedLoss
+    from subspace_lab.theory.gates import gate_gap
+    from subspace_lab.trained import evaluation_examples, load_trained
+
+    factor = 1 / law["keep_prob"] if law["rescale"] else 1.0
+    rows = evaluation_examples(run, size=examples)
+    trained = load_trained(run, step=step)
+    ranks = dict(zip(run.modules["module"], run.modules["r"], strict=True))
+    with GatedLoss(trained, rows, ranks=ranks, granularity=law["granularity"]) as loss:
+        loss.expect(2 * masks + 1, description=f"gates of {run.name}, step {trained.step}")
+        found = gate_gap(
+            loss,
+            loss.gates,
+            keep_prob=law["keep_prob"],
+            rescale=factor,
+            masks=masks,
+            generator=torch.Generator().manual_seed(seed),
+        )
+    orders = zip(ORDERS, found.orders.tolist(), found.orders_standard_error.tolist(), strict=True)
+    row = {"run": run.name, "step": trained.step, "loss": loss.first}
+    row |= {"measured": found.measured, "measured_error": found.measured_standard_error}
+    for name, value, error in orders:
+        row |= {name: value, f"{name}_error": error}
+    return row | {
+        "excess_error": found.excess_standard_error,
+        "trustworthy": found.trustworthy,
+        "tolerance": found.tolerance,
+        "masks": masks,
+        "examples": len(rows),
+        "granularity": law["granularity"],
+        "keep_prob": law["keep_prob"],
+        "factor": factor,
+    }
+
+
+def plot(table: pd.DataFrame) -> Figure:
+    """Draw the gap and its expansion over snapshots, one panel per run."""
+    from subspace_lab.figures.style import legend_below, new_figure, paper_style, step_axis
+
+    with paper_style():
+        runs = list(dict.fromkeys(table["run"]))
+        figure, axes = new_figure(len(runs), row_height=1.35)
+        for axis, run in zip(axes[:, 0], runs, strict=True):
+            rows = table[table["run"] == run].sort_values("step")
+            _draw(axis, rows)
+            law = rows.iloc[0]
+            axis.set_title(f"{run}: {law['granularity']} gates, keep_prob {law['keep_prob']:g}")
+            axis.set_ylabel("nats/token")
+        step_axis(axes[-1, 0])
+        axes[-1, 0].margins(x=0.15)
+        sample = table.iloc[0]
+        figure.suptitle(
+            f"Cost of random gates; {sample['examples']} test rows, {sample['masks']} masks, "
+            "95 % over masks",
+            fontsize=7,
+        )
+        legend_below(figure, axes[:, 0], columns=1)
+    return figure
+
+
+def _draw(axis: Axes, rows: pd.DataFrame) -> None:
+    """Draw one run: what was measured, hollow where `trustworthy` is off, and the second order."""
+    from subspace_lab.figures.style import PALETTE
+
+    axis.axhline(0, color="0.8", linewidth=0.6, zorder=0)
+    axis.errorbar(
+        rows["step"],
+        rows["second"],
+        1.96 * rows["second_error"],
+        color=PALETTE[1],
+        marker="s",
+        linestyle="--",
+        label="second order",
+    )
+    axis.errorbar(
+        rows["step"],
+        rows["measured"],
+        1.96 * rows["measured_error"],
+        color=PALETTE[0],
+    )
+    for trusted, fill in ((True, "full"), (False, "none")):
+        found = rows[rows["trustworthy"] == trusted]
+        look: dict[str, Any] = {"color": PALETTE[0], "marker": "o", "fillstyle": fill}
+        axis.plot(found["step"], found["measured"], linestyle="", **look)
+        meaning = "measured; second order holds" if trusted else "measured; not shown to hold"
+        axis.plot([], [], linestyle="", label=meaning, **look)
+
+
+def summarise(table: pd.DataFrame) -> Summary:
+    """Give the gap, the second order, and whether it holds."""
+    return {
+        f"{row.run}, step {row.step}": f"gap {row.measured:.4g} ± {row.measured_error:.2g} "
+        f"nats/token, second order {row.second:.4g} ± {row.second_error:.2g}: "
+        + ("holds" if row.trustworthy else "not shown to hold")
+        for row in table.itertuples()
+    }
+
+
+@exit_code_2_on_user_error
+def main() -> None:
+    """Run the analysis from the command line."""
+    parser = analysis_parser("gate_expansion", __doc__)
+    parser.add_argument("--masks", type=int, default=8, help="masks drawn (default: 8)")
+    parser.add_argument("--examples", type=int, default=4, help="test rows (default: 4)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the masks (default: 0)")
+    run_analysis(parser, compute, plot, summarise, steps_of=lambda run: sorted(run.snapshots))
+
+
+if __name__ == "__main__":
+    main()

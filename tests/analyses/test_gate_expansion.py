@@ -1,0 +1,137 @@
+"""The expansion in the gates on a trained pocket model, and the closure behind it."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+
+from analyses import gate_expansion
+from analyses._gates import GatedLoss
+from analyses.predictions.inference import gate_gap_rows
+from subspace_lab.adapters.mask import RankMask
+from subspace_lab.errors import UserError
+from subspace_lab.evaluation.likelihood import response_loss
+from subspace_lab.recording.run import Run
+from subspace_lab.trained import evaluation_examples, load_trained
+from subspace_lab.training.config import TrainConfig
+from subspace_lab.training.trainer import train
+
+SHORT = {"steps": 4, "train_size": 32, "eval_size": 4, "learning_rate": 1e-2, "rank": 2}
+
+
+def short_run(folder, **fields) -> Run:
+    train(TrainConfig(cores="light", **(SHORT | fields)), folder)
+    return Run(folder)
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory) -> Run:
+    """Step masks, not rescaled, so that the mean gate is not 1."""
+    folder = tmp_path_factory.mktemp("gates") / "eq2"
+    return short_run(folder, method="droplora", rescale=False, snapshots="every:2")
+
+
+def gated(run: Run, granularity: str = "step") -> tuple[GatedLoss, list]:
+    trained, rows = load_trained(run), evaluation_examples(run)
+    ranks = dict(zip(run.modules["module"], run.modules["r"], strict=True))
+    return GatedLoss(trained, rows, ranks=ranks, granularity=granularity), rows
+
+
+def test_the_closure_is_the_model_s_loss_under_a_mask(masked):
+    trained, rows = load_trained(masked), evaluation_examples(masked)
+    with pytest.warns(UserWarning, match="changes the model's function"):
+        mask = RankMask(0.5, rescale=False).attach(trained.model)
+    kept = {name: torch.from_numpy(each) for name, each in mask.masks(9).items()}
+    with mask.in_evaluation(kept):
+        expected = response_loss(trained.model, trained.tokenizer, rows).per_token
+    mask.detach()
+    loss, _ = gated(masked)
+    with loss:
+        found = loss(*(kept[name].float() for name in masked.modules["module"]))
+        full = loss(*(torch.ones_like(gate) for gate in loss.gates))
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    assert full.item() != pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("granularity", ["step", "sample", "token"])
+def test_the_second_derivative_is_that_of_finite_differences(masked, granularity):
+    loss, _ = gated(masked, granularity)
+    with loss:
+        point = [torch.full_like(gate, 0.5).requires_grad_() for gate in loss.gates]
+        generator = torch.Generator().manual_seed(1)
+        step = [torch.randn(gate.shape, generator=generator) for gate in point]
+        slope = torch.autograd.grad(loss(*point), point, create_graph=True)
+        inner = sum((g * z).sum() for g, z in zip(slope, step, strict=True))
+        curvature = torch.autograd.grad(inner, point)
+        exact = sum(float((c * z).sum()) for c, z in zip(curvature, step, strict=True))
+        h = 0.05
+
+        def slope_at(t: float) -> float:
+            moved = [
+                (p + t * z).detach().requires_grad_() for p, z in zip(point, step, strict=True)
+            ]
+            found = torch.autograd.grad(loss(*moved), moved)
+            return sum(float((g * z).sum()) for g, z in zip(found, step, strict=True))
+
+        # Fourth-order central difference of the slope.
+        near, far = slope_at(h) - slope_at(-h), slope_at(2 * h) - slope_at(-2 * h)
+        assert (8 * near - far) / (12 * h) == pytest.approx(exact, rel=0.02, abs=1e-4)
+
+
+def test_the_start_that_pissa_subtracts_has_no_gate(tmp_path):
+    run = short_run(tmp_path / "pissa", method="pissa", rank_mask=True)
+    loss, rows = gated(run)
+    assert [gate.shape for gate in loss.gates] == [(2,)] * len(run.modules)
+    with loss:
+        full = loss(*(torch.ones_like(gate) for gate in loss.gates)).item()
+    trained = load_trained(run)
+    assert full == pytest.approx(
+        response_loss(trained.model, trained.tokenizer, rows).per_token, rel=1e-5
+    )
+
+
+def test_the_table_and_what_mask_theory_makes_of_it(masked, command, tmp_path):
+    done = command(
+        "gate_expansion", "--run", masked.path, "--steps", "0,4", "--masks", "3", "--examples", "2"
+    )
+    assert done.code == 0, done.err
+    table = pd.read_parquet(masked.output_folder / "gate_expansion.parquet")
+    start, end = table.iloc[0], table.iloc[1]
+    assert (start["step"], end["step"]) == (0, 4)
+    # B = 0 at the start: gates change nothing, at any order.
+    assert start["measured"] == start["second"] == start["fourth"] == 0
+    assert end["measured"] != 0
+    assert (end["masks"], end["examples"], end["factor"]) == (3, 2, 1.0)
+    assert "measured; second order holds" in [
+        text.get_text() for text in gate_expansion.plot(table).legends[0].texts
+    ]
+    (row,) = gate_gap_rows(table)
+    assert row.statement == "T11"
+    assert row.predicted == pytest.approx(end["second"] + end["third"] + end["fourth"])
+
+
+def test_a_valid_expansion_is_tested_and_an_invalid_one_is_not():
+    table = pd.DataFrame(
+        {
+            "step": [3], "measured": [0.1], "second": [0.1], "third": [0.001], "fourth": [0.002],
+            "excess_error": [0.002], "tolerance": [0.2], "masks": [8],
+        }
+    )  # fmt: skip
+    (valid,) = gate_gap_rows(table)
+    assert valid.agrees
+    (wrong,) = gate_gap_rows(table.assign(measured=0.15))
+    assert wrong.agrees is False
+    (invalid,) = gate_gap_rows(table.assign(fourth=0.08))
+    assert invalid.agrees is None
+    assert "fourth order" in invalid.basis
+
+
+def test_bad_arguments_are_refused(masked, tmp_path):
+    with pytest.raises(UserError, match="--masks must be at least 2"):
+        gate_expansion.compute(masked, masks=1)
+    with pytest.raises(UserError, match="leave --modules out"):
+        gate_expansion.compute(masked, modules=["q_proj"])
+    exact = short_run(tmp_path / "k", method="droplora", sampling="exact-k")
+    with pytest.raises(UserError, match="draws exactly k directions"):
+        gate_expansion.compute(exact)

@@ -1,0 +1,47 @@
+"""The regulariser of recorded cores against the factors themselves."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from analyses import regulariser
+from tests.analyses.conftest import dense
+
+
+def test_values_are_those_of_the_factors_and_of_all_masks(run):
+    table = regulariser.compute(run)
+    assert len(table) == len(run.steps) * len(run.modules)
+    for row in table[table["step"].isin([1, 6])].itertuples():
+        B, A, scaling = dense(run, row.step, row.module)
+        products = (B.norm(dim=0) * A.norm(dim=1)).square().sum()
+        sigma = torch.linalg.svdvals(scaling * B @ A)
+        rank = A.shape[0]
+        assert row.regulariser == pytest.approx(float(scaling**2 * products), rel=1e-6)
+        assert row.least == pytest.approx(float(sigma.sum() ** 2 / rank), rel=1e-6)
+        assert row.balance_ratio == pytest.approx(row.regulariser / float(sigma.square().sum()))
+        assert row.balance_ratio >= row.least_ratio * (1 - 1e-9)
+        # Var dW_D over all 2^r masks of keep_prob 0.5, rescaled by 2.
+        updates = torch.stack(
+            [
+                2 * scaling * B @ torch.diag(torch.tensor(mask).double()) @ A
+                for mask in itertools.product([0, 1], repeat=rank)
+            ]
+        )
+        assert row.penalty == pytest.approx(float(updates.var(0, correction=0).sum()), rel=1e-6)
+
+
+def test_a_zero_update_has_no_ratio_and_an_unmasked_adapter_no_penalty(run, adapter, command):
+    start = regulariser.compute(run, steps=[0])
+    assert (start["regulariser"] == 0).all()
+    assert start["balance_ratio"].isna().all()
+    done = command("regulariser", "--run", adapter, "--out", adapter.parent / "out")
+    assert done.code == 0, done.err
+    table = pd.read_parquet(adapter.parent / "out" / "regulariser.parquet")
+    assert table["penalty"].isna().all()
+    assert np.isfinite(table["regulariser"]).all()
+    assert [axis.get_ylabel() for axis in regulariser.plot(table).axes][1] == "R / ‖ΔW‖²"
