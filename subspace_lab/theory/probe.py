@@ -23,30 +23,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy import optimize, stats
 from torch import Tensor, nn
 
+from subspace_lab.theory.probe_statistics import (
+    DECISION,
+    JACKKNIFE_GROUPS,
+    Estimate,
+    fit_token_masks,
+    mean_of,
+    ratio_of_sums,
+    relative_spread,
+)
+
 Layer = Callable[[Tensor], Tensor]
-
-DECISION = 4.0  # standard errors that a decision needs
-ROUNDING = 0.01  # what is allowed for bias and rounding beside the standard error
-JACKKNIFE_GROUPS = 16
-SKEWNESS_TOLERANCE = 0.25
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and its standard error over independent steps."""
-
-    value: float
-    standard_error: float
-
-    def differs_from(self, value: float) -> bool:
-        """Whether `value` is out of reach of the estimate."""
-        return abs(self.value - value) > DECISION * self.standard_error + ROUNDING
 
 
 @dataclass(frozen=True)
@@ -207,7 +198,7 @@ def _judge(outputs: _Outputs, *, chained: bool) -> MaskProbe:
     counts = (relative > 1).sum(-1)
     probe = replace(
         probe,
-        keep_prob=_mean(counts / rank),
+        keep_prob=mean_of(counts / rank),
         input_keep_prob=float(outputs.alive[counts > 0].double().mean()),
     )
     return _rescale(outputs, probe, counts=counts)
@@ -218,7 +209,7 @@ def _sharing(centred: Tensor, alive: Tensor, *, chained: bool) -> MaskProbe:
 
     def correlation(first: Tensor, second: Tensor, both: Tensor) -> Estimate:
         weight = both[..., None]
-        return _ratio(first * second * weight, (first**2 + second**2) / 2 * weight)
+        return ratio_of_sums(first * second * weight, (first**2 + second**2) / 2 * weight)
 
     calls, present = centred.flatten(0, 1), alive.flatten(0, 1)
     step = 1 if chained else 2
@@ -264,107 +255,14 @@ def _row_space(outputs: _Outputs) -> tuple[int, Float[Tensor, "k r"]]:
 
 
 def _token_keep_prob(outputs: _Outputs, probe: MaskProbe) -> MaskProbe:
-    """keep_prob and input_keep_prob for masks per token, from (E|M|)^2 / Var|M|."""
-    rank, tokens = outputs.values.shape[-1], outputs.alive.numel()
-    zeros = float((~outputs.alive).double().mean())
-    lowest = 0
-    fit = _binomial_fit(outputs.values, torch.ones_like(outputs.alive), lowest=lowest)
-    if fit is not None:
-        pruned = 1 - fit.keep_prob.value
-        error = math.hypot(
-            math.sqrt(zeros * (1 - zeros) / tokens),
-            rank * pruned ** (rank - 1) * fit.keep_prob.standard_error,
-        )
-        if abs(zeros - pruned**rank) > DECISION * error + 1 / tokens:
-            # Not as many zeros as empty masks make: input dropout. Fit the nonempty masks alone.
-            lowest = 1
-            fit = _binomial_fit(outputs.values, outputs.alive, lowest=lowest)
-    if fit is None or (
-        abs(fit.skewness - _count_law(fit.keep_prob.value, rank, lowest).skewness)
-        > SKEWNESS_TOLERANCE
-    ):
+    fit = fit_token_masks(outputs.values, outputs.alive)
+    if fit is None:
         return _doubt(
             probe,
             "the number of kept directions is not binomial: dependent factors, an exact-k mask, "
             "a rescale by the mask's mean, or the base layer's output",
         )
-    nonempty = 1 - (1 - fit.keep_prob.value) ** rank
-    return replace(probe, keep_prob=fit.keep_prob, input_keep_prob=(1 - zeros) / nonempty)
-
-
-class _BinomialFit(NamedTuple):
-    keep_prob: Estimate
-    skewness: float  # of the counts |M|
-
-
-def _binomial_fit(values: Tensor, weight: Tensor, *, lowest: int) -> _BinomialFit | None:
-    """keep_prob by a jackknife over groups of steps; None where |M| does not vary."""
-    rank = values.shape[-1]
-    groups = []
-    for y, w in zip(
-        values.tensor_split(JACKKNIFE_GROUPS), weight.tensor_split(JACKKNIFE_GROUPS), strict=True
-    ):
-        y, w = y.flatten(0, 3), w.flatten(0, 3).double()[..., None]
-        moment = torch.einsum("tpi,tpj->pij", y * w, y)
-        groups.append((w.sum(0), (w * y).sum(0), moment))
-    total = [torch.stack(part).sum(0) for part in zip(*groups, strict=True)]
-
-    def covariance(count: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        return (second - first[:, :, None] * first[:, None] / count[..., None]) / (
-            count[..., None] - 1
-        )
-
-    def fit(count: Tensor, first: Tensor, second: Tensor) -> float:
-        u = torch.linalg.solve(covariance(count, first, second), first / count)
-        return _solve_keep_prob(float((u * first / count).sum(-1).mean()), rank, lowest)
-
-    spectra = torch.linalg.eigvalsh(covariance(*total))
-    if (spectra[:, 0] < 1e-12 * spectra[:, -1]).any():
-        return None
-    mean = total[1] / total[0]
-    u = torch.linalg.solve(covariance(*total), mean)
-    whole = fit(*total)
-    left_out = [
-        fit(*(everything - part for everything, part in zip(total, group, strict=True)))
-        for group in groups
-    ]
-    G, average = JACKKNIFE_GROUPS, float(np.mean(left_out))
-    error = math.sqrt((G - 1) / G * np.sum(np.subtract(left_out, average) ** 2))
-    projections = ((values - mean) * u).sum(-1).masked_fill(~weight, torch.nan)
-    cubes, squares = ((projections**power).flatten(0, 3).nanmean(0) for power in (3, 2))
-    return _BinomialFit(
-        keep_prob=Estimate(G * whole - (G - 1) * average, error),
-        skewness=float((cubes / squares**1.5).mean()),
-    )
-
-
-class _CountLaw(NamedTuple):
-    ratio: float  # (E|M|)^2 / Var|M|
-    skewness: float
-
-
-def _count_law(keep_prob: float, rank: int, lowest: int) -> _CountLaw:
-    """Bin(r, q), or with `lowest` = 1 the same without the empty mask."""
-    counts = np.arange(lowest, rank + 1)
-    pmf = stats.binom.pmf(counts, rank, keep_prob)
-    pmf /= pmf.sum()
-    mean = pmf @ counts
-    variance, third = (pmf @ (counts - mean) ** power for power in (2, 3))
-    return _CountLaw(float(mean**2 / variance), float(third / variance**1.5))
-
-
-def _solve_keep_prob(ratio: float, rank: int, lowest: int) -> float:
-    if lowest == 0:
-        return ratio / (ratio + rank)
-    # Without empty masks a small q gives a large ratio too; the skewness tells the two apart.
-    least = optimize.minimize_scalar(
-        lambda q: _count_law(q, rank, lowest).ratio, bounds=(1e-6, 1 - 1e-9), method="bounded"
-    ).x
-    if ratio <= _count_law(least, rank, lowest).ratio:
-        return float(least)
-    return float(
-        optimize.brentq(lambda q: _count_law(q, rank, lowest).ratio - ratio, least, 1 - 1e-9)
-    )
+    return replace(probe, keep_prob=fit.keep_prob, input_keep_prob=fit.input_keep_prob)
 
 
 def _rescale(outputs: _Outputs, probe: MaskProbe, *, counts: Tensor | None) -> MaskProbe:
@@ -377,7 +275,7 @@ def _rescale(outputs: _Outputs, probe: MaskProbe, *, counts: Tensor | None) -> M
     # trace(pinv(A^T B^T) A^T D B^T s) = s |M|, for masks per token on average over tokens.
     dual = torch.linalg.pinv(outputs.full)
     scaled_counts = torch.einsum("scbdpk,kp->scb", outputs.values, dual) / 2
-    gain = _mean(scaled_counts / rank)
+    gain = mean_of(scaled_counts / rank)
     probe = replace(probe, gain=gain)
     if keep_prob is None:
         return probe
@@ -388,11 +286,12 @@ def _rescale(outputs: _Outputs, probe: MaskProbe, *, counts: Tensor | None) -> M
         )
         factor = Estimate(value, value * relative)
     else:
-        factor = _ratio(scaled_counts, counts.double())
+        factor = ratio_of_sums(scaled_counts, counts.double())
         nonempty = counts > 0
-        spread = _spread(scaled_counts[nonempty])
+        spread = relative_spread(scaled_counts[nonempty])
         if spread < 0.5 * min(
-            _spread(scaled_counts[nonempty] / counts[nonempty]), _spread(counts[nonempty])
+            relative_spread(scaled_counts[nonempty] / counts[nonempty]),
+            relative_spread(counts[nonempty]),
         ):
             return replace(probe, rescale="mask_mean")
     inverse, none = not gain.differs_from(1.0), not factor.differs_from(1.0)
@@ -401,23 +300,6 @@ def _rescale(outputs: _Outputs, probe: MaskProbe, *, counts: Tensor | None) -> M
     else:
         probe = replace(probe, rescale="inverse_keep_prob" if inverse else "none")
     return replace(probe, rescale_factor=factor)
-
-
-def _ratio(numerator: Tensor, denominator: Tensor) -> Estimate:
-    """Ratio of sums, with its standard error over the first axis (delta method)."""
-    above, below = (part.flatten(1).sum(1) for part in (numerator, denominator))
-    value = above.sum() / below.sum()
-    error = (above - value * below).std() * math.sqrt(len(above)) / below.sum()
-    return Estimate(float(value), float(error))
-
-
-def _mean(samples: Tensor) -> Estimate:
-    return _ratio(samples, torch.ones_like(samples))
-
-
-def _spread(samples: Tensor) -> float:
-    samples = samples.double()
-    return float(samples.std() / samples.mean())
 
 
 def _doubt(probe: MaskProbe, reason: str) -> MaskProbe:
