@@ -10,7 +10,8 @@ import pytest
 from analyses.claims import compute, to_html, to_markdown, to_text
 from analyses.mask_theory import COLUMNS
 from analyses.predictions.evidence import Evidence
-from analyses.predictions.paper import CLAIMS, better_than_lora, less_gain_at_small_rank
+from analyses.predictions.judges import better_than_lora, less_gain_at_small_rank
+from analyses.predictions.paper import CLAIMS
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.recording.run import Run
 from subspace_lab.recording.writer import RunWriter
