@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from subspace_lab.recording.run import Run
+    from subspace_lab.theory.gates import GateGap
 
 ORDERS = ("second", "third", "fourth")
 UNMASKED = {"keep_prob": 0.5, "granularity": "step", "rescale": True, "sampling": "bernoulli"}
@@ -57,15 +58,15 @@ def compute(
         steps: which snapshots; None: the last.
         modules: must be None: the gap is one of the whole model.
         masks: random masks, at least 2.
-        examples: test rows, all in one batch.
+        examples: test rows.
         seed: seed of the masks.
 
     Returns:
-        A row is a run and step: `run, step`, `loss` (of the mean gates), `measured` (the gap),
-        `second`, `third`, `fourth`, each with its standard error over masks, `..._error`,
-        `excess_error` (that of measured - second), `trustworthy`, `tolerance` (relative, of that
-        flag), `masks`, `examples`, `granularity`, `keep_prob`, `factor` (s). Losses are in nats
-        per response token.
+        A row is a run and step: `run, step`, `measured` (the gap, without the first order, whose
+        mean is zero), `second`, `third`, `fourth`, each with its standard error over masks,
+        `..._error`, `excess_error` (that of measured - second), `trustworthy`, `tolerance`
+        (relative, of that flag), `masks`, `examples`, `granularity`, `keep_prob`, `factor` (s).
+        Losses are in nats per response token.
 
     Raises:
         UserError: if the run has no adapter to load, its masks are not independent, or an argument
@@ -91,31 +92,44 @@ def _at_step(
     run: Run, step: int | None, law: dict[str, Any], masks: int, examples: int, seed: int
 ) -> dict[str, Any]:
     import torch
+    from tqdm import tqdm
 
     from analyses._gates import GatedLoss
-    from subspace_lab.theory.gates import gate_gap
+    from subspace_lab.theory.gates import average_gap, gate_gap
     from subspace_lab.trained import evaluation_examples, load_trained
 
     factor = 1 / law["keep_prob"] if law["rescale"] else 1.0
     rows = evaluation_examples(run, size=examples)
     trained = load_trained(run, step=step)
     ranks = dict(zip(run.modules["module"], run.modules["r"], strict=True))
-    with GatedLoss(trained, rows, ranks=ranks, granularity=law["granularity"]) as loss:
-        loss.expect(2 * masks + 1, description=f"gates of {run.name}, step {trained.step}")
-        found = gate_gap(
-            loss,
-            loss.gates,
-            keep_prob=law["keep_prob"],
-            rescale=factor,
-            masks=masks,
-            generator=torch.Generator().manual_seed(seed),
-        )
+    gaps: list[GateGap] = []
+    tokens: list[int] = []
+    description = f"gates of {run.name}, step {trained.step}"
+    with tqdm(total=len(rows) * (2 * masks + 1), desc=description, disable=None) as bar:
+        for row in rows:  # one at a time: a fourth derivative takes much memory
+            # Step masks are the same for all rows; others are not.
+            place = 0 if law["granularity"] == "step" else len(gaps)
+            with GatedLoss(
+                trained, [row], ranks=ranks, granularity=law["granularity"], bar=bar
+            ) as loss:
+                gaps.append(
+                    gate_gap(
+                        loss,
+                        loss.gates,
+                        keep_prob=law["keep_prob"],
+                        rescale=factor,
+                        masks=masks,
+                        generator=torch.Generator().manual_seed(seed + place),
+                    )
+                )
+                tokens.append(loss.tokens)
+    found = average_gap(gaps, tokens)
     orders = zip(ORDERS, found.orders.tolist(), found.orders_standard_error.tolist(), strict=True)
-    row = {"run": run.name, "step": trained.step, "loss": loss.first}
-    row |= {"measured": found.measured, "measured_error": found.measured_standard_error}
+    record: dict[str, Any] = {"run": run.name, "step": trained.step}
+    record |= {"measured": found.measured, "measured_error": found.measured_standard_error}
     for name, value, error in orders:
-        row |= {name: value, f"{name}_error": error}
-    return row | {
+        record |= {name: value, f"{name}_error": error}
+    return record | {
         "excess_error": found.excess_standard_error,
         "trustworthy": found.trustworthy,
         "tolerance": found.tolerance,

@@ -22,10 +22,10 @@ has no second derivative, so a transformers model is loaded with attn_implementa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from subspace_lab.theory.enumeration import all_masks, check_keep_prob, mask_probabilities
@@ -46,15 +46,45 @@ class GateTrace:
 
 @dataclass(frozen=True)
 class GateGap:
-    """E L(s d) - L(s q), measured, beside the orders of its expansion under the same masks."""
+    """E L(s d) - L(s q), measured, beside the orders of its expansion under the same masks.
 
-    measured: float
-    measured_standard_error: float
-    orders: Float[Tensor, " 3"]  # second, third, fourth
-    orders_standard_error: Float[Tensor, " 3"]
-    excess_standard_error: float  # of measured - second, from the paired differences
-    masks: int
+    Attributes:
+        samples: of each mask: its gap without the first order, then its second, third and fourth
+            order.
+        weights: probabilities of the masks; they sum to 1.
+        enumerated: whether the masks are all that there are, so that nothing is left to chance.
+        tolerance: relative, of `trustworthy`.
+    """
+
+    samples: Float64[Tensor, "masks 4"]
+    weights: Float64[Tensor, " masks"]
+    enumerated: bool
     tolerance: float
+
+    @property
+    def measured(self) -> float:
+        """The gap."""
+        return float(self.weights @ self.samples[:, 0])
+
+    @property
+    def measured_standard_error(self) -> float:
+        """Standard error of the gap over masks."""
+        return float(self._standard_error(self.samples[:, 0]))
+
+    @property
+    def orders(self) -> Float64[Tensor, " 3"]:
+        """Second, third and fourth order."""
+        return self.weights @ self.samples[:, 1:]
+
+    @property
+    def orders_standard_error(self) -> Float64[Tensor, " 3"]:
+        """Standard errors of the orders."""
+        return self._standard_error(self.samples[:, 1:])
+
+    @property
+    def excess_standard_error(self) -> float:
+        """Standard error of measured - second, from the paired differences."""
+        return float(self._standard_error(self.samples[:, 0] - self.samples[:, 1]))
 
     @property
     def second_order(self) -> float:
@@ -73,6 +103,28 @@ class GateGap:
         second, third, fourth = self.orders.abs().tolist()
         excess = abs(self.measured - self.second_order) + 2 * self.excess_standard_error
         return bool(max(excess, third, fourth) <= self.tolerance * second)
+
+    def _standard_error(self, values: Float64[Tensor, "masks ..."]) -> Tensor:
+        """Standard error of the mean over masks (...)."""
+        error: Tensor = values.std(0) / len(values) ** 0.5
+        return torch.zeros_like(error) if self.enumerated else error
+
+
+def average_gap(gaps: Sequence[GateGap], weights: Sequence[float | int]) -> GateGap:
+    """Gap of a loss that is the weighted mean of several, such as batches by their tokens.
+
+    Args:
+        gaps: of each loss, all of as many masks.
+        weights: of the losses, of any sum.
+
+    Raises:
+        ValueError: no gaps, or different numbers of masks.
+    """
+    if len({len(gap.samples) for gap in gaps}) != 1:
+        raise ValueError("gaps can be averaged only over the same number of masks")
+    shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+    samples = torch.stack([gap.samples for gap in gaps])
+    return replace(gaps[0], samples=(shares[:, None, None] * samples).sum(0))
 
 
 def gate_trace(
@@ -205,27 +257,15 @@ def gate_gap(
         drawn = torch.rand(masks, size, generator=generator) < keep_prob
         weights = torch.full((masks,), 1 / masks, dtype=torch.float64)
     start = loss(*point).item()
-    rows = torch.empty(len(drawn), 5, dtype=torch.float64)
-    for row, mask in zip(rows, drawn, strict=True):
+    samples = torch.empty(len(drawn), 4, dtype=torch.float64)
+    for row, mask in zip(samples, drawn, strict=True):
         step = [rescale * (d - keep_prob) for d in _split(mask, gates)]
         first, second, third, fourth = _directional_derivatives(loss, point, step)
         masked = loss(*(g + z for g, z in zip(point, step, strict=True))).item()
-        measured = masked - start - first
         row[:] = torch.tensor(
-            [measured, second / 2, third / 6, fourth / 24, measured - second / 2],
-            dtype=torch.float64,
+            [masked - start - first, second / 2, third / 6, fourth / 24], dtype=torch.float64
         )
-    mean = weights @ rows
-    error = rows.new_zeros(5) if masks is None else rows.std(0) / masks**0.5
-    return GateGap(
-        measured=mean[0].item(),
-        measured_standard_error=error[0].item(),
-        orders=mean[1:4],
-        orders_standard_error=error[1:4],
-        excess_standard_error=error[4].item(),
-        masks=len(drawn),
-        tolerance=tolerance,
-    )
+    return GateGap(samples, weights, masks is None, tolerance)
 
 
 def _directional_derivatives(

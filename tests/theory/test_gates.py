@@ -4,6 +4,7 @@ from torch.nn.functional import cross_entropy
 
 from subspace_lab.theory.gates import (
     GateGap,
+    average_gap,
     gate_gap,
     gate_moments,
     gate_trace,
@@ -273,10 +274,32 @@ def test_trustworthy_for_a_weak_adapter():
 @pytest.mark.parametrize(("standard_error", "expected"), [(0.05, True), (0.15, False)])
 def test_trust_needs_evidence(standard_error, expected):
     """The same agreement, with a certain and an uncertain difference."""
-    zeros = torch.zeros(3, dtype=torch.float64)
-    orders = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
-    gap = GateGap(1.0, 0.5, orders, zeros, standard_error, masks=10, tolerance=0.2)
+    masks = 10
+    noise = torch.tensor([1.0, -1.0] * (masks // 2), dtype=torch.float64)
+    samples = torch.zeros(masks, 4, dtype=torch.float64)
+    samples[:, 0] = 1 + standard_error * noise * masks**0.5 / noise.std()
+    samples[:, 1] = 1
+    gap = GateGap(samples, torch.full((masks,), 1 / masks).double(), False, tolerance=0.2)
+    assert gap.excess_standard_error == pytest.approx(standard_error)
     assert gap.trustworthy is expected
+
+
+def test_the_gap_of_a_mean_loss_is_the_mean_of_the_gaps():
+    network = Network(attention=True, strength=0.5)
+    shifted = Network(attention=True, strength=0.3)
+
+    def both(*gates):
+        return 0.25 * network(*gates) + 0.75 * shifted(*gates)
+
+    def gap(loss):
+        generator = torch.Generator().manual_seed(0)
+        return gate_gap(loss, STEP, keep_prob=0.7, rescale=1.0, masks=5, generator=generator)
+
+    found, expected = average_gap([gap(network), gap(shifted)], [1, 3]), gap(both)
+    torch.testing.assert_close(found.samples, expected.samples)
+    assert found.measured_standard_error == pytest.approx(expected.measured_standard_error)
+    with pytest.raises(ValueError, match="same number of masks"):
+        average_gap([], [])
 
 
 def test_not_trustworthy_where_the_model_interpolates():
