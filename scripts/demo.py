@@ -38,8 +38,15 @@ ANALYSES = (
 OPTIONS = {
     "merged_spectra": ["--modules", "*.layers.*[05].*"],
     "ensemble_vs_single": ["--masks", "5", "--examples", "32"],
+    "gate_expansion": ["--masks", "6", "--examples", "2"],
 }
 """What keeps the demo short: spectra of every fifth layer, few masks and rows."""
+
+ONLY = {
+    "subspace_angles": ("paper-eq2", "step"),  # the others have no step masks
+    "gate_expansion": ("step",),  # fourth derivatives of a whole model take their time
+}
+"""Analyses of some runs only."""
 
 
 def main() -> None:
@@ -54,9 +61,8 @@ def main() -> None:
         train = ["subspace_lab.train", "--config", arguments.preset, *RUNS[name]]
         run(*train, "--out", str(folder), "--resume", "true")
     for analysis in ANALYSES:
-        for name, folder in folders.items():
-            if analysis == "subspace_angles" and name in ("lora", "paper-code"):
-                continue  # no step masks there
+        for name in ONLY.get(analysis, RUNS):
+            folder = folders[name]
             table = folder / "analyses" / f"{analysis}.parquet"
             if table.exists() and table.stat().st_mtime > (folder / "run.json").stat().st_mtime:
                 print(f"{table} is up to date")
