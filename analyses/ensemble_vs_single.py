@@ -144,11 +144,12 @@ def plot(table: pd.DataFrame) -> Figure:
 
 
 def _draw(table: pd.DataFrame) -> Figure:
-    from subspace_lab.figures.style import legend_below, new_figure
+    from subspace_lab.figures.style import PREDICTION, legend_below, new_figure
 
     runs = list(dict.fromkeys(table["run"]))
     figure, axes = new_figure(3, row_height=1.35, share_x=False)
-    axes[0, 0].plot([], [], color="0.35", linestyle=(0, (1, 1)), label="predicted c* (T9)")
+    if table["predicted_scale"].notna().any():
+        axes[0, 0].plot([], [], label="predicted c* (T9)", **PREDICTION)
     for i, run in enumerate(runs):
         rows = table[table["run"] == run]
         _draw_scales(axes[0, 0], rows, i)
@@ -158,7 +159,7 @@ def _draw(table: pd.DataFrame) -> Figure:
     axes[0, 0].set_ylabel("loss (nats/token)")
     axes[0, 0].axvline(1.0, color="0.8", linewidth=0.6, zorder=0)
     axes[1, 0].axhline(0.0, color="0.8", linewidth=0.6, zorder=0)
-    axes[1, 0].set_ylabel("loss − full (nats/token)")
+    axes[1, 0].set_ylabel("loss − full\n(nats/token)")
     axes[1, 0].set_xticks(range(len(COSTS)), COSTS)
     axes[1, 0].set_xlim(-0.5, len(COSTS) - 0.5)
     axes[2, 0].set_ylabel("exact match")
@@ -167,7 +168,7 @@ def _draw(table: pd.DataFrame) -> Figure:
     axes[2, 0].set_ylim(0, 1)
     masks = int(table["masks"].max())
     figure.suptitle(
-        f"{table['examples'].max()} test rows, {masks} masks; bars: 95 % (Wilson)",
+        f"Mask ensembles\n{table['examples'].max()} test rows, {masks} masks; bars: 95 % (Wilson)",
         fontsize="medium",
     )
     legend_below(figure, axes[:2, 0], columns=2)

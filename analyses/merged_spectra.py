@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from subspace_lab.recording.factors import Factors
     from subspace_lab.recording.run import Run
 
-MATRICES = {"base": "base", "merged": "merged", "update": "update"}
+MATRICES = ("update", "base", "merged")  # the first, which no run lacks, carries its label
 ALL_VECTORS_UP_TO = 1024  # a dense SVD takes a second up to here
 SOME_VECTORS = 64
 ROUNDING = 1e-12  # smaller singular values, relative to the largest, are not drawn
@@ -163,7 +163,7 @@ def _draw(table: pd.DataFrame) -> Figure:
     from subspace_lab.figures.style import legend_below, new_figure
 
     last = table[table["step"] == table.groupby("run", observed=True)["step"].transform("max")]
-    shown = {m: label for m, label in MATRICES.items() if (last["matrix"] == m).any()}
+    shown = {matrix: matrix for matrix in MATRICES if (last["matrix"] == matrix).any()}
     look = looks(last, shown)
     with_base = "merged" in shown
     figure, axes = new_figure(3 if with_base else 1, row_height=1.5, share_x=False)

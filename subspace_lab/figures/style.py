@@ -15,7 +15,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.container import Container
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 COLUMN_WIDTH = 3.3  # inches
@@ -26,6 +28,8 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 LINES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 PREDICTION: dict[str, Any] = {"color": "0.35", "linestyle": (0, (1, 1)), "linewidth": 1.2}
+
+LegendHandle = Artist | Container
 
 SETTINGS: Any = {  # matplotlib's own type lists all its keys
     "font.size": 7,
@@ -85,20 +89,44 @@ def step_axis(axes: Axes) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes | Iterable[Axes], *, columns: int = 2) -> None:
-    """Draw one legend under the figure, of the labels in all given axes, each once."""
-    found: dict[str, Artist] = {}
+    """Draw one legend under the figure, of the labels in all given axes, each once.
+
+    In two columns, what colours tell apart, such as runs, stands left, and what lines in grey tell
+    stands right.
+    """
+    found: dict[str, LegendHandle] = {}
     for each in [axes] if isinstance(axes, Axes) else axes:
         handles, labels = each.get_legend_handles_labels()
         found |= dict(zip(labels, handles, strict=True))
-    if found:
-        height = 0.14 * -(-len(found) // columns) + 0.08
-        figure.set_figheight(figure.get_figheight() + height)
-        figure.legend(
-            handles=list(found.values()),
-            labels=list(found),
-            loc="outside lower center",
-            ncols=columns,
-        )
+    if not found:
+        return
+    entries = list(found.items())
+    if columns == 2:
+        entries = _colours_left(entries)
+    height = 0.14 * -(-len(entries) // columns) + 0.08
+    figure.set_figheight(figure.get_figheight() + height)
+    figure.legend(
+        handles=[handle for _, handle in entries],
+        labels=[label for label, _ in entries],
+        loc="outside lower center",
+        ncols=columns,
+    )
+
+
+def _colours_left(entries: list[tuple[str, LegendHandle]]) -> list[tuple[str, LegendHandle]]:
+    """Sort legend entries into a column in colour and one in grey, both padded to one length."""
+    coloured = [entry for entry in entries if _colour(entry[1]) in PALETTE]
+    grey = [entry for entry in entries if _colour(entry[1]) not in PALETTE]
+    if not coloured or not grey:
+        return entries
+    blank = ("", Line2D([], [], linestyle=""))
+    rows = max(len(coloured), len(grey))
+    return [entry for part in (coloured, grey) for entry in part + [blank] * (rows - len(part))]
+
+
+def _colour(handle: LegendHandle) -> object:
+    line = handle[0] if isinstance(handle, Container) else handle
+    return line.get_color() if isinstance(line, Line2D) else None
 
 
 def save(figure: Figure, path: Path, *, format: str) -> None:  # noqa: A002 (matplotlib's word)

@@ -115,7 +115,7 @@ def test_figures_are_one_column_wide_and_are_written(tmp_path, form):
     assert {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[form] in start
     assert figure.get_figwidth() == COLUMN_WIDTH
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["x (2 seeds)", "y", "update", "masked update", "theory", "x"]
+    assert labels == ["x (2 seeds)", "y", "x", "update", "masked update", "theory"]
 
 
 def test_heat_maps_have_the_first_row_on_top_on_one_scale():
@@ -135,3 +135,13 @@ def test_categories_show_median_and_quartiles_of_all_modules():
         rows = table[(table["module"] == module) & (table["configuration"] == "x")]
         assert found == pytest.approx(rows["value"].median())
     assert pooled_note(table) == "median and quartiles over 7 modules of 3 runs"
+
+
+def test_a_legend_in_two_columns_has_colours_left_and_greys_right():
+    table = make_table({"a": None, "b": None, "c": None})
+    figure, axes = new_figure(1)
+    draw_prediction(axes[0, 0], table, "expected", label="theory")
+    draw_curves(axes[0, 0], table, "value", name="", looks=looks(table, {"": "value"}))
+    legend_below(figure, axes[0, 0])
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["a", "b", "c", "theory", "", ""]
