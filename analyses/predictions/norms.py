@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from analyses.predictions.rows import Prediction, Row
 
@@ -19,10 +19,19 @@ if TYPE_CHECKING:
     from subspace_lab.recording.cores import RankCore
 
 ROUNDING = 1e-10  # relative to the largest singular value
+LEAST_CORES = 12  # whose squared norms have a mean that is nearly normal
 WELL_CONDITIONED = 1e-8  # least singular value of an update that counts as of full rank
 
 NORM = Prediction(
     "masked norm² over expected", "T5", "the coming mask is no fair draw for the weights"
+)
+SHARES = tuple(
+    Prediction(
+        f"regulariser over norm², {part} third",
+        "T7",
+        "masks do not add to the update what their regulariser says",
+    )
+    for part in ("first", "middle", "last")
 )
 RANK = Prediction(
     "masked rank is the kept count", "T6", "masked updates do not have the rank of their masks"
@@ -56,37 +65,26 @@ class Masked:
 
 def expected_norm(group: Group) -> Iterator[Row]:
     """||dW_D||² over its expectation is 1 on average."""
-    from subspace_lab.theory.masked_moments import expected_output_energy, gram_product
-
     found = _masked(group)
-    if found is None:
-        return
-    B, A = found.core.column.R, found.core.row.R.mT
-    H = gram_product(B, A)
-    d = found.masks.double()
-    expected = expected_output_energy(B, A, group.moments)
-    ratio = ((H @ d[..., None]).squeeze(-1) * d).sum(-1) / expected
-    assert group.law is not None
-    if group.law.sampling == "bernoulli":
-        variance = quadratic_form_variance(H, keep_prob=group.law.keep_prob) / expected**2
-        yield NORM.mean(ratio.numpy(), expected=1, variance=float(variance.mean()))
-    else:
-        yield NORM.empirical_mean(ratio.numpy(), expected=1)
+    if found is not None:
+        norms = _squared_norms(group, found)
+        yield _mean_over_masks(NORM, norms, unit=norms.expected, less=0)
 
 
-def quadratic_form_variance(H: Tensor, *, keep_prob: float) -> Tensor:
-    """Variance of d^T H d over independent d_i ~ Bernoulli(q), H symmetric.
+def regulariser_share(group: Group) -> Iterator[Row]:
+    """E||dW_D||² / ||E dW_D||² - 1 = Var d / (E d)² times R / ||dW||², in each third of training.
 
-    With z = d - q, whose products of different coordinates are uncorrelated, d^T H d is a constant
-    plus sum_i L_i z_i + 2 sum_{i<j} H_ij z_i z_j, L_i = H_ii + 2 q sum_{j != i} H_ij. Hence
-    v sum_i L_i^2 + 4 v^2 sum_{i<j} H_ij^2, v = q (1 - q).
+    What a mask adds to the size of the update on average is the regulariser: measured from the
+    masks, predicted from the weights (exact-k masks have a covariance in place of the variance).
     """
-    v = keep_prob * (1 - keep_prob)
-    diagonal = H.diagonal(dim1=-2, dim2=-1)
-    linear = diagonal + 2 * keep_prob * (H.sum(-1) - diagonal)
-    pairs = H.square().sum((-2, -1)) - diagonal.square().sum(-1)
-    variance: Tensor = v * linear.square().sum(-1) + 2 * v**2 * pairs
-    return variance
+    found = _masked(group)
+    if found is None or found.masks.all():
+        return
+    norms = _squared_norms(group, found)
+    for prediction, part in zip(SHARES, range(3), strict=True):
+        third = _SquaredNorms(*(each.tensor_split(3)[part] for each in norms))
+        if len(third.mean) >= LEAST_CORES:
+            yield _mean_over_masks(prediction, third, unit=third.mean, less=1)
 
 
 def masked_rank(group: Group) -> Iterator[Row]:
@@ -184,7 +182,52 @@ def regulariser(group: Group) -> Iterator[Row]:
         )
 
 
-PREDICTIONS = (expected_norm, masked_rank, interlacing, effective_ranks, regulariser)
+PREDICTIONS = (
+    expected_norm,
+    regulariser_share,
+    masked_rank,
+    interlacing,
+    effective_ranks,
+    regulariser,
+)
+
+
+class _SquaredNorms(NamedTuple):
+    """Of masked updates, all (N,) and up to scaling and rescale: d^T H d and its law."""
+
+    masked: Tensor
+    expected: Tensor
+    variance: Tensor  # of `masked`; nan for exact-k masks
+    mean: Tensor  # squared norm of the mean update
+
+
+def _squared_norms(group: Group, found: Masked) -> _SquaredNorms:
+    import torch
+
+    from subspace_lab.theory import masked_moments
+
+    assert group.law is not None
+    B, A = found.core.column.R, found.core.row.R.mT
+    H, d, q = masked_moments.gram_product(B, A), found.masks.double(), group.moments.mean
+    expected = masked_moments.expected_output_energy(B, A, group.moments)
+    variance = torch.full_like(expected, torch.nan)
+    if group.law.sampling == "bernoulli":
+        keep_prob = group.law.keep_prob
+        variance = masked_moments.variance_of_output_energy(B, A, keep_prob=keep_prob)
+    masked = torch.einsum("ni,nij,nj->n", d, H, d)
+    return _SquaredNorms(masked, expected, variance, torch.einsum("i,nij,j->n", q, H, q))
+
+
+def _mean_over_masks(
+    prediction: Prediction, norms: _SquaredNorms, *, unit: Tensor, less: float
+) -> Row:
+    """Hold the mean of masked / unit - less against its expectation."""
+    expected = float((norms.expected / unit).mean()) - less
+    values = (norms.masked - norms.expected) / unit + expected
+    variance = float((norms.variance / unit**2).mean())
+    if variance != variance:
+        return prediction.empirical_mean(values.numpy(), expected=expected)
+    return prediction.mean(values.numpy(), expected=expected, variance=variance)
 
 
 def _masked(group: Group) -> Masked | None:

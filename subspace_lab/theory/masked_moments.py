@@ -133,6 +133,31 @@ def expected_output_energy(
     return (scaling * rescale) ** 2 * (law.second_moment * H).sum((-2, -1))
 
 
+def variance_of_output_energy(
+    B: Float[Tensor, "*batch m r"],
+    A: Float[Tensor, "*batch r n"],
+    *,
+    keep_prob: float,
+    second_moment: Float[Tensor, "n n"] | None = None,
+    scaling: float = 1.0,
+    rescale: float = 1.0,
+) -> Float[Tensor, "*batch"]:
+    """Variance over Bernoulli masks of ||dW_D Σ^{1/2}||_F^2, whose mean is the expected energy.
+
+    With z = d - q, whose products of different coordinates are uncorrelated, d^T H d is a constant
+    plus sum_i L_i z_i + 2 sum_{i<j} H_ij z_i z_j, L_i = H_ii + 2 q sum_{j != i} H_ij. Hence
+
+        γ^4 s^4 [v sum_i L_i^2 + 4 v^2 sum_{i<j} H_ij^2],   v = q (1 - q).
+    """
+    check_keep_prob(keep_prob)
+    H = gram_product(B, A, second_moment=second_moment)
+    v = keep_prob * (1 - keep_prob)
+    diagonal = H.diagonal(dim1=-2, dim2=-1)
+    linear = diagonal + 2 * keep_prob * (H.sum(-1) - diagonal)
+    pairs = H.square().sum((-2, -1)) - diagonal.square().sum(-1)
+    return (scaling * rescale) ** 4 * (v * linear.square().sum(-1) + 2 * v**2 * pairs)
+
+
 def balance_ratio(
     B: Float[Tensor, "*batch m r"],
     A: Float[Tensor, "*batch r n"],

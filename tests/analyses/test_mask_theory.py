@@ -13,7 +13,6 @@ import torch
 from analyses.mask_theory import compute, disagreements, plot
 from analyses.predictions import masks as mask_predictions
 from analyses.predictions.group import groups_of
-from analyses.predictions.norms import quadratic_form_variance
 from analyses.predictions.rows import Prediction
 from subspace_lab.adapters.mask import MaskLaw, RankMask
 from subspace_lab.recording.run import Run
@@ -83,7 +82,12 @@ WRONG = {  # the mask, what it claims if not its own law, and the rows that must
     "keep and prune swapped in the law": (
         RankMask(0.3, seed=5),
         law(0.7),
-        {"kept directions, mean", "kept directions, law", "masked norm² over expected"},
+        {
+            "kept directions, mean",
+            "kept directions, law",
+            "masked norm² over expected",
+            "regulariser over norm², last third",
+        },
     ),
     "not rescaled": (wrong_masks.NotRescaled(0.7, seed=5), None, {"rescale of kept gates"}),
     "per sample, masks recorded": (
@@ -183,17 +187,6 @@ def test_a_direction_that_is_never_kept_and_masks_that_return_are_caught(tmp_pat
     assert {"equal masks, pairs"} <= caught(compute(run))
 
 
-def test_variance_of_a_quadratic_form_by_enumeration():
-    torch.manual_seed(0)
-    H = torch.randn(5, 5, dtype=torch.float64)
-    H = H + H.T
-    d = all_masks(5).double()
-    weights = mask_probabilities(all_masks(5), keep_prob=0.3)
-    values = ((d @ H) * d).sum(-1)
-    variance = weights @ (values - weights @ values) ** 2
-    torch.testing.assert_close(quadratic_form_variance(H, keep_prob=0.3), variance)
-
-
 @pytest.mark.parametrize("lag", [1, 2])
 def test_variance_of_chained_overlaps_by_enumeration(lag, tmp_path):
     """One direction over 5 steps: 2^5 histories, overlaps of all pairs (t, t + lag)."""
@@ -206,6 +199,29 @@ def test_variance_of_chained_overlaps_by_enumeration(lag, tmp_path):
     mean, variance = mask_predictions._chained_moments(groups_of(run)[0], pairs=pairs, lag=lag)
     assert mean == pytest.approx(0.3**2)
     assert variance / pairs == pytest.approx(exact, rel=1e-12)
+
+
+@pytest.mark.parametrize("sampling", ["bernoulli", "exact-k"])
+def test_regulariser_over_training_is_that_of_all_masks(sampling, tmp_path):
+    run = train(tmp_path / "run", RankMask(0.5, sampling=sampling), steps=10)
+    table = compute(run).set_index("prediction")
+    possible = all_masks(8)
+    if sampling == "exact-k":
+        possible = possible[possible.sum(1) == 4]
+    thirds = {"first": (1, 2, 3), "middle": (4, 5, 6), "last": (7, 8, 9)}
+    for part, states in thirds.items():
+        found, expected = [], []
+        for step in states:
+            kept = torch.from_numpy(run.masks_of_rank(8)[1][step])  # of step + 1
+            (batch,) = run.cores(steps=[step], motions=False)
+            B, A = batch.core.column.R[0], batch.core.row.R[0].mT
+            mean = (0.5 * B @ A).square().sum((-2, -1))
+            found.append(((B * kept[:, None]) @ A).square().sum((-2, -1)) / mean - 1)
+            masked = (B * possible[:, None, None]) @ A
+            expected.append(masked.square().sum((-2, -1)).mean(0) / mean - 1)
+        row = table.loc[f"regulariser over norm², {part} third"]
+        assert row["measured"] == pytest.approx(float(torch.cat(found).mean()), rel=1e-9)
+        assert row["predicted"] == pytest.approx(float(torch.cat(expected).mean()), rel=1e-9)
 
 
 def test_disjoint_pairs_share_no_mask():

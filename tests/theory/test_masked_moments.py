@@ -12,6 +12,7 @@ from subspace_lab.theory.masked_moments import (
     update_covariance,
     update_mean,
     update_variance,
+    variance_of_output_energy,
 )
 
 RANK, SCALING, RESCALE = 4, 0.7, 1.6
@@ -96,6 +97,20 @@ def test_output_energy(deviation, factors, law, weighted):
     variance = (weights * (outputs - (weights * outputs).sum(0)) ** 2).sum()
     error = abs(output_energy_variance(B, A, law[0], **options) / variance - 1)
     deviation("T5: output variance, any law (relative)", output_energy_variance, error, 1e-13)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_variance_of_the_output_energy(deviation, factors, weighted):
+    B, A, X = factors
+    inputs = X if weighted else torch.eye(6, dtype=torch.float64)
+    second_moment = inputs @ inputs.T if weighted else None
+    updates, weights = enumerated(factors, laws()["bernoulli"])
+    energies, weights = (updates @ inputs).square().sum((-2, -1)), weights.flatten()
+    variance = weights @ (energies - weights @ energies) ** 2
+    options = {"second_moment": second_moment, "scaling": SCALING, "rescale": RESCALE}
+    found = variance_of_output_energy(B, A, keep_prob=0.3, **options)
+    statement = "T5: Var ||dW Σ^½||² over Bernoulli masks (relative)"
+    deviation(statement, variance_of_output_energy, abs(found / variance - 1), 1e-12)
 
 
 def test_exact_k_form(deviation, factors):
