@@ -64,7 +64,9 @@ EXPLANATIONS = (
         "On average over masks, a linear layer is trained with a penalty on R, the sum over rank "
         "directions of ‖bᵢ‖²·‖aᵢ‖². The same ΔW can be written with larger or smaller R: dashed is "
         "the least, ‖ΔW‖<sub>*</sub>²/r, where all directions are alike. Masked runs are predicted "
-        "to come closer to it than plain LoRA. Below, both relative to the size of the update.",
+        "to come closer to it than plain LoRA. Middle: both relative to the size of the update. "
+        "Bottom: the squared size of the update under the mask that was drawn next, over its mean "
+        "over all masks, of which R is a part; chance leaves 95 % of the steps inside the band.",
     ),
     Explanation(
         "merged_spectra",

@@ -12,6 +12,10 @@ are equally long and balanced. R / ||dW||_F^2 is the balance ratio: 1 if the ter
 orthogonal, more if they cancel. If masks regularise as theory says, masked runs come closer to the
 least R than plain LoRA does. Exact for one linear layer under a squared loss; elsewhere R is a
 local picture (`analyses.gate_expansion` measures how good).
+
+What masks do to the size of the update is exact in any network: E||dW_D||_F^2 is ||E dW_D||_F^2
+plus (1 - q) / q times R. The last panel holds ||dW_D||_F^2 under the mask that the run drew next
+against it, all modules of a step together; the band is where chance leaves 95 % of the steps.
 """
 
 from __future__ import annotations
@@ -19,16 +23,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from analyses._batches import map_cores
+from analyses._batches import StepMasks, map_cores
 from analyses._command import Summary, analysis_parser, run_analysis
 from analyses._mask_laws import law_of, moments_of
 from analyses._tables import concatenate, grid_columns
 from subspace_lab.errors import exit_code_2_on_user_error
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
+    from subspace_lab.adapters.mask import MaskLaw
+    from subspace_lab.figures.curves import Looks
     from subspace_lab.recording.run import CoreBatch, Run
 
 LABELS = {"regulariser": "R", "least": "least R of the same ΔW"}
@@ -48,15 +57,16 @@ def compute(
         A row is a run, step and module: `run, step, module, layer, projection, regulariser` (R),
         `least` (||dW||_*^2 / r), `balance_ratio` (R / ||dW||_F^2), `least_ratio`
         (least / ||dW||_F^2), `penalty` (Var dW_D, summed over entries, under the run's own mask
-        law; nan without one). Ratios are nan where dW = 0.
+        law; nan without one), `masked` (||dW_D||_F^2 under the recorded mask of the next step; nan
+        where there is none), `masked_mean` and `masked_std` (what its law predicts; the latter nan
+        for exact-k masks). Ratios are nan where dW = 0.
     """
-    import numpy as np
     import pandas as pd
 
-    from subspace_lab.theory.masked_moments import output_energy_variance
     from subspace_lab.theory.regulariser import explicit_regulariser, nuclear_norm_bound
 
     law = law_of(run)
+    masks = StepMasks(run) if law is not None and len(run.mask_steps) else None
 
     def of_batch(batch: CoreBatch) -> pd.DataFrame:
         B, A = batch.core.column.R, batch.core.row.R.mT
@@ -67,26 +77,49 @@ def compute(
         columns["regulariser"], columns["least"] = R.flatten().numpy(), least.flatten().numpy()
         columns["balance_ratio"] = (R / norm).flatten().numpy()
         columns["least_ratio"] = (least / norm).flatten().numpy()
-        columns["penalty"] = np.nan
-        if law is not None:
-            moments = moments_of(law, B.shape[-1])
-            penalty = squared * output_energy_variance(B, A, moments, rescale=law.factor)
-            columns["penalty"] = penalty.flatten().numpy()
-        return pd.DataFrame(columns)
+        return pd.DataFrame(columns | _under_masks(batch, law, masks))
 
     return concatenate(map_cores(run, of_batch, steps=steps, modules=modules))
 
 
+def _under_masks(
+    batch: CoreBatch, law: MaskLaw | None, masks: StepMasks | None
+) -> dict[str, NDArray[np.float64]]:
+    """Make the columns about masked updates, in C order of steps and modules."""
+    import numpy as np
+    import torch
+
+    from subspace_lab.theory import masked_moments
+
+    B, A = batch.core.column.R, batch.core.row.R.mT
+    names = ("penalty", "masked", "masked_mean", "masked_std")
+    columns = {name: torch.full(B.shape[:-2], torch.nan, dtype=torch.float64) for name in names}
+    if law is not None:
+        moments, factor = moments_of(law, B.shape[-1]), (batch.core.scaling * law.factor) ** 2
+        columns["penalty"] = factor * masked_moments.output_energy_variance(B, A, moments)
+        columns["masked_mean"] = factor * masked_moments.expected_output_energy(B, A, moments)
+        if law.sampling == "bernoulli":
+            variance = masked_moments.variance_of_output_energy(B, A, keep_prob=law.keep_prob)
+            columns["masked_std"] = factor * variance.sqrt()
+        if masks is not None:
+            known = masks.has(batch.steps + 1)
+            d = torch.from_numpy(masks.at(batch.steps[known] + 1, batch.modules["module"])).double()
+            H = masked_moments.gram_product(B, A)[known]
+            columns["masked"][known] = factor[known] * torch.einsum("tmi,tmij,tmj->tm", d, H, d)
+    return {name: np.asarray(values.flatten()) for name, values in columns.items()}
+
+
 def plot(table: pd.DataFrame) -> Figure:
-    """Draw R and its least over steps, and both relative to the update."""
+    """Draw R and its least over steps, both relative to the update, and masked norms."""
     from subspace_lab.figures.curves import draw_curves, draw_names, looks, sample_note, thin
     from subspace_lab.figures.style import legend_below, new_figure, paper_style, step_axis
 
     with paper_style():
         table = thin(table)
         look = looks(table, LABELS)
-        figure, axes = new_figure(2, row_height=1.3)
-        value, ratio = axes[:, 0]
+        masked = table[table["masked_mean"] > 0].dropna(subset="masked")
+        figure, axes = new_figure(2 if masked.empty else 3, row_height=1.3)
+        value, ratio = axes[:2, 0]
         shown = (("regulariser", "balance_ratio"), ("least", "least_ratio"))
         for name, relative in shown:
             draw_curves(value, table, name, name=name, looks=look)
@@ -96,10 +129,28 @@ def plot(table: pd.DataFrame) -> Figure:
         value.set_ylim(bottom=0)
         ratio.set(title="relative to the update: balance ratio", ylabel="R / ‖ΔW‖²")
         ratio.set_ylim(bottom=0)
-        step_axis(ratio)
+        if not masked.empty:
+            _draw_masked(axes[2, 0], masked, look)
+        step_axis(axes[-1, 0])
         figure.suptitle(f"Regulariser\n{sample_note(table)}", fontsize="medium")
         legend_below(figure, axes[:, 0])
     return figure
+
+
+def _draw_masked(axis: Axes, table: pd.DataFrame, look: Looks) -> None:
+    """Draw squared norms under recorded masks over their expectation, summed over modules."""
+    from subspace_lab.figures.curves import group_column
+    from subspace_lab.figures.style import PREDICTION
+
+    axis.axhline(1, label="mean over masks", **PREDICTION)
+    table = table.assign(variance=table["masked_std"] ** 2)
+    for group, rows in table.groupby(group_column(table), observed=True, sort=False):
+        sums = rows.groupby("step")[["masked", "masked_mean", "variance"]].sum(min_count=1)
+        colour = look[str(group), "regulariser"]["color"]
+        axis.plot(sums.index, sums["masked"] / sums["masked_mean"], color=colour)
+        half = 1.96 * sums["variance"] ** 0.5 / sums["masked_mean"]
+        axis.fill_between(sums.index, 1 - half, 1 + half, color=colour, alpha=0.12, linewidth=0)
+    axis.set(title="‖ΔW‖² under the recorded masks, over its mean", ylabel="ratio")
 
 
 def summarise(table: pd.DataFrame) -> Summary:

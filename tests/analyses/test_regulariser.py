@@ -33,6 +33,15 @@ def test_values_are_those_of_the_factors_and_of_all_masks(run):
             ]
         )
         assert row.penalty == pytest.approx(float(updates.var(0, correction=0).sum()), rel=1e-6)
+        norms = updates.square().sum((-2, -1))
+        assert row.masked_mean == pytest.approx(float(norms.mean()), rel=1e-6)
+        assert row.masked_std == pytest.approx(float(norms.std(correction=0)), rel=1e-6)
+        if row.step == 6:
+            assert np.isnan(row.masked)  # no step 7
+        else:
+            kept = run.mask(row.step + 1, row.module)
+            masked = 2 * scaling * B[:, kept] @ A[kept]
+            assert row.masked == pytest.approx(float(masked.square().sum()), rel=1e-6)
 
 
 def test_a_zero_update_has_no_ratio_and_an_unmasked_adapter_no_penalty(run, adapter, command):
