@@ -26,8 +26,9 @@ class GatedLoss:
     takes its hooks off the model.
 
     Args:
-        trained: the model; its attention becomes the eager one, which has higher derivatives.
-        examples: rows of one batch; a fourth derivative holds some 16 times what a loss does.
+        trained: the model; it becomes float32, and its attention the eager one, which has higher
+            derivatives.
+        examples: rows of one batch; a fourth derivative holds some ten times what a gradient does.
         ranks: trained rank of each adapted module.
         granularity: of the gates: shapes (r,) for `step`, (rows, 1, r) for `sample` and
             (rows, length, r) for `token`.
@@ -50,7 +51,8 @@ class GatedLoss:
         rows = tokenize(examples, trained.tokenizer, max_length=sys.maxsize)
         batch = RightPadding(int(trained.tokenizer.pad_token_id))(rows)
         size, length = len(rows), max(len(row["input_ids"]) for row in rows)
-        self._model = trained.model.requires_grad_(False)
+        # In bfloat16, which a base may come in, a fourth derivative would be rounding.
+        self._model = trained.model.float().requires_grad_(False)
         self._model.set_attn_implementation("eager")
         device = self._model.device
         self._batch = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from analyses.predictions.rows import STANDARD_ERRORS, Prediction, Row
+from analyses.predictions.rows import LEVEL, Prediction, Row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,7 @@ JENSEN_ALONE = Prediction(
     "single masks' gap is the Jensen gap", "T12", "the full model is not the geometric ensemble"
 )
 GATES = Prediction(
-    "gates' gap is its expansion", "T11", "masks cost what no low order of the gates explains"
+    "gates' gap is its second order", "T11", "the regulariser is not what masks cost this network"
 )
 
 
@@ -46,24 +46,27 @@ def inference(run: Run) -> Iterator[Row]:
 
 
 def gate_gap_rows(table: pd.DataFrame) -> Iterator[Row]:
-    """Hold the measured gap against orders 2 to 4 of its expansion.
+    """Hold the measured gap against the second order of its expansion, the regulariser.
 
-    The expansion may be held against the run only where its own third and fourth order are small
-    beside the second; then their size, and four standard errors, are what it may miss by.
+    It may be held against the run only where the third and fourth order are small beside it; then
+    their size, and what chance does, are what it may miss by.
     """
+    from scipy import stats
+
     last = table.iloc[-1]
-    orders = {"third order": last["third"], "fourth order": last["fourth"]}
-    predicted = float(last["second"] + sum(orders.values()))
-    allowed = float(last["tolerance"] * last["second"])
-    large = [name for name, value in orders.items() if abs(value) > allowed]
+    predicted = float(last["second"])
+    orders = {name: abs(float(last[name])) for name in ("third", "fourth")}
+    large = [name for name, size in orders.items() if size > last["tolerance"] * predicted]
     samples = int(last["masks"])
     if not large:
-        slack = sum(abs(value) for value in orders.values())
+        # So few masks leave the standard error itself uncertain.
+        quantile = float(stats.t.isf(LEVEL / 2, samples - 1))
+        chance = quantile * float(last["excess_error"])
         yield GATES.drawn(
             predicted,
             float(last["measured"]),
-            tolerance=STANDARD_ERRORS * float(last["excess_error"]) + slack,
-            basis="4 standard errors over masks, and the third and fourth order",
+            tolerance=chance + sum(orders.values()),
+            basis=f"Student's quantile at {LEVEL:g} over masks, and the third and fourth order",
             samples=samples,
         )
         return
@@ -71,7 +74,7 @@ def gate_gap_rows(table: pd.DataFrame) -> Iterator[Row]:
         predicted,
         float(last["measured"]),
         scale=abs(predicted) or 1.0,
-        why=f"not valid here: the {large[0]} is not small beside the second",
+        why=f"the expansion is not valid here: its {large[0]} order is not small beside the second",
         samples=samples,
     )
 

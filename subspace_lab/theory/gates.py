@@ -275,8 +275,8 @@ def _directional_derivatives(
     t = torch.zeros((), dtype=point[0].dtype, device=point[0].device, requires_grad=True)
     value = loss(*(g + t * z for g, z in zip(point, step, strict=True)))
     derivatives = []
-    for _ in range(4):
-        (value,) = _gradient(value, [t], create_graph=True)
+    for order in range(1, 5):
+        (value,) = _gradient(value, [t], create_graph=order < 4)
         derivatives.append(value.item())
     return derivatives
 
