@@ -105,7 +105,8 @@ def _at_step(
     gaps: list[GateGap] = []
     tokens: list[int] = []
     description = f"gates of {run.name}, step {trained.step}"
-    with tqdm(total=len(rows) * (2 * masks + 1), desc=description, disable=None) as bar:
+    losses = 1 + masks * (3 if law["keep_prob"] == 0.5 else 2)  # the mean gates; expansion, masks
+    with tqdm(total=len(rows) * losses, desc=description, disable=None) as bar:
         for row in rows:  # one at a time: a fourth derivative takes much memory
             # Step masks are the same for all rows; others are not.
             place = 0 if law["granularity"] == "step" else len(gaps)

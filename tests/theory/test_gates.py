@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from subspace_lab.theory.enumeration import all_masks
 from subspace_lab.theory.gates import (
     GateGap,
     average_gap,
@@ -264,6 +265,26 @@ def test_random_masks_agree_with_enumeration(deviation):
         max(errors),
         4,
     )
+
+
+def test_a_mask_and_its_complement_cancel_the_odd_orders(deviation):
+    network = Network(attention=True, strength=0.5)
+    exact = gate_gap(network, STEP, keep_prob=0.5, rescale=2.0)
+    draw = torch.Generator().manual_seed(5)
+    found = gate_gap(network, STEP, keep_prob=0.5, rescale=2.0, masks=200, generator=draw)
+    errors = [abs(found.measured - exact.measured) / found.measured_standard_error]
+    errors += ((found.orders - exact.orders).abs() / found.orders_standard_error)[[0, 2]].tolist()
+    statement = "T11: gap and orders by pairs of masks at q = 1/2, in standard errors (Monte Carlo)"
+    deviation(statement, gate_gap, max(errors), 4)
+    assert found.orders[1] == exact.orders[1] == 0
+    # A mask alone: its gap without the first order, of more variance than the pair's.
+    z = 4 * all_masks(2 * RANK).double() - 2
+    alone = torch.stack([network(*(1 + each / 2).split(RANK)) for each in z])
+    paired = (alone + alone.flip(0)) / 2  # the complement in binary order
+    error = abs(paired.mean() - network(*STEP) - exact.measured)
+    deviation("T11: pairs of masks have the mean of all masks", gate_gap, error, 1e-14)
+    expected = (paired.std(correction=0) / 200**0.5).item()
+    assert found.measured_standard_error == pytest.approx(expected, rel=0.2)
 
 
 def test_trustworthy_for_a_weak_adapter():
