@@ -67,7 +67,7 @@ def plot(table: pd.DataFrame, *, baseline: str) -> Figure:
     with paper_style():
         names = list(dict.fromkeys(rows["configuration"]))[::-1]
         figure, axes = new_figure(
-            max(len(shown), 1), row_height=0.5 + 0.17 * len(names), share_x=False
+            max(len(shown), 1), row_height=0.5 + 0.25 * len(names), share_x=False
         )
         for panel, measure in zip(axes[:, 0], shown, strict=False):
             title, unit, scale, _ = MEASURES[measure]
@@ -83,15 +83,17 @@ def plot(table: pd.DataFrame, *, baseline: str) -> Figure:
                 capsize=2,
                 color=PALETTE[0],
             )
-            panel.set_yticks(range(len(names)), [_wrapped(name) for name in names], fontsize=6)
+            panel.set_yticks(range(len(names)), [_wrapped(name) for name in names], fontsize=5.5)
             panel.set_ylim(-0.6, len(names) - 0.4)
-            panel.set_title(f"{title.lower()}, difference to {baseline}")
-            panel.set_xlabel(f"{'points (%)' if unit == '%' else unit}")
+            panel.set_title(title.lower())
+            panel.set_xlabel("percentage points" if unit == "%" else unit)
         seeds, tests = int(rows["seeds"].min()), int(rows["rows"].min())
-        figure.suptitle(f"{seeds} seeds, 95 % t intervals; {tests} test rows a task", fontsize=7)
+        figure.suptitle(
+            f"Difference to {baseline}\n{seeds} seeds, 95 % t intervals; {tests} test rows a task"
+        )
     return figure
 
 
 def _wrapped(name: str) -> str:
-    """Break a configuration's name before its mask, without keep_prob's label."""
-    return name.replace(" (", "\n(", 1).replace(", keep_prob", ",\nkeep_prob")
+    """Break a configuration's name within its mask's description."""
+    return name.replace(" mask, ", " mask,\n")

@@ -140,7 +140,7 @@ def test_tables_and_figure_say_what_they_show(runs):
     accuracy = row(table, "PiSSA", AVERAGE, "accuracy")
     assert f"{100 * accuracy['difference']:+.1f} [" in text
     panels = plot(table, baseline="LoRA").axes
-    assert [panel.get_xlabel() for panel in panels] == ["points (%)", "nats/token"]
+    assert [panel.get_xlabel() for panel in panels] == ["percentage points", "nats/token"]
 
 
 def test_the_command_writes_where_it_says(runs, tmp_path):
