@@ -65,8 +65,8 @@ def compute(
         A row is a run and step: `run, step`, `measured` (the gap, without the first order, whose
         mean is zero), `second`, `third`, `fourth`, each with its standard error over masks,
         `..._error`, `excess_error` (that of measured - second), `trustworthy`, `tolerance`
-        (relative, of that flag), `masks`, `examples`, `granularity`, `keep_prob`, `factor` (s).
-        Losses are in nats per response token.
+        (relative, of that flag), `masks`, `examples`, `granularity`, `keep_prob`, `factor` (s),
+        `assumed` (whether the law is not the run's own). Losses are in nats per response token.
 
     Raises:
         UserError: if the run has no adapter to load, its masks are not independent, or an argument
@@ -139,6 +139,7 @@ def _at_step(
         "granularity": law["granularity"],
         "keep_prob": law["keep_prob"],
         "factor": factor,
+        "assumed": run.mask_law is None,
     }
 
 
@@ -153,7 +154,9 @@ def plot(table: pd.DataFrame) -> Figure:
             rows = table[table["run"] == run].sort_values("step")
             _draw(axis, rows)
             law = rows.iloc[0]
-            axis.set_title(f"{run}: {law['granularity']} gates, keep_prob {law['keep_prob']:g}")
+            assumed = " (assumed)" if law["assumed"] else ""
+            title = f"{run}: {law['granularity']} gates, keep_prob {law['keep_prob']:g}{assumed}"
+            axis.set_title(title)
             axis.set_ylabel("nats/token")
         step_axis(axes[-1, 0])
         axes[-1, 0].margins(x=0.15)

@@ -15,7 +15,7 @@ Nothing is assumed of the code that masked: what the layers did (the gates seen 
 and what the weights did (the cores) are held against what the run says of itself. A prediction that
 a record cannot test is left out: token masks belong to no step, so most of T1 needs step masks.
 With a LoRA run among the runs that differs in the mask only, masked runs are compared to it. What
-`analyses.ensemble_vs_single` found is used where it is there.
+`analyses.ensemble_vs_single` and `analyses.gate_expansion` found is used where it is there.
 """
 
 from __future__ import annotations

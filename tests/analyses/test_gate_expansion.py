@@ -141,7 +141,7 @@ def test_the_table_and_what_mask_theory_makes_of_it(masked, command, tmp_path):
     # B = 0 at the start: gates change nothing, at any order.
     assert start["measured"] == start["second"] == start["fourth"] == 0
     assert end["measured"] != 0
-    assert (end["masks"], end["examples"], end["factor"]) == (3, 2, 1.0)
+    assert (end["masks"], end["examples"], end["factor"], end["assumed"]) == (3, 2, 1.0, False)
     assert "measured; second order holds" in [
         text.get_text() for text in gate_expansion.plot(table).legends[0].texts
     ]
