@@ -34,9 +34,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .bases import dependence_tolerance, orthonormal_basis, reject, unit_frame
-from .factors import compressed, triangular_factor
+from .factors import compressed
 
 CHUNK = 256  # pairs that are worked on at once: what they need stays in the cache
+LARGEST_COSINE = 0.7  # up to which an arc cosine serves without the sine
 
 
 @dataclass(frozen=True)
@@ -161,104 +162,119 @@ def _angles(
     index = torch.arange(len(frames), device=frame.device).reshape(frame.shape[:-2])
     index = index.expand(batch).reshape(-1)
     full = full.reshape(-1)[index]
-    roles = [role.expand(*batch, k).reshape(-1, k) for role in (shared, only_x, only_y)]
+    roles = torch.stack(
+        [role.expand(*batch, k).reshape(-1, k) for role in (shared, only_x, only_y)]
+    )
     angles = torch.full((len(index), k), torch.nan, dtype=torch.float64, device=frame.device)
     ranks = torch.zeros(len(index), 2, dtype=torch.int64, device=frame.device)
-    for method, where in ((_by_qr, full.nonzero()[:, 0]), (_by_svd, (~full).nonzero()[:, 0])):
+    by_size = roles.sum((0, -1)).argsort()  # the pairs of a chunk are padded to its largest one
+    for method, chosen in ((_by_qr, full), (_by_svd, ~full)):
+        where = by_size[chosen[by_size]]
         for start in range(0, len(where), CHUNK):
             pairs = where[start : start + CHUNK]
-            C, S, i, a, b = method(frames[index[pairs]], *(role[pairs] for role in roles))
-            angles[pairs] = _assemble(C, S, i, a, b, width=k)
+            residual, i, a, b = method(frames, index[pairs], *roles[:, pairs])
+            angles[pairs] = _place(residual, i, torch.minimum(a, b), width=k)
             ranks[pairs] = torch.stack([i + a, i + b], dim=-1)
     ranks = ranks.reshape(*batch, 2)
     return angles.reshape(*batch, k), ranks[..., 0], ranks[..., 1]
 
 
 # One pair below has i shared directions, a residual dimensions of X and b of Y.
-Pieces = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # C, S, i, a, b
+Pieces = tuple[Tensor, Tensor, Tensor, Tensor]  # min(a, b) residual angles (pairs, ...), i, a, b
 
 
 def _by_qr(
-    frame: Float64[Tensor, "*pairs d k"],
-    shared: Bool[Tensor, "*pairs k"],
-    only_x: Bool[Tensor, "*pairs k"],
-    only_y: Bool[Tensor, "*pairs k"],
+    frames: Float64[Tensor, "n d k"],
+    index: Int[Tensor, " pairs"],
+    shared: Bool[Tensor, "pairs k"],
+    only_x: Bool[Tensor, "pairs k"],
+    only_y: Bool[Tensor, "pairs k"],
 ) -> Pieces:
-    """C (pairs, max a, max b) and S (pairs, max b, max b) for frames of full column rank."""
+    """Frames of full column rank, through C (pairs, max a, max b) and S (pairs, max b, max b)."""
     i, a, b = shared.sum(-1), only_x.sum(-1), only_y.sum(-1)
-    place = 3 - 3 * shared.to(torch.int8) - 2 * only_x.to(torch.int8) - only_y.to(torch.int8)
-    width = int((i + a + b).max())
+    swap = b > a  # angles are symmetric, and the last columns set the size of C and S
+    x, y = torch.maximum(a, b), torch.minimum(a, b)
+    first, last = (
+        torch.where(swap[:, None], *roles) for roles in ((only_y, only_x), (only_x, only_y))
+    )
+    place = 3 - 3 * shared.to(torch.int8) - 2 * first.to(torch.int8) - last.to(torch.int8)
+    width, height = int((i + a + b).max()), int((a + b).max())
     order = place.argsort(dim=-1, stable=True)[:, :width]
-    R = triangular_factor(_take(frame, order, dim=-1), algorithm="householder")
-    height, most_x, most_y = int((a + b).max()), int(a.max()), int(b.max())
-    Z = _block(R, rows=(i, a + b, height), columns=(i + a, b, most_y))
+    columns = frames.mT[index[:, None], order].mT  # each a contiguous copy, as LAPACK wants it
+    R = torch.linalg.qr(columns, mode="r").R
+    most_x, most_y = int(x.max()), int(y.max())
+    Z = _block(R, rows=(i, x + y, height), columns=(i + x, y, most_y))
     # Absent columns come last, so they cannot disturb the basis of the others.
     Q = torch.linalg.qr(Z).Q if Z.numel() else Z
-    C = _block(Q, rows=(0 * a, a, most_x), columns=(0 * b, b, most_y))
-    S = _block(Q, rows=(a, b, most_y), columns=(0 * b, b, most_y))
-    return C, S, i, a, b
+    C = _block(Q, rows=(0 * x, x, most_x), columns=(0 * y, y, most_y))
+    S = _block(Q, rows=(x, y, most_y), columns=(0 * y, y, most_y))
+    return _residual_angles(C, S, y), i, a, b
 
 
 def _by_svd(
-    frame: Float64[Tensor, "*pairs d k"],
-    shared: Bool[Tensor, "*pairs k"],
-    only_x: Bool[Tensor, "*pairs k"],
-    only_y: Bool[Tensor, "*pairs k"],
+    frames: Float64[Tensor, "n d k"],
+    index: Int[Tensor, " pairs"],
+    shared: Bool[Tensor, "pairs k"],
+    only_x: Bool[Tensor, "pairs k"],
+    only_y: Bool[Tensor, "pairs k"],
 ) -> Pieces:
-    """C and S for any frame: orthonormal bases with zero columns for dependent directions."""
+    """Any frames, through orthonormal bases with zero columns for dependent directions."""
+    frame = frames[index]
     tolerance = dependence_tolerance(frame)
     common, i = orthonormal_basis(frame * shared[:, None, :], tolerance)
     Q_x, a = orthonormal_basis(reject(frame * only_x[:, None, :], common), tolerance)
     Q_y, b = orthonormal_basis(reject(frame * only_y[:, None, :], common), tolerance)
-    return Q_x.mT @ Q_y, reject(Q_y, Q_x), i, a, b
+    return _residual_angles(Q_x.mT @ Q_y, reject(Q_y, Q_x), b), i, a, b
 
 
-def _assemble(
-    C: Float64[Tensor, "*pairs x y"],
-    S: Float64[Tensor, "*pairs z y"],
-    i: Int[Tensor, "*pairs"],
-    a: Int[Tensor, "*pairs"],
-    b: Int[Tensor, "*pairs"],
+def _residual_angles(
+    C: Float64[Tensor, "pairs x y"], S: Float64[Tensor, "pairs z y"], b: Int[Tensor, " pairs"]
+) -> Float64[Tensor, "pairs q"]:
+    """Ascending angles with the cosines svdvals(C) and, of b true columns, sines svdvals(S).
+
+    Sines are computed for pairs that have an angle below 45 degrees only: where all cosines are at
+    most 0.7, the error of an arc cosine is at most 1 / sin(theta) < 1.5 times that of the cosine.
+    """
+    if not C.numel():
+        return C.new_zeros(len(C), 0)
+    cosines = torch.linalg.svdvals(C)
+    angles: Tensor = cosines.clamp(max=1.0).arccos()
+    near = cosines[:, 0] > LARGEST_COSINE
+    if near.any():
+        # Columns that are absent add zeros at the end of the sines: the b true ones are reversed.
+        reverse = b[near, None] - 1 - torch.arange(cosines.shape[-1], device=C.device)
+        sines = torch.linalg.svdvals(S[near]).gather(-1, reverse.clamp(min=0))
+        angles[near] = torch.atan2(sines, cosines[near])
+    return angles
+
+
+def _place(
+    residual: Float64[Tensor, "pairs q"],
+    i: Int[Tensor, " pairs"],
+    count: Int[Tensor, " pairs"],
     *,
     width: int,
-) -> Float64[Tensor, "*pairs {width}"]:
-    """The i shared zeros, then min(a, b) angles atan2(sine, cosine), then nan."""
-    position = torch.arange(width, device=C.device)
-    # Both lists are padded so that every pair can be read at the same fixed positions. Columns
-    # that are absent add zeros at the end of the sines: the b true ones are reversed.
-    cosines = _svdvals(C, width)
-    sines = _svdvals(S, width)
-    sines = sines.gather(-1, (b[:, None] - 1 - position).clamp(min=0))
-    residual = torch.atan2(sines, cosines)
-    angles = residual.gather(-1, (position - i[:, None]).clamp(min=0))
-    angles = torch.where(position < i[:, None], 0.0, angles)
-    return torch.where(position < (i + torch.minimum(a, b))[:, None], angles, torch.nan)
-
-
-def _svdvals(X: Float64[Tensor, "*pairs x y"], width: int) -> Float64[Tensor, "*pairs {width}"]:
-    if not X.numel():
-        return torch.zeros(len(X), width, dtype=X.dtype, device=X.device)
-    sigma = torch.linalg.svdvals(X)
-    return pad(sigma, (0, width - sigma.shape[-1]))
-
-
-def _take(X: Tensor, index: Int[Tensor, "*pairs j"], *, dim: int) -> Tensor:
-    """X's columns (dim -1) or rows (dim -2) at index, for every pair its own."""
-    if dim == -1:
-        return X.gather(-1, index[:, None, :].expand(-1, X.shape[-2], -1))
-    return X.gather(-2, index[:, :, None].expand(-1, -1, X.shape[-1]))
+) -> Float64[Tensor, "pairs {width}"]:
+    """The i shared zeros, then so many residual angles, then nan."""
+    position = torch.arange(width, device=residual.device) - i[:, None]
+    angles = pad(residual, (0, 1)).gather(-1, position.clamp(0, residual.shape[-1]))
+    angles = torch.where(position < 0, 0.0, angles)
+    return torch.where(position < count[:, None], angles, torch.nan)
 
 
 Span = tuple[Tensor, Tensor, int]  # start (pairs,), length (pairs,), padded length
 
 
 def _block(
-    X: Float64[Tensor, "*pairs x y"], *, rows: Span, columns: Span
-) -> Float64[Tensor, "*out"]:
-    """A block of X for every pair, padded with zeros to a common shape."""
-    for dim, (start, length, size) in ((-2, rows), (-1, columns)):
+    X: Float64[Tensor, "pairs x y"], *, rows: Span, columns: Span
+) -> Float64[Tensor, "pairs h w"]:
+    """A block of X for every pair, with zeros where it ends and where X does."""
+    places, present = [], []
+    for (start, length, size), end in zip((rows, columns), X.shape[-2:], strict=True):
         offset = torch.arange(size, device=X.device)
-        index = (start[:, None] + offset).clamp(max=X.shape[dim] - 1)
-        present = offset < length[:, None]
-        X = _take(X, index, dim=dim) * (present[:, None, :] if dim == -1 else present[:, :, None])
-    return X
+        place = start[:, None] + offset
+        places.append(place.clamp(max=end - 1))
+        present.append((offset < length[:, None]) & (place < end))
+    index = places[0][:, :, None] * X.shape[-1] + places[1][:, None, :]
+    block = X.flatten(1).gather(1, index.flatten(1)).view(index.shape)
+    return block * (present[0][:, :, None] & present[1][:, None, :])

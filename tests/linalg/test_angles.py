@@ -11,14 +11,12 @@ from hypothesis import strategies as st
 from scipy.linalg import subspace_angles
 
 from subspace_lab.linalg import (
-    angles as angles_module,
-)
-from subspace_lab.linalg import (
     masked_angles,
     principal_angles,
     random_subspace,
     triangular_factor,
 )
+from subspace_lab.linalg.angles import CHUNK
 
 MIXED = [0.0, 1e-10, 1e-8, 1e-5, 1e-2, 1.0, math.pi / 2 - 1e-9, math.pi / 2]
 seeds = st.integers(0, 2**31)
@@ -178,11 +176,31 @@ def test_independent_and_dependent_frames_in_one_batch():
 
 def test_more_pairs_than_a_chunk():
     R = triangular_factor(torch.randn(20, 5, dtype=torch.float64))
-    masks = torch.rand(2 * angles_module.CHUNK + 3, 5) < 0.5
+    masks = torch.rand(2 * CHUNK + 3, 5) < 0.5
     many = masked_angles(R, masks[:-1], masks[1:]).angles
-    for t in (0, angles_module.CHUNK, 2 * angles_module.CHUNK + 1):
+    for t in (0, CHUNK, 2 * CHUNK + 1):
         one = masked_angles(R, masks[t], masks[t + 1]).angles
         torch.testing.assert_close(many[t], one, equal_nan=True, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize(("near", "error"), [(1.0, 1e-14), (1e-6, 1e-9)])
+def test_pairs_of_all_sizes_in_one_chunk(near, error, exact_angles):
+    """Both orders of sizes, and pairs with and without a small angle (directions 0 and 7)."""
+    frame = torch.randn(20, 8, dtype=torch.float64)
+    frame[:, 7] = frame[:, 0] + near * frame[:, 7]
+    x, y = torch.rand(2, 40, 8) < 0.5
+    x[0], y[0] = torch.arange(8) < 1, torch.arange(8) > 6
+    theta = masked_angles(frame, x, y).angles
+    assert 0.1 * near < theta[0, 0] < 10 * near
+    for t in range(40):
+        shared, first, last = x[t] & y[t], x[t] & ~y[t], y[t] & ~x[t]
+        if first.any() and last.any():
+            Q = torch.linalg.qr(frame[:, shared]).Q
+            true = exact_angles(
+                *(frame[:, part] - Q @ (Q.T @ frame[:, part]) for part in (first, last))
+            )
+            found = theta[t, shared.sum() :][: len(true)]
+            assert (found - true).abs().max() < error
 
 
 @settings(max_examples=30, deadline=None)

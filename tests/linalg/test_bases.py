@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from subspace_lab.linalg import random_subspace
-from subspace_lab.linalg.bases import dependence_tolerance, orthonormal_basis, reject, unit_frame
+from subspace_lab.linalg.bases import (
+    LEAST_VOLUME,
+    dependence_tolerance,
+    orthonormal_basis,
+    reject,
+    unit_frame,
+)
 
 
 def test_rejection_is_orthogonal_even_to_what_was_nearly_everything():
@@ -36,10 +44,16 @@ def test_short_columns_are_not_dependent():
     assert unit_frame(torch.randn(10, 3, dtype=torch.float64) * lengths)[1]
 
 
-def test_one_rule_for_well_ill_and_singular_frames_in_one_batch():
-    """Whether or not the inverse settles it, independence is that of the singular values."""
+@pytest.mark.parametrize("weak", [1, 3])
+def test_one_rule_for_well_ill_and_singular_frames_in_one_batch(weak):
+    """Whichever bound settles it, independence is that of the singular values.
+
+    One weak direction of 1e-3 leaves a large volume; three of 1e-5 leave a small volume and a
+    moderate condition number; the smallest leave neither.
+    """
     smallest = torch.tensor([1.0, 1e-3, 1e-5, 1e-7, 1e-10, 1e-12, 1e-14, 0.0], dtype=torch.float64)
-    spectra = torch.cat([torch.ones(len(smallest), 5).double(), smallest[:, None]], dim=1)
+    spectra = torch.ones(len(smallest), 6, dtype=torch.float64)
+    spectra[:, -weak:] = smallest[:, None]
     frames = random_subspace(9, 6, batch=(8,)) * spectra[:, None] @ random_subspace(6, 6)
     frames[-1, :, 0] = 0
     for X in (frames, torch.linalg.qr(frames).R):
@@ -48,3 +62,13 @@ def test_one_rule_for_well_ill_and_singular_frames_in_one_batch():
         assert independent.tolist() == (sigma[:, -1] > 1e-13 * sigma[:, 0]).tolist()
         assert independent.tolist() == [True] * 6 + [False] * 2
     assert not unit_frame(frames.mT)[1].any()
+
+
+def test_volume_bounds_the_smallest_singular_value_of_nearly_dependent_frames():
+    """sigma_k > |det R| / sqrt(e): the reason why a large volume proves independence."""
+    spread = torch.logspace(0, -8, 200, dtype=torch.float64)[:, None, None]
+    common = torch.randn(200, 9, 1, dtype=torch.float64)
+    unit, independent = unit_frame(common + spread * torch.randn(200, 9, 5, dtype=torch.float64))
+    volume = torch.linalg.qr(unit).R.diagonal(dim1=-2, dim2=-1).prod(-1).abs()
+    assert (torch.linalg.svdvals(unit)[:, -1] > volume / math.e**0.5).all()
+    assert independent.all() and volume.min() < LEAST_VOLUME < volume.max()
