@@ -1,4 +1,4 @@
-"""Work on all processors: cores and masks in pieces that fit into the cache."""
+"""Work on all processors: cores in batches, and their masks."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-CORES_PER_PIECE = 1024
 
 
 def map_parallel(
@@ -80,14 +78,13 @@ def map_cores(
         motions: whether the function needs the displacements.
     """
     chosen = len(run.modules if modules is None else modules)
-    batches = run.cores(steps=steps, modules=modules, motions=motions)
     return map_parallel(
         function,
-        (piece for batch in batches for piece in _pieces(batch)),
+        run.cores(steps=steps, modules=modules, motions=motions),
         total=chosen * len(run.steps if steps is None else steps),
         unit="core",
         description=run.name,
-        size=lambda piece: len(piece.steps) * len(piece.modules),
+        size=lambda batch: len(batch.steps) * len(batch.modules),
     )
 
 
@@ -120,13 +117,3 @@ class StepMasks:
 
         places = np.searchsorted(self._steps, steps)
         return np.stack([self._masks[module][places] for module in modules], axis=1)
-
-
-def _pieces(batch: CoreBatch) -> Iterator[CoreBatch]:
-    """Cut a batch along its steps."""
-    from subspace_lab.recording.run import CoreBatch
-
-    length = max(1, CORES_PER_PIECE // len(batch.modules))
-    for start in range(0, len(batch.steps), length):
-        part = slice(start, start + length)
-        yield CoreBatch(batch.steps[part], batch.modules, batch.core[part])

@@ -25,6 +25,7 @@ wrong for the stable rank, which masking changes much less: the figure says so.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, get_args
 
@@ -95,7 +96,7 @@ def compute(
         )
         return pd.DataFrame(columns)
 
-    def of_batch(batch: CoreBatch) -> pd.DataFrame:
+    def of_batch(batch: CoreBatch) -> list[pd.DataFrame]:
         from subspace_lab.recording.run import CoreBatch
 
         core = batch.core
@@ -111,9 +112,10 @@ def compute(
             mask = torch.from_numpy(masks.at(inside.steps, inside.modules["module"]))
             sigma = {"masked_update": inside.core.singular_values(mask)}
             tables.append(part(inside, sigma, mask.sum(-1)))
-        return concatenate(tables)
+        return tables
 
-    return concatenate(map_cores(run, of_batch, steps=steps, modules=modules))
+    parts = map_cores(run, of_batch, steps=steps, modules=modules)
+    return concatenate(itertools.chain.from_iterable(parts))
 
 
 def plot(table: pd.DataFrame) -> Figure:

@@ -67,24 +67,23 @@ def compute(
     Raises:
         UserError: if the run has no step masks, or none of two successive steps.
     """
+    import numpy as np
     import pandas as pd
     import torch
 
     from subspace_lab import linalg
 
     masks = StepMasks(run)
+    available = np.array(run.steps if steps is None else list(steps))
+    between = available[masks.has(available) & masks.has(available + 1)]
 
     def of_batch(batch: CoreBatch) -> pd.DataFrame:
-        steps = batch.steps[masks.has(batch.steps) & masks.has(batch.steps + 1)]
-        if not steps.size:
-            return pd.DataFrame()
-        core = batch.core[torch.from_numpy(masks.has(batch.steps) & masks.has(batch.steps + 1))]
         names = batch.modules["module"]
-        mask = torch.from_numpy(masks.at(steps, names))
-        following = torch.from_numpy(masks.at(steps + 1, names))
+        mask = torch.from_numpy(masks.at(batch.steps, names))
+        following = torch.from_numpy(masks.at(batch.steps + 1, names))
         on_weights = [
             linalg.masked_angles(frame.R, mask, following).angles
-            for frame in (core.row, core.column)
+            for frame in (batch.core.row, batch.core.column)
         ]
         on_coordinates = [_coordinate_angles(mask, following)] * len(SIDES)
         angles = torch.stack([*on_coordinates, *on_weights], dim=-2)
@@ -94,9 +93,7 @@ def compute(
             return values[..., None, None].expand(angles.shape[:-1]).flatten().numpy()
 
         shared, union = (mask & following).sum(-1), (mask | following).sum(-1)
-        columns = grid_columns(
-            run, batch, steps=steps, space=["coordinate", "weights"], side=list(SIDES)
-        )
+        columns = grid_columns(run, batch, space=["coordinate", "weights"], side=list(SIDES))
         columns["next_step"] = columns["step"] + 1
         columns["kept"], columns["next_kept"] = spread(mask.sum(-1)), spread(following.sum(-1))
         columns["shared"] = spread(shared)
@@ -104,9 +101,9 @@ def compute(
         columns["jaccard"] = spread(torch.where(union > 0, jaccard, 1.0))  # two empty masks: 1
         columns["phi"] = angles.cos().square().nanmean(-1).flatten().numpy()
         columns |= _describe(angles.flatten(0, -2))
-        return pd.DataFrame(columns | _expected(run, batch, steps))
+        return pd.DataFrame(columns | _expected(run, batch))
 
-    table = concatenate(map_cores(run, of_batch, steps=steps, modules=modules))
+    table = concatenate(map_cores(run, of_batch, steps=between.tolist(), modules=modules))
     if table.empty:
         raise UserError(
             f"{run.path} has no step whose core, mask and next mask were all recorded"
@@ -143,14 +140,14 @@ def _describe(angles: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def _expected(run: Run, batch: CoreBatch, steps: Any) -> dict[str, Any]:
+def _expected(run: Run, batch: CoreBatch) -> dict[str, Any]:
     """Columns of expectations under the run's mask law, in the order of `grid_columns`."""
     import numpy as np
 
     law = run.mask_law or {}
     rank, q = int(batch.modules["r"].iloc[0]), float(law.get("keep_prob", "nan"))
     kept, shared, jaccard = _expected_overlap(rank, q, law.get("sampling") == "exact-k")
-    shape = (len(steps), len(batch.modules), 2, len(SIDES))
+    shape = (len(batch.steps), len(batch.modules), 2, len(SIDES))
     null = np.full(shape, np.nan)
     for side, size in enumerate(("n", "m")):
         lengths = batch.modules[size]

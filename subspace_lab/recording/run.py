@@ -29,6 +29,9 @@ from subspace_lab.recording.witness import Gates, read_gates
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+CORES_PER_BATCH = 512
+"""Cores that are read at once: work on them stays in the processor's cache."""
+
 MODULE_COLUMNS = ["module", "layer", "projection", "m", "n", "r", "scaling"]
 
 
@@ -188,7 +191,10 @@ class Run:
         modules: Collection[str] | None = None,
         motions: bool = True,
     ) -> Iterator[CoreBatch]:
-        """Iterate over the cores in batches that fit into memory.
+        """Iterate over the cores, `CORES_PER_BATCH` at a time (one step's, if they are more).
+
+        Modules of a batch share a rank; for every module, steps come in ascending order. Where cores
+        are computed from snapshots, a module that a snapshot lacks has no core of that step.
 
         Args:
             steps: only these; None: all.
@@ -196,32 +202,32 @@ class Run:
             motions: also read the displacements since the previous step and since the start
                 (snapshots of other tools have none).
         """
-        if not self._chunks("cores"):
+        chunks = self._chunks("cores")
+        if not chunks:
             yield from self._cores_of_snapshots(steps, modules)
-            return
-        for chunk_steps, path in self._chunks("cores"):
-            wanted = (
-                np.flatnonzero(np.isin(chunk_steps, list(steps))) if steps is not None else None
-            )
-            if wanted is not None and not wanted.size:
-                continue
-            rows = slice(None) if wanted is None else slice(wanted[0], wanted[-1] + 1)
-            inside = slice(None) if wanted is None else wanted - wanted[0]
+        for chunk_steps, path in chunks:
+            wanted = np.arange(len(chunk_steps))
+            if steps is not None:
+                wanted = np.flatnonzero(np.isin(chunk_steps, list(steps)))
             for rank in self.modules["r"].unique():
                 group = self.modules[self.modules["r"] == rank]
-                chosen = np.arange(len(group))
+                chosen = np.ones(len(group), dtype=bool)
                 if modules is not None:
-                    chosen = np.flatnonzero(group["module"].isin(modules))
-                if not chosen.size:
+                    chosen = np.isin(group["module"], list(modules))
+                if not chosen.any():
                     continue
-                with files.open_tensors(path) as tensors:
-                    arrays = {
-                        name: tensors.get_slice(f"r{rank}/{name}")[rows][inside][:, chosen]
-                        for name in _array_names(motions)
-                    }
-                table = group.iloc[chosen].reset_index(drop=True)
-                core = _unpack(arrays, int(rank), torch.tensor(table["scaling"].to_numpy()))
-                yield CoreBatch(chunk_steps[rows][inside], table, core)
+                table = group[chosen].reset_index(drop=True)
+                scaling = torch.tensor(table["scaling"].to_numpy())
+                length = max(1, CORES_PER_BATCH // len(table))
+                for start in range(0, len(wanted), length):
+                    places = wanted[start : start + length]
+                    with files.open_tensors(path) as tensors:
+                        arrays = {
+                            name: _read(tensors.get_slice(f"r{rank}/{name}"), places, chosen)
+                            for name in _array_names(motions)
+                        }
+                    core = _unpack(arrays, int(rank), scaling)
+                    yield CoreBatch(chunk_steps[places], table, core)
 
     def factors(self, step: int, module: str) -> Factors:
         """Give B (m, r), A (r, n) and the scaling of a module, from the snapshot at `step`.
@@ -259,16 +265,19 @@ class Run:
     def _cores_of_snapshots(
         self, steps: Collection[int] | None, modules: Collection[str] | None
     ) -> Iterator[CoreBatch]:
-        """Compute cores from the adapters themselves, one module at a time."""
+        """Compute cores from the adapters themselves, one module at a time.
+
+        The module table is the snapshot's own: ranks differ from step to step in AdaLoRA.
+        """
+        wanted = self.modules["module"] if modules is None else list(modules)
         for step in sorted(self.snapshots):
             if steps is not None and step not in steps:
                 continue
-            for index in range(len(self.modules)):
-                table = self.modules.iloc[[index]].reset_index(drop=True)
-                module = table["module"].iloc[0]
-                if modules is not None and module not in modules:
-                    continue
-                factors = self.factors(step, module)
+            own = self.snapshots[step].modules[MODULE_COLUMNS]
+            own = own[own["module"].isin(wanted)]
+            for place in range(len(own)):
+                table = own.iloc[[place]].reset_index(drop=True)
+                factors = self.factors(step, table["module"].iloc[0])
                 core = RankCore(
                     Frame(linalg.triangular_factor(factors.A.mT)),
                     Frame(linalg.triangular_factor(factors.B)),
@@ -297,6 +306,15 @@ def open_runs(patterns: Collection[str]) -> list[Run]:
         else:
             paths[pattern] = None
     return [Run(path) for path in paths]
+
+
+def _read(stored: Any, steps: NDArray[np.int64], modules: NDArray[np.bool_]) -> torch.Tensor:
+    """Read the places of steps (ascending) and of modules from an array of a chunk."""
+    first, end = int(steps[0]), int(steps[-1]) + 1
+    array: torch.Tensor = stored[first:end]
+    if len(array) > len(steps):
+        array = array[steps - first]
+    return array if modules.all() else array[:, modules]
 
 
 def _array_names(motions: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""Modules of several ranks, long runs in many pieces, and unfinished runs come out whole."""
+"""Modules of several ranks, long runs in many batches, and unfinished runs come out whole."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from analyses import _batches, effective_rank, frame_drift, subspace_angles
+from analyses import effective_rank, frame_drift, subspace_angles
 from analyses._batches import StepMasks, map_parallel
 from analyses._tables import concatenate, ragged
 from subspace_lab import linalg
+from subspace_lab.recording import run as recording_run
 from subspace_lab.recording.cores import frame_arrays, frame_core
 from subspace_lab.recording.run import Run
 from subspace_lab.recording.writer import RunWriter
@@ -49,11 +50,11 @@ def mixed(tmp_path_factory) -> Run:
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch):
-    monkeypatch.setattr(_batches, "CORES_PER_PIECE", 5)
+def small_batches(monkeypatch):
+    monkeypatch.setattr(recording_run, "CORES_PER_BATCH", 5)
 
 
-def test_every_core_is_met_once_whatever_the_pieces(mixed):
+def test_every_core_is_met_once_whatever_the_batches(mixed):
     table = effective_rank.compute(mixed, measures=["stable"])
     assert not table.duplicated(["step", "module", "matrix"]).any()
     assert len(table) == 4 * (3 * 21 + 20)

@@ -1,0 +1,114 @@
+"""Reading parts of a run: masks of all modules at once, some steps and modules, changing ranks."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from subspace_lab.errors import UserError
+from subspace_lab.recording import run as run_module
+from subspace_lab.recording.cores import pack_triangle
+from subspace_lab.recording.run import MODULE_COLUMNS, Run
+from subspace_lab.recording.writer import RunWriter
+
+RANKS = {"layers.0.q_proj": 3, "layers.0.v_proj": 10, "layers.1.q_proj": 3, "layers.1.v_proj": 10}
+STEPS = range(1, 13)
+
+
+@pytest.fixture
+def masks() -> dict[int, np.ndarray]:
+    """Draw the masks (T, M, r) of the modules of each rank."""
+    rng = np.random.default_rng(0)
+    return {rank: rng.random((len(STEPS), 2, rank)) < 0.5 for rank in (3, 10)}
+
+
+@pytest.fixture
+def mixed(tmp_path, masks) -> Run:
+    """Write a run of two ranks in three chunks; R starts with the step and the module."""
+    rows = [(name, int(name[7]), name[9:], 20, 30, r, 0.5) for name, r in RANKS.items()]
+    writer = RunWriter(tmp_path / "run", {}, pd.DataFrame(rows, columns=MODULE_COLUMNS))
+    for place, step in enumerate(STEPS):
+        arrays = {}
+        for rank in (3, 10):
+            R = torch.zeros(2, rank, rank, dtype=torch.float64)
+            R[:, 0, 0], R[:, 0, 1] = step, torch.arange(2.0)
+            arrays |= {f"r{rank}/{side}.R": pack_triangle(R) for side in ("row", "column")}
+        writer.add_core(step, arrays)
+        writer.add_masks(step, {rank: drawn[place] for rank, drawn in masks.items()})
+        if step % 5 == 0:
+            writer.flush(wait=True)
+    writer.close()
+    return Run(tmp_path / "run")
+
+
+def test_masks_of_a_rank_are_those_of_its_modules_one_by_one(mixed, masks):
+    for rank, drawn in masks.items():
+        steps, found = mixed.masks_of_rank(rank)
+        assert steps.tolist() == list(STEPS)
+        assert found.dtype == np.bool_ and np.array_equal(found, drawn)
+        for place, module in enumerate(name for name, r in RANKS.items() if r == rank):
+            assert np.array_equal(mixed.masks(module)[1], drawn[:, place])
+            assert np.array_equal(mixed.mask(7, module), drawn[6, place])
+
+
+@pytest.mark.parametrize("cores_per_batch", [1, 5, 512])
+@pytest.mark.parametrize("steps", [None, [2, 5, 6, 12], [4]])
+@pytest.mark.parametrize(
+    "modules", [None, ["layers.1.v_proj", "layers.0.q_proj"], ["layers.1.q_proj"]]
+)
+def test_chosen_steps_and_modules_are_read_once(
+    mixed, steps, modules, cores_per_batch, monkeypatch
+):
+    monkeypatch.setattr(run_module, "CORES_PER_BATCH", cores_per_batch)
+    met = []
+    for batch in mixed.cores(steps=steps, modules=modules, motions=False):
+        assert len(batch.steps) * len(batch.modules) <= max(cores_per_batch, len(batch.modules))
+        for i, step in enumerate(batch.steps.tolist()):
+            for j, module in enumerate(batch.modules["module"]):
+                R = batch.core[i, j].row.R
+                assert len(R) == RANKS[module]
+                assert R[0, :2].tolist() == [step, int(module[7])]
+                met.append((step, module))
+    assert sorted(met) == sorted((s, m) for s in steps or STEPS for m in modules or RANKS)
+
+
+def write_adalora(folder, ranks: dict[str, int]) -> None:
+    """Write an AdaLoRA adapter whose pruned modules have these ranks."""
+    folder.mkdir(parents=True)
+    pattern = {
+        f"{name}.lora_E": [True] * rank + [False] * (4 - rank) for name, rank in ranks.items()
+    }
+    config = {"peft_type": "ADALORA", "init_r": 4, "lora_alpha": 4, "rank_pattern": pattern}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    tensors = {}
+    for name, rank in ranks.items():
+        for letter, shape in (("A", (rank, 9)), ("B", (7, rank)), ("E", (rank, 1))):
+            tensors[f"base_model.model.{name}.lora_{letter}"] = torch.randn(shape)
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def test_ranks_that_change_between_snapshots(tmp_path):
+    ranks = {1: {"layers.0.q": 4, "layers.1.q": 4}, 2: {"layers.0.q": 2, "layers.1.q": 3}}
+    for step, of_step in ranks.items():
+        write_adalora(tmp_path / f"checkpoint-{step}", of_step)
+    run = Run(tmp_path)
+    found = {}
+    for batch in run.cores():
+        step, row = int(batch.steps[0]), batch.modules.iloc[0]
+        assert row.r == batch.core.row.R.shape[-1]
+        found.setdefault(step, {})[row.module] = int(row.r)
+        factors = run.factors(step, row.module)
+        truth = torch.linalg.svdvals(factors.scaling * factors.B.double() @ factors.A.double())
+        torch.testing.assert_close(batch.core[0, 0].singular_values(), truth[: row.r])
+    assert found == ranks
+
+
+def test_a_run_without_masks_says_so(tmp_path):
+    write_adalora(tmp_path / "checkpoint-1", {"layers.0.q": 4})
+    with pytest.raises(UserError, match="no step masks"):
+        Run(tmp_path).masks("layers.0.q")
