@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block)\.(\d+)(?:\.|$)")
+# The blocks of a diffusion transformer count as layers; those inside a U-Net's stages do not, since
+# every stage counts its own from 0.
+_STACKS = r"(?:^|\.)(?:layers?|h|blocks?)|^(?:transformer\.)?(?:single_)?transformer_blocks"
+_LAYER = re.compile(rf"(?:{_STACKS})\.(\d+)(?:\.|$)")
 
 
 def layer_and_projection(module: str) -> tuple[int, str]:

@@ -1,0 +1,26 @@
+"""Layer and projection of the module paths of several architectures."""
+
+from __future__ import annotations
+
+import pytest
+
+from subspace_lab.recording.names import layer_and_projection
+
+
+@pytest.mark.parametrize(
+    ("module", "layer", "projection"),
+    [
+        ("model.layers.11.self_attn.q_proj", 11, "q_proj"),
+        ("transformer.h.3.attn.c_attn", 3, "c_attn"),
+        ("encoder.layer.7.attention.self.query", 7, "query"),
+        ("encoder.block.2.layer.0.SelfAttention.q", 2, "q"),
+        ("transformer_blocks.18.attn.to_q", 18, "to_q"),
+        ("single_transformer_blocks.4.proj_mlp", 4, "proj_mlp"),
+        ("transformer.transformer_blocks.0.ff.net.0.proj", 0, "proj"),
+        ("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", -1, "to_q"),
+        ("lm_head", -1, "lm_head"),
+        ("myblocks.3.fc", -1, "fc"),
+    ],
+)
+def test_layer_and_projection(module, layer, projection):
+    assert layer_and_projection(module) == (layer, projection)
