@@ -193,8 +193,8 @@ class Run:
     ) -> Iterator[CoreBatch]:
         """Iterate over the cores, `CORES_PER_BATCH` at a time (one step's, if they are more).
 
-        Modules of a batch share a rank; for every module, steps come in ascending order. Where cores
-        are computed from snapshots, a module that a snapshot lacks has no core of that step.
+        Modules of a batch share a rank; of every module, steps come in ascending order. Where
+        cores are computed from snapshots, a module that a snapshot lacks has no core of that step.
 
         Args:
             steps: only these; None: all.
