@@ -267,8 +267,11 @@ class Run:
     ) -> Iterator[CoreBatch]:
         """Compute cores from the adapters themselves, one module at a time.
 
-        The module table is the snapshot's own: ranks differ from step to step in AdaLoRA.
+        The module table is the snapshot's own: ranks differ from step to step in AdaLoRA. Of the
+        rank directions only those that a recorded run trained count: snapshots of a split base
+        (PiSSA, MiLoRA) hold the subtracted start behind them, [A; A0] and [B, -B0].
         """
+        trained = dict(zip(self.modules["module"], self.modules["r"], strict=True))
         wanted = self.modules["module"] if modules is None else list(modules)
         for step in sorted(self.snapshots):
             if steps is not None and step not in steps:
@@ -277,10 +280,14 @@ class Run:
             own = own[own["module"].isin(wanted)]
             for place in range(len(own)):
                 table = own.iloc[[place]].reset_index(drop=True)
-                factors = self.factors(step, table["module"].iloc[0])
+                module = table["module"].iloc[0]
+                factors = self.factors(step, module)
+                if self.recorded:
+                    table["r"] = min(factors.rank, trained[module])
+                rank = int(table["r"].iloc[0])
                 core = RankCore(
-                    Frame(linalg.triangular_factor(factors.A.mT)),
-                    Frame(linalg.triangular_factor(factors.B)),
+                    Frame(linalg.triangular_factor(factors.A[:rank].mT)),
+                    Frame(linalg.triangular_factor(factors.B[:, :rank])),
                     torch.tensor(factors.scaling, dtype=torch.float64),
                 )
                 yield CoreBatch(np.array([step]), table, core[None, None])

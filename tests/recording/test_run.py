@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,8 @@ from subspace_lab.recording import run as run_module
 from subspace_lab.recording.cores import pack_triangle
 from subspace_lab.recording.run import MODULE_COLUMNS, Run
 from subspace_lab.recording.writer import RunWriter
+from subspace_lab.training.config import TrainConfig
+from subspace_lab.training.trainer import train
 
 RANKS = {"layers.0.q_proj": 3, "layers.0.v_proj": 10, "layers.1.q_proj": 3, "layers.1.v_proj": 10}
 STEPS = range(1, 13)
@@ -112,3 +115,19 @@ def test_a_run_without_masks_says_so(tmp_path):
     write_adalora(tmp_path / "checkpoint-1", {"layers.0.q": 4})
     with pytest.raises(UserError, match="no step masks"):
         Run(tmp_path).masks("layers.0.q")
+
+
+@pytest.mark.parametrize("method", ["pissa", "milora"])
+def test_cores_from_snapshots_of_a_split_base_are_those_of_what_was_trained(method, tmp_path):
+    """The snapshot is valid on the original base, with twice the rank; training moved r of it."""
+    config = TrainConfig(
+        method=method, rank=2, steps=2, train_size=16, eval_split="none", snapshots="every:1"
+    )
+    for cores in ("full", "never"):
+        train(replace(config, cores=cores), tmp_path / cores)
+    recorded, derived = Run(tmp_path / "full"), Run(tmp_path / "never")
+    for step in (0, 2):
+        for module in recorded.modules["module"]:
+            one, two = recorded.core(step, module), derived.core(step, module)
+            torch.testing.assert_close(one.row.R, two.row.R, rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(one.column.R, two.column.R, rtol=1e-6, atol=1e-9)
