@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 export TOKENIZERS_PARALLELISM := false
+# Threads that spin while they wait lose most of their time where others use the processor, too.
+export OMP_WAIT_POLICY := passive
 
 .PHONY: help setup demo test lint bench clean
 
