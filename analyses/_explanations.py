@@ -27,7 +27,8 @@ EXPLANATIONS = (
         "learning_curves",
         "Did the model learn?",
         "Top: the loss of each training batch, under that step's masks where a run is masked, so a "
-        "masked run's curve lies higher than its full model would. Below: loss and exact match of "
+        "masked run's curve lies higher than its full model would; batches of rows of like length, "
+        "as in the demo, differ in difficulty and make it jagged. Below: loss and exact match of "
         "the full model on rows that it never trains on.",
     ),
     Explanation(
