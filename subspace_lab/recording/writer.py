@@ -164,11 +164,25 @@ def refuse_if_occupied(folder: Path) -> None:
 
 
 def discard_unfinished(folder: Path) -> None:
-    """Delete the record of a run that was stopped before anything could be resumed from."""
-    for part in ("run.json", "metrics.parquet", GATES_FILE):
-        (folder / part).unlink(missing_ok=True)
-    for part in ("cores", "masks", "snapshots", "checkpoints"):
-        shutil.rmtree(folder / part, ignore_errors=True)
+    """Delete a run that was stopped before anything could be resumed from, and what came of it.
+
+    Raises:
+        UserError: if `folder` holds anything else; then nothing is deleted.
+    """
+    record = ("run.json", "metrics.parquet", GATES_FILE, "cores", "masks", "snapshots")
+    known = {*record, "checkpoints", "analyses", "evaluations"}
+    found = sorted(folder.iterdir())
+    others = [path for path in found if path.name not in known and path.suffix != ".unfinished"]
+    if others:
+        raise UserError(
+            f"{folder} was stopped before its first checkpoint and also holds {others[0].name}: "
+            "move that away, or choose another --out"
+        )
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def forget_after(folder: Path, step: int) -> dict[int, dict[str, float]]:
