@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from subspace_lab.adapters.modules import lora_modules
+from subspace_lab.evaluation.responses import response_batches
 from subspace_lab.tasks import Example
 from subspace_lab.trained import TrainedModel
-from subspace_lab.training.data import IGNORED, RightPadding, tokenize
 
 
 class GatedLoss:
@@ -48,17 +48,18 @@ class GatedLoss:
         granularity: str,
         bar: tqdm[None] | None = None,
     ) -> None:
-        rows = tokenize(examples, trained.tokenizer, max_length=sys.maxsize)
-        batch = RightPadding(int(trained.tokenizer.pad_token_id))(rows)
-        size, length = len(rows), max(len(row["input_ids"]) for row in rows)
         # In bfloat16, which a base may come in, a fourth derivative would be rounding.
         self._model = trained.model.float().requires_grad_(False)
         self._model.set_attn_implementation("eager")
         device = self._model.device
-        self._batch = {
-            name: value.to(device) if isinstance(value, Tensor) else value
-            for name, value in batch.items()
-        }
+        (self._batch,) = response_batches(
+            trained.tokenizer,
+            [(example.prompt, example.response) for example in examples],
+            batch_size=len(examples),
+            device=device,
+            description="",
+        )
+        size, length = self._batch.input_ids.shape
         shapes = {"step": (), "sample": (size, 1), "token": (size, length)}
         modules = lora_modules(self._model)
         self.gates = [
@@ -71,12 +72,12 @@ class GatedLoss:
             for place, module in enumerate(modules)
         ]
         self._bar = bar
-        self.tokens = sum(label != IGNORED for row in rows for label in row["labels"])
+        self.tokens = len(self._batch.targets)
 
     def __call__(self, *gates: Tensor) -> Tensor:
         """Compute the loss under the gates."""
         self._values = list(gates)
-        loss: Tensor = self._model(**self._batch, use_cache=False).loss
+        loss = cross_entropy(self._batch.logits(self._model), self._batch.targets)
         if self._bar is not None:
             self._bar.update()
         return loss

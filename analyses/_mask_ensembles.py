@@ -14,17 +14,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 
+from analyses._mask_laws import UNMASKED
 from subspace_lab.adapters.mask import RankMask
-from subspace_lab.evaluation.batching import padded_batches
-from subspace_lab.evaluation.encoding import encode_prompt, encode_response
+from subspace_lab.evaluation.responses import response_batches
 from subspace_lab.recording.run import Run
 from subspace_lab.tasks import Example
 from subspace_lab.theory.ensembles import arithmetic_ensemble, geometric_ensemble, jensen_gap
@@ -101,18 +101,25 @@ def evaluate(
         Predictor("geometric", masks, 1.0, -1): geometric_ensemble,
     }
     tallies = {predictor: Tally() for predictor in [*contexts, *ensembles]}
-    for batch in _batches(trained, examples, batch_size, run.name):
+    for batch in response_batches(
+        trained.tokenizer,
+        [(example.prompt, example.response) for example in examples],
+        batch_size=batch_size,
+        device=trained.model.device,
+        description=f"ensembles of {run.name}",
+    ):
         singles = []
+        rows = batch.rows.cpu()
         for predictor, context in contexts.items():
             with context():
-                log_probabilities = batch.log_probabilities(trained.model)
-            tallies[predictor].add(log_probabilities, batch.targets, batch.rows)
+                log_probabilities = batch.logits(trained.model).float().log_softmax(-1)
+            tallies[predictor].add(log_probabilities, batch.targets, rows)
             if predictor.name == "single":
                 singles.append(log_probabilities)
         stacked = torch.stack(singles)
         gap = float(jensen_gap(stacked).double().sum())
         for predictor, ensemble in ensembles.items():
-            tallies[predictor].add(ensemble(stacked), batch.targets, batch.rows)
+            tallies[predictor].add(ensemble(stacked), batch.targets, rows)
             tallies[predictor].jensen_gap += gap
     return tallies
 
@@ -123,7 +130,7 @@ def predictors(run: Run, model: PeftModel, *, masks: int, seed: int) -> dict[Pre
     The base is the update at scale 0; where training split it, that was W_res and not the base,
     which gets the scale nan.
     """
-    law = run.mask_law or {"keep_prob": 0.5, "rescale": True, "sampling": "bernoulli"}
+    law = run.mask_law or UNMASKED
     chosen = {name: law[name] for name in ("keep_prob", "rescale", "sampling")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the adapter is trained already is the point here
@@ -156,65 +163,3 @@ def _leaving_the_start(mask: RankMask, values: Mapping[str, Tensor]) -> dict[str
         name: torch.cat([each, torch.full((mask.ranks[name] - len(each),), 1 / mask.law.factor)])
         for name, each in values.items()
     }
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """A padded batch with its response tokens.
-
-    Attributes:
-        input_ids, attention_mask: (batch, length).
-        positions: (tokens, 2), row and position whose logits predict a response token.
-        targets: (tokens,) the response tokens.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    positions: Tensor
-    targets: Tensor
-
-    @property
-    def rows(self) -> Tensor:
-        """Row number of each response token."""
-        return self.positions[:, 0].cpu()
-
-    def log_probabilities(self, model: nn.Module) -> Tensor:
-        """Log-probabilities (tokens, vocabulary) at the response tokens."""
-        # Logits before the first response are not needed, and a whole (batch, length, vocabulary)
-        # is large.
-        first = int(self.positions[:, 1].min())
-        needed = self.input_ids.shape[1] - first
-        logits = model(
-            input_ids=self.input_ids, attention_mask=self.attention_mask, logits_to_keep=needed
-        ).logits[:, -needed:]
-        selected: Tensor = logits[self.positions[:, 0], self.positions[:, 1] - first]
-        return selected.float().log_softmax(-1)
-
-
-def _batches(
-    trained: TrainedModel, examples: Sequence[Example], batch_size: int, name: str
-) -> Iterator[_Batch]:
-    prompts = [encode_prompt(trained.tokenizer, example.prompt) for example in examples]
-    responses = [
-        encode_response(trained.tokenizer, example.response, with_eos=True) for example in examples
-    ]
-    for batch in padded_batches(
-        [prompt + response for prompt, response in zip(prompts, responses, strict=True)],
-        batch_size=batch_size,
-        side="right",
-        device=trained.model.device,
-        description=f"ensembles of {name}",
-    ):
-        positions = [
-            (row, len(prompts[index]) - 1 + offset)
-            for row, index in enumerate(batch.indices)
-            for offset in range(len(responses[index]))
-        ]
-        targets = [token for index in batch.indices for token in responses[index]]
-        device = trained.model.device
-        yield _Batch(
-            batch.input_ids,
-            batch.attention_mask,
-            torch.tensor(positions, device=device),
-            torch.tensor(targets, device=device),
-        )

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from subspace_lab.adapters.mask import MaskLaw
     from subspace_lab.recording.run import Run
     from subspace_lab.theory import mask_law
+
+UNMASKED: dict[str, Any] = {
+    "keep_prob": 0.5,
+    "granularity": "step",
+    "rescale": True,
+    "sampling": "bernoulli",
+}
+"""The law by which a run without masks is masked afterwards."""
 
 
 def law_of(run: Run) -> MaskLaw | None:

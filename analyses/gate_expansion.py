@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from analyses._command import Summary, analysis_parser, run_analysis
+from analyses._mask_laws import UNMASKED
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from subspace_lab.theory.gates import GateGap
 
 ORDERS = ("second", "third", "fourth")
-UNMASKED = {"keep_prob": 0.5, "granularity": "step", "rescale": True, "sampling": "bernoulli"}
-"""The law that a run without masks is held against."""
 
 
 def compute(

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from subspace_lab import tasks
 from subspace_lab.errors import UserError
-from subspace_lab.evaluation.batching import evaluation_mode, padded_batches
-from subspace_lab.evaluation.encoding import decode, encode_prompt, encode_response
+from subspace_lab.evaluation.batching import evaluation_mode
+from subspace_lab.evaluation.encoding import decode
 from subspace_lab.evaluation.records import example_records
+from subspace_lab.evaluation.responses import response_batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -77,32 +78,20 @@ def score_responses(
         batch_size: Pairs in one forward pass.
         with_eos: Whether the end of sequence is one of the response's tokens, as in training.
     """
-    prompts = [encode_prompt(tokenizer, prompt) for prompt, _ in pairs]
-    responses = [encode_response(tokenizer, text, with_eos=with_eos) for _, text in pairs]
     scores: dict[int, ResponseScore] = {}
     with evaluation_mode(model):
-        for batch in padded_batches(
-            [prompt + response for prompt, response in zip(prompts, responses, strict=True)],
+        for batch in response_batches(
+            tokenizer,
+            pairs,
             batch_size=batch_size,
-            side="right",
             device=model.device,
             description="scoring",
+            with_eos=with_eos,
         ):
-            # The logits at a position are for the next token: nothing before the last token of
-            # the shortest prompt is needed, and a whole (batch, length, vocabulary) is large.
-            first = min(len(prompts[index]) for index in batch.indices) - 1
-            needed = batch.input_ids.shape[1] - first
-            logits = model(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                logits_to_keep=needed,
-            ).logits[:, -needed:]
+            logits = batch.logits(model)
             for row, index in enumerate(batch.indices):
-                start = len(prompts[index]) - 1 - first
-                response = responses[index]
-                scores[index] = _score(
-                    logits[row, start : start + len(response)], response, tokenizer
-                )
+                own = batch.rows == row
+                scores[index] = _score(logits[own], batch.targets[own], tokenizer)
     return [scores[index] for index in range(len(pairs))]
 
 
@@ -208,16 +197,15 @@ def _cost(score: ResponseScore, normalisation: Normalisation) -> float:
 
 def _score(
     logits: Float[Tensor, "tokens vocabulary"],
-    response: list[int],
+    target: Int[Tensor, " tokens"],
     tokenizer: PreTrainedTokenizerBase,
 ) -> ResponseScore:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    target = torch.tensor(response, device=logits.device)
     greedy = logits.argmax(dim=-1)
     matched = int((greedy == target).long().cumprod(dim=0).sum())
     return ResponseScore(
         nats=float(cross_entropy(logits, target, reduction="sum")),
-        tokens=len(response),
+        tokens=len(target),
         matched=matched,
         prediction=decode(tokenizer, greedy[: matched + 1].tolist()),
     )
