@@ -82,21 +82,29 @@ class SubspaceRecorder(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Open the run directory and record step 0."""
-        model: nn.Module = kwargs["model"]
-        self._model = model
-        self.mask = self.mask or find_rank_mask(model)
+        self._model: nn.Module = kwargs["model"]
+        self.mask = self.mask or find_rank_mask(self._model)
         self._core_is_due_now = False
         if not state.is_world_process_zero:
             return
-        modules = lora_modules(model, adapter=self._adapter)
-        self._modules_of_rank: dict[int, list[LoraModule]] = defaultdict(list)
-        for module in modules:
-            self._modules_of_rank[module.rank].append(module)
+        self._modules = self._module_table()
         self._writer = RunWriter(
-            self.folder, self._describe(), module_table(modules), resume_at=self._resume_at
+            self.folder, self._describe(), self._modules, resume_at=self._resume_at
         )
         if self._resume_at is None:
             self._save_snapshot(0)
+        self._prepare_cores(args)
+
+    def _module_table(self) -> pd.DataFrame:
+        """Make the table of the modules that are recorded."""
+        return module_table(lora_modules(self._model, adapter=self._adapter))
+
+    def _prepare_cores(self, args: TrainingArguments) -> None:
+        """Take hold of the matrices that are recorded, and record step 0."""
+        modules = lora_modules(self._model, adapter=self._adapter)
+        self._modules_of_rank: dict[int, list[LoraModule]] = defaultdict(list)
+        for module in modules:
+            self._modules_of_rank[module.rank].append(module)
         self._groups = make_groups(self._modules_of_rank, self._initial_values(modules))
         if self._resume_at is None and self._schedules["cores"] != "never":
             self._record_cores(0)
@@ -228,9 +236,10 @@ class SubspaceRecorder(TrainerCallback):
         return recorded
 
     def _masks_by_rank(self, mask: RankMask) -> dict[int, np.ndarray[Any, np.dtype[np.bool_]]]:
+        names = self._modules["module"]
         return {
-            rank: np.stack([mask.kept[module.name] for module in modules])
-            for rank, modules in self._modules_of_rank.items()
+            rank: np.stack([mask.kept[name] for name in names[self._modules["r"] == rank]])
+            for rank in self._modules["r"].unique().tolist()
         }
 
     def _save_snapshot(self, step: int) -> None:

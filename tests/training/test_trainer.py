@@ -136,6 +136,21 @@ def test_under_fsdp_only_what_can_be_read_is_recorded(config, tmp_path, monkeypa
     assert set(checkpoints.modules["module"]) == set(run.modules["module"])
 
 
+def test_under_fsdp_step_masks_advance_and_are_recorded(config, tmp_path, monkeypatch):
+    masked = dataclasses.replace(config, method="droplora", granularity="step")
+    train(masked, tmp_path / "whole")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    sharded = dataclasses.replace(masked, cores="never", checkpoint_every=3)
+    train(sharded, tmp_path / "sharded")
+    whole, run = Run(tmp_path / "whole"), Run(tmp_path / "sharded")
+    assert run.mask_law == whole.mask_law
+    for rank in whole.modules["r"].unique():
+        steps, masks = run.masks_of_rank(int(rank))
+        assert steps.tolist() == [1, 2, 3]
+        np.testing.assert_array_equal(masks, whole.masks_of_rank(int(rank))[1])
+    np.testing.assert_allclose(run.metrics["loss"], whole.metrics["loss"], rtol=1e-6)
+
+
 def test_the_last_step_is_evaluated(config, tmp_path):
     train(config, tmp_path / "run")
     metrics = Run(tmp_path / "run").metrics
