@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from subspace_lab.adapters.methods import Method, default_alpha
 from subspace_lab.errors import UserError
@@ -197,6 +197,3 @@ def find_preset(name: str) -> str:
         return name
     known = ", ".join(sorted(presets()))
     raise UserError(f"there is no preset or file {name!r}; the presets are: {known}")
-
-
-METHODS: tuple[str, ...] = get_args(Method)

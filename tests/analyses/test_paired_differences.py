@@ -22,7 +22,9 @@ from tests.training.conftest import command
 ROWS = 40
 
 
-def write_run(folder: Path, *, seed: int, losses: dict[str, np.ndarray], **fields) -> Run:
+def write_run(
+    folder: Path, *, seed: int, losses: dict[str, np.ndarray], split: str = "test", **fields
+) -> Run:
     """Write a run that was evaluated, its answers right where the loss is below 1."""
     config = TrainConfig(seed=seed, **fields)
     folder.mkdir(parents=True)
@@ -38,7 +40,7 @@ def write_run(folder: Path, *, seed: int, losses: dict[str, np.ndarray], **field
             correct=list(values < 1),
             loss=list(values),
         )
-        settings = {"split": "test"}
+        settings = {"split": split}
         summary = records.summarise(table, task=task, metric="exact_match", settings=settings)
         records.write(folder, table, summary)
     return Run(folder)
@@ -130,6 +132,20 @@ def test_masks_are_named_and_doubles_refused(runs, tmp_path):
         compute([*known, double])
     with pytest.raises(UserError, match="no configuration 'Lora': give --baseline one of LoRA"):
         compute(known, baseline="Lora")
+
+
+def test_validation_rows_are_no_scores(runs, tmp_path):
+    known, losses = runs
+    chosen = write_run(
+        tmp_path / "dora",
+        seed=0,
+        method="dora",
+        split="validation",
+        losses={"boolq": losses["lora boolq"][0]},
+    )
+    assert set(compute([*known, chosen])["configuration"]) == {"LoRA", "PiSSA"}
+    with pytest.raises(UserError, match="none of these runs was evaluated"):
+        compute([chosen])
 
 
 def test_tables_and_figure_say_what_they_show(runs):
