@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from subspace_lab.recording.run import CoreBatch, Run
+    from subspace_lab.recording.core_batches import CoreBatch
+    from subspace_lab.recording.run import Run
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

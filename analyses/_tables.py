@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    from subspace_lab.recording.run import CoreBatch, Run
+    from subspace_lab.recording.core_batches import CoreBatch
+    from subspace_lab.recording.run import Run
 
 
 def grid_columns(

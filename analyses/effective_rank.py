@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from subspace_lab.linalg import Measure
-    from subspace_lab.recording.run import CoreBatch, Run
+    from subspace_lab.recording.core_batches import CoreBatch
+    from subspace_lab.recording.run import Run
 
 MEASURES: tuple[Measure, ...] = ("numerical", "entropy", "stable", "participation", "energy90")
 MATRICES = {"update": "update", "masked_update": "masked update", "A": "A", "B": "B"}
@@ -97,7 +98,7 @@ def compute(
         return pd.DataFrame(columns)
 
     def of_batch(batch: CoreBatch) -> list[pd.DataFrame]:
-        from subspace_lab.recording.run import CoreBatch
+        from subspace_lab.recording.core_batches import CoreBatch
 
         core = batch.core
         whole = {

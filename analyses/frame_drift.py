@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
+    from subspace_lab.recording.core_batches import CoreBatch
     from subspace_lab.recording.cores import Frame, Motion
-    from subspace_lab.recording.run import CoreBatch, Run
+    from subspace_lab.recording.run import Run
 
 SIDES = {"row": "row space of A", "column": "column space of B"}
 SINCE = {"previous": "step", "start": "start"}  # as in the table, and in a core

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
     from subspace_lab.adapters.mask import MaskLaw
     from subspace_lab.figures.curves import Looks
-    from subspace_lab.recording.run import CoreBatch, Run
+    from subspace_lab.recording.core_batches import CoreBatch
+    from subspace_lab.recording.run import Run
 
 LABELS = {"regulariser": "R", "least": "least R of the same ΔW"}
 

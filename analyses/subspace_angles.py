@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
-    from subspace_lab.recording.run import CoreBatch, Run
+    from subspace_lab.recording.core_batches import CoreBatch
+    from subspace_lab.recording.run import Run
 
 SIDES = {"row": "row space of A", "column": "column space of B"}
 LARGEST_NULL_RANK = 128  # the null's expectation enumerates some r^3 / 6 overlaps

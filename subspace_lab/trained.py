@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,32 +32,44 @@ def load_trained(run: Run, *, step: int | None = None, base: str | None = None) 
 
     Args:
         run: a recorded run or a foreign adapter.
-        step: which snapshot; None: the last.
+        step: which snapshot; None: the last (with a warning where the run is not finished).
         base: the base model; None: the one that the run or the adapter names.
 
     Raises:
         UserError: if there is no such snapshot, or no base is known.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
+    from safetensors import SafetensorError
 
-    if not run.snapshots:
-        raise UserError(f"{run.path} has no adapter snapshots: record them with --snapshots")
-    step = max(run.snapshots) if step is None else step
-    if step not in run.snapshots:
-        raise UserError(
-            f"{run.path} has no snapshot of step {step}, only of {sorted(run.snapshots)}"
-        )
-    adapter = run.snapshots[step]
-    name = base or run.config.get("base") or adapter.config.get("base_model_name_or_path")
+    adapters = run.adapter_folders
+    if not adapters:
+        raise UserError(f"{run.path} has no saved adapters: name its folder of checkpoints instead")
+    if step is None:
+        step = max(adapters)
+        if not run.finished:
+            warnings.warn(
+                f"{run.path} is not finished: this is its adapter of step {step}", stacklevel=2
+            )
+    if step not in adapters:
+        raise UserError(f"{run.path} has no snapshot of step {step}, only of {sorted(adapters)}")
+    name = base or run.config.get("base")
+    name = name or PeftConfig.from_pretrained(str(adapters[step])).base_model_name_or_path
     if not name:
         raise UserError(f"{run.path} does not say which base model it belongs to: give --base")
     found = models.find_base(str(name))
-    model = PeftModel.from_pretrained(models.load_model(found), str(adapter.path))
+    try:
+        model = PeftModel.from_pretrained(models.load_model(found), str(adapters[step]))
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"the adapter {adapters[step]} does not go onto {found.name} ({first_line}): give "
+            "another --step or --base"
+        ) from error
     return TrainedModel(model.eval(), models.load_tokenizer(found), found, step)
 
 
 def evaluation_examples(run: Run, *, size: int | None = None) -> list[Example]:
-    """Load the test rows that a run was evaluated on, or the first `size` of them.
+    """Load the rows of `eval_split` (test rows where it is `none`), or the first `size` of them.
 
     Raises:
         UserError: if the run does not say which task it was trained on.
@@ -64,9 +77,10 @@ def evaluation_examples(run: Run, *, size: int | None = None) -> list[Example]:
     config = run.config
     if "task" not in config:
         raise UserError(f"{run.path} is no recorded run and names no task to evaluate it on")
+    split = config.get("eval_split", "test")
     examples = tasks.load(
         config["task"],
-        "test",
+        "test" if split == "none" else split,
         size=config.get("eval_size"),
         seed=config.get("seed", 0),
         data_dir=config.get("data_dir"),

@@ -41,6 +41,7 @@ __all__ = [
     "AdapterFolder",
     "Checkpoints",
     "DoraUpdate",
+    "checkpoint_folders",
     "dora_whole_update",
     "open_checkpoints",
     "resolve_adapter",
@@ -147,8 +148,8 @@ class Checkpoints(dict[int, AdapterFolder]):
         self.left_out = left_out
 
 
-def open_checkpoints(path: str | Path) -> Checkpoints:
-    """Open the adapters that a training run left, in the order of their steps.
+def checkpoint_folders(path: str | Path) -> dict[int, Path]:
+    """Find the folders that a training run left, by their steps in ascending order.
 
     Looks for `snapshots/step-N` (a run), then `step-N` (its snapshots), then `checkpoint-N` (the
     output folder of a `transformers.Trainer`), and takes the first sort that is there. The result
@@ -164,10 +165,15 @@ def open_checkpoints(path: str | Path) -> Checkpoints:
             if (found := re.fullmatch(r"[a-z]+-(\d+)", folder.name)) and folder.is_dir()
         }
         if steps:
-            break
+            return dict(sorted(steps.items()))
+    return {}
+
+
+def open_checkpoints(path: str | Path) -> Checkpoints:
+    """Open the adapters in a training run's `checkpoint_folders` that can be read as factors."""
     adapters: dict[int, AdapterFolder] = {}
     left_out = []
-    for step, folder in sorted(steps.items()):
+    for step, folder in checkpoint_folders(path).items():
         try:
             adapters[step] = AdapterFolder(folder)
         except UserError as error:

@@ -9,45 +9,35 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from subspace_lab import linalg
 from subspace_lab.errors import UserError
 from subspace_lab.recording import files
-from subspace_lab.recording.cores import Frame, Motion, RankCore, unpack_triangle
+from subspace_lab.recording.core_batches import (
+    MODULE_COLUMNS,
+    CoreBatch,
+    computed_batches,
+    recorded_batches,
+)
 from subspace_lab.recording.factors import Factors
-from subspace_lab.recording.peft_folder import AdapterFolder, open_checkpoints, resolve_adapter
+from subspace_lab.recording.peft_files.configuration import CONFIG_FILE
+from subspace_lab.recording.peft_folder import (
+    AdapterFolder,
+    checkpoint_folders,
+    open_checkpoints,
+    resolve_adapter,
+)
 from subspace_lab.recording.witness import Gates, read_gates
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-CORES_PER_BATCH = 512
-"""Cores that are read at once: work on them stays in the processor's cache."""
-
-MODULE_COLUMNS = ["module", "layer", "projection", "m", "n", "r", "scaling"]
-
-
-@dataclass(frozen=True)
-class CoreBatch:
-    """Cores of several steps and of modules that share a rank.
-
-    Attributes:
-        steps: (T,) optimizer steps.
-        modules: module table of the M modules, in the order of the core's second dimension.
-        core: the rank cores, batch dimensions (T, M).
-    """
-
-    steps: NDArray[np.int64]
-    modules: pd.DataFrame
-    core: RankCore
+    from subspace_lab.recording.cores import RankCore
 
 
 class Run:
@@ -91,6 +81,19 @@ class Run:
         return self.description.get("mask")
 
     @property
+    def finished(self) -> bool:
+        """Whether training came to its end (adapters of other tools are taken to be finished)."""
+        return not self.recorded or self.description.get("status") == "finished"
+
+    @property
+    def adapter_folders(self) -> dict[int, Path]:
+        """The saved adapters by step, of any kind; `snapshots` are those with factors B and A."""
+        folders = checkpoint_folders(self.path) or {
+            step: adapter.path for step, adapter in self.snapshots.items()
+        }
+        return {step: path for step, path in folders.items() if (path / CONFIG_FILE).is_file()}
+
+    @property
     def output_folder(self) -> Path:
         """Where analyses of this run are written."""
         return self.path / "analyses" if self.path.is_dir() else Path("analyses-of") / self.name
@@ -99,6 +102,8 @@ class Run:
     def modules(self) -> pd.DataFrame:
         """The module table: module, layer, projection, m, n, r, scaling."""
         if self.recorded:
+            if "modules" not in self.description:
+                raise UserError(f"{self.path / 'run.json'} lists no modules: restore it")
             return pd.DataFrame(self.description["modules"], columns=MODULE_COLUMNS)
         return self._any_snapshot().modules[MODULE_COLUMNS].reset_index(drop=True)
 
@@ -111,7 +116,9 @@ class Run:
         """
         path = self.path / "metrics.parquet"
         if not path.is_file():
-            raise UserError(f"{self.path} has no metrics.parquet: only recorded runs have metrics")
+            raise UserError(
+                f"{self.path} has no metrics.parquet: it is no recorded run, or has just begun"
+            )
         return files.read_table(path)
 
     @property
@@ -191,7 +198,7 @@ class Run:
         modules: Collection[str] | None = None,
         motions: bool = True,
     ) -> Iterator[CoreBatch]:
-        """Iterate over the cores, `CORES_PER_BATCH` at a time (one step's, if they are more).
+        """Iterate over the cores, some hundred at a time.
 
         Modules of a batch share a rank; of every module, steps come in ascending order. Where
         cores are computed from snapshots, a module that a snapshot lacks has no core of that step.
@@ -202,32 +209,13 @@ class Run:
             motions: also read the displacements since the previous step and since the start
                 (snapshots of other tools have none).
         """
-        chunks = self._chunks("cores")
-        if not chunks:
-            yield from self._cores_of_snapshots(steps, modules)
-        for chunk_steps, path in chunks:
-            wanted = np.arange(len(chunk_steps))
-            if steps is not None:
-                wanted = np.flatnonzero(np.isin(chunk_steps, list(steps)))
-            for rank in self.modules["r"].unique():
-                group = self.modules[self.modules["r"] == rank]
-                chosen = np.ones(len(group), dtype=bool)
-                if modules is not None:
-                    chosen = np.isin(group["module"], list(modules))
-                if not chosen.any():
-                    continue
-                table = group[chosen].reset_index(drop=True)
-                scaling = torch.tensor(table["scaling"].to_numpy())
-                length = max(1, CORES_PER_BATCH // len(table))
-                for start in range(0, len(wanted), length):
-                    places = wanted[start : start + length]
-                    with files.open_tensors(path) as tensors:
-                        arrays = {
-                            name: _read(tensors.get_slice(f"r{rank}/{name}"), places, chosen)
-                            for name in _array_names(motions)
-                        }
-                    core = _unpack(arrays, int(rank), scaling)
-                    yield CoreBatch(chunk_steps[places], table, core)
+        table = self.modules
+        chosen = table["module"] if modules is None else modules
+        if chunks := self._chunks("cores"):
+            yield from recorded_batches(chunks, table, modules=chosen, steps=steps, motions=motions)
+        else:
+            ranks = dict(zip(table["module"], table["r"], strict=True)) if self.recorded else {}
+            yield from computed_batches(self.snapshots, modules=chosen, steps=steps, ranks=ranks)
 
     def factors(self, step: int, module: str) -> Factors:
         """Give B (m, r), A (r, n) and the scaling of a module, from the snapshot at `step`.
@@ -262,36 +250,6 @@ class Run:
                 found.append((tensors.get_tensor("steps").numpy(), path))
         return found
 
-    def _cores_of_snapshots(
-        self, steps: Collection[int] | None, modules: Collection[str] | None
-    ) -> Iterator[CoreBatch]:
-        """Compute cores from the adapters themselves, one module at a time.
-
-        The module table is the snapshot's own: ranks differ from step to step in AdaLoRA. Of the
-        rank directions only those that a recorded run trained count: snapshots of a split base
-        (PiSSA, MiLoRA) hold the subtracted start behind them, [A; A0] and [B, -B0].
-        """
-        trained = dict(zip(self.modules["module"], self.modules["r"], strict=True))
-        wanted = self.modules["module"] if modules is None else list(modules)
-        for step in sorted(self.snapshots):
-            if steps is not None and step not in steps:
-                continue
-            own = self.snapshots[step].modules[MODULE_COLUMNS]
-            own = own[own["module"].isin(wanted)]
-            for place in range(len(own)):
-                table = own.iloc[[place]].reset_index(drop=True)
-                module = table["module"].iloc[0]
-                factors = self.factors(step, module)
-                if self.recorded:
-                    table["r"] = min(factors.rank, trained[module])
-                rank = int(table["r"].iloc[0])
-                core = RankCore(
-                    Frame(linalg.triangular_factor(factors.A[:rank].mT)),
-                    Frame(linalg.triangular_factor(factors.B[:, :rank])),
-                    torch.tensor(factors.scaling, dtype=torch.float64),
-                )
-                yield CoreBatch(np.array([step]), table, core[None, None])
-
 
 def open_runs(patterns: Collection[str]) -> list[Run]:
     """Open the runs that paths, globs or hub ids name, in order, each once.
@@ -299,50 +257,17 @@ def open_runs(patterns: Collection[str]) -> list[Run]:
     Raises:
         UserError: if a glob matches nothing, or a path is no run.
     """
-    paths: dict[str, None] = {}
+    paths: dict[Path, str] = {}
     for pattern in patterns:
-        if any(character in pattern for character in "*?["):
-            matches = sorted(
-                str(path)
-                for path in map(Path, glob.glob(pattern))  # noqa: PTH207 (absolute patterns)
-                if path.is_dir() and (path / "run.json").is_file()
+        names = [pattern]
+        if any(character in pattern for character in "*?[") and not Path(pattern).exists():
+            names = sorted(
+                name
+                for name in glob.glob(pattern)  # noqa: PTH207 (absolute patterns)
+                if (Path(name) / "run.json").is_file()
             )
-            if not matches:
+            if not names:
                 raise UserError(f"no run matches {pattern!r}")
-            paths |= dict.fromkeys(matches)
-        else:
-            paths[pattern] = None
-    return [Run(path) for path in paths]
-
-
-def _read(stored: Any, steps: NDArray[np.int64], modules: NDArray[np.bool_]) -> torch.Tensor:
-    """Read the places of steps (ascending) and of modules from an array of a chunk."""
-    first, end = int(steps[0]), int(steps[-1]) + 1
-    array: torch.Tensor = stored[first:end]
-    if len(array) > len(steps):
-        array = array[steps - first]
-    return array if modules.all() else array[:, modules]
-
-
-def _array_names(motions: bool) -> list[str]:
-    displacements = [
-        f"{since}.{part}" for since in ("step", "start") for part in ("along", "across")
-    ]
-    return [
-        f"{side}.{name}" for side in ("row", "column") for name in ["R"] + displacements * motions
-    ]
-
-
-def _unpack(arrays: dict[str, torch.Tensor], rank: int, scaling: torch.Tensor) -> RankCore:
-    def motion(name: str) -> Motion | None:
-        if f"{name}.along" not in arrays:
-            return None
-        across = unpack_triangle(arrays[f"{name}.across"], rank)
-        return Motion(arrays[f"{name}.along"], across)
-
-    def frame(side: str) -> Frame:
-        R = unpack_triangle(arrays[f"{side}.R"], rank)
-        return Frame(R, motion(f"{side}.step"), motion(f"{side}.start"))
-
-    batch = arrays["row.R"].shape[:2]
-    return RankCore(frame("row"), frame("column"), scaling.double().expand(batch))
+        for name in names:
+            paths.setdefault(Path(name).resolve(), name)
+    return [Run(name) for name in paths.values()]

@@ -11,7 +11,7 @@ from analyses import effective_rank, frame_drift, subspace_angles
 from analyses._batches import StepMasks, map_parallel
 from analyses._tables import concatenate, ragged
 from subspace_lab import linalg
-from subspace_lab.recording import run as recording_run
+from subspace_lab.recording import core_batches
 from subspace_lab.recording.cores import frame_arrays, frame_core
 from subspace_lab.recording.run import Run
 from subspace_lab.recording.writer import RunWriter
@@ -51,7 +51,7 @@ def mixed(tmp_path_factory) -> Run:
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    monkeypatch.setattr(recording_run, "CORES_PER_BATCH", 5)
+    monkeypatch.setattr(core_batches, "CORES_PER_BATCH", 5)
 
 
 def test_every_core_is_met_once_whatever_the_batches(mixed):

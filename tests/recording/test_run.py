@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,9 +14,10 @@ import torch
 from safetensors.torch import save_file
 
 from subspace_lab.errors import UserError
-from subspace_lab.recording import run as run_module
+from subspace_lab.recording import core_batches
+from subspace_lab.recording.core_batches import MODULE_COLUMNS
 from subspace_lab.recording.cores import pack_triangle
-from subspace_lab.recording.run import MODULE_COLUMNS, Run
+from subspace_lab.recording.run import Run, open_runs
 from subspace_lab.recording.writer import RunWriter
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.trainer import train
@@ -67,7 +70,7 @@ def test_masks_of_a_rank_are_those_of_its_modules_one_by_one(mixed, masks):
 def test_chosen_steps_and_modules_are_read_once(
     mixed, steps, modules, cores_per_batch, monkeypatch
 ):
-    monkeypatch.setattr(run_module, "CORES_PER_BATCH", cores_per_batch)
+    monkeypatch.setattr(core_batches, "CORES_PER_BATCH", cores_per_batch)
     met = []
     for batch in mixed.cores(steps=steps, modules=modules, motions=False):
         assert len(batch.steps) * len(batch.modules) <= max(cores_per_batch, len(batch.modules))
@@ -131,3 +134,10 @@ def test_cores_from_snapshots_of_a_split_base_are_those_of_what_was_trained(meth
             one, two = recorded.core(step, module), derived.core(step, module)
             torch.testing.assert_close(one.row.R, two.row.R, rtol=1e-6, atol=1e-9)
             torch.testing.assert_close(one.column.R, two.column.R, rtol=1e-6, atol=1e-9)
+
+
+def test_a_run_named_in_many_ways_is_opened_once(run, tmp_path, monkeypatch):
+    shutil.copytree(run.path, tmp_path / "run [1]")
+    monkeypatch.chdir(tmp_path)
+    names = ["run [1]", "run [1]/", str(tmp_path / "run [1]"), "run*"]
+    assert [found.path for found in open_runs(names)] == [Path("run [1]")]

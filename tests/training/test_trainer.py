@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from subspace_lab.errors import UserError
 from subspace_lab.recording.run import Run
+from subspace_lab.trained import load_trained
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.trainer import build, train, training_arguments
 
@@ -87,7 +89,22 @@ def test_other_kinds_of_adapters_are_recorded_without_cores(config, tmp_path):
         train(dataclasses.replace(config, peft_config=str(file)), tmp_path / "run")
     run = Run(tmp_path / "run")
     assert run.metrics["loss"].notna().sum() == 3
-    assert (tmp_path / "run/snapshots/step-000003/adapter_config.json").is_file()
+    trained = load_trained(run)
+    assert trained.step == 3
+    assert trained.model.peft_config["default"].peft_type == "LOHA"
+    with pytest.raises(UserError, match=r"no snapshot of step 2, only of \[0, 3\]"):
+        load_trained(run, step=2)
+
+
+def test_an_unfinished_runs_adapter_is_named_by_its_step(config, tmp_path):
+    train(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/snapshots/step-000003")
+    description = json.loads((tmp_path / "run/run.json").read_text())
+    (tmp_path / "run/run.json").write_text(json.dumps(description | {"status": "running"}))
+    with pytest.warns(UserWarning, match="run is not finished: this is its adapter of step 0"):
+        assert load_trained(Run(tmp_path / "run")).step == 0
+    with pytest.raises(UserError, match=r"does not go onto pocket .*give another --step or --base"):
+        load_trained(Run(tmp_path / "run"), step=0, base="pocket")
 
 
 def test_rank_mask_goes_onto_dora(config, tmp_path):

@@ -1,0 +1,150 @@
+"""Batches of rank cores: read from a run's chunks, or computed from adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from subspace_lab import linalg
+from subspace_lab.recording import files
+from subspace_lab.recording.cores import Frame, Motion, RankCore, unpack_triangle
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from subspace_lab.recording.peft_folder import AdapterFolder
+
+CORES_PER_BATCH = 512
+"""Cores that are read at once: work on them stays in the processor's cache."""
+
+MODULE_COLUMNS = ["module", "layer", "projection", "m", "n", "r", "scaling"]
+
+
+@dataclass(frozen=True)
+class CoreBatch:
+    """Cores of several steps and of modules that share a rank.
+
+    Attributes:
+        steps: (T,) optimizer steps.
+        modules: module table of the M modules, in the order of the core's second dimension.
+        core: the rank cores, batch dimensions (T, M).
+    """
+
+    steps: NDArray[np.int64]
+    modules: pd.DataFrame
+    core: RankCore
+
+
+def recorded_batches(
+    chunks: Sequence[tuple[NDArray[np.int64], Path]],
+    table: pd.DataFrame,
+    *,
+    modules: Collection[str],
+    steps: Collection[int] | None = None,
+    motions: bool = True,
+) -> Iterator[CoreBatch]:
+    """Read cores from chunks, `CORES_PER_BATCH` at a time (one step's, if they are more).
+
+    Args:
+        chunks: the steps of each chunk and its file, in ascending order.
+        table: the run's module table.
+        modules: only these.
+        steps: only these; None: all.
+        motions: also read the displacements since the previous step and since the start.
+    """
+    for chunk_steps, path in chunks:
+        wanted = np.arange(len(chunk_steps))
+        if steps is not None:
+            wanted = np.flatnonzero(np.isin(chunk_steps, list(steps)))
+        for rank in table["r"].unique():
+            group = table[table["r"] == rank]
+            chosen = np.isin(group["module"], list(modules))
+            if not chosen.any():
+                continue
+            group = group[chosen].reset_index(drop=True)
+            scaling = torch.tensor(group["scaling"].to_numpy())
+            length = max(1, CORES_PER_BATCH // len(group))
+            for start in range(0, len(wanted), length):
+                places = wanted[start : start + length]
+                with files.open_tensors(path) as tensors:
+                    arrays = {
+                        name: _read(tensors.get_slice(f"r{rank}/{name}"), places, chosen)
+                        for name in _array_names(motions)
+                    }
+                yield CoreBatch(chunk_steps[places], group, _unpack(arrays, int(rank), scaling))
+
+
+def computed_batches(
+    adapters: Mapping[int, AdapterFolder],
+    *,
+    modules: Collection[str],
+    steps: Collection[int] | None = None,
+    ranks: Mapping[str, int],
+) -> Iterator[CoreBatch]:
+    """Compute cores from the adapters themselves, one module at a time.
+
+    The module table is each adapter's own: ranks differ from step to step in AdaLoRA.
+
+    Args:
+        adapters: adapters by step.
+        modules: only these.
+        steps: only these; None: all.
+        ranks: how many rank directions of a module count (all, if it is not there): snapshots of a
+            split base (PiSSA, MiLoRA) hold the subtracted start behind the r trained directions,
+            [A; A0] and [B, -B0].
+    """
+    for step in sorted(adapters):
+        if steps is not None and step not in steps:
+            continue
+        table = adapters[step].modules[MODULE_COLUMNS]
+        table = table[table["module"].isin(list(modules))]
+        for place in range(len(table)):
+            row = table.iloc[[place]].reset_index(drop=True)
+            factors = adapters[step].factors(row["module"].iloc[0])
+            rank = min(factors.rank, ranks.get(factors.module, factors.rank))
+            row["r"] = rank
+            core = RankCore(
+                Frame(linalg.triangular_factor(factors.A[:rank].mT)),
+                Frame(linalg.triangular_factor(factors.B[:, :rank])),
+                torch.tensor(factors.scaling, dtype=torch.float64),
+            )
+            yield CoreBatch(np.array([step]), row, core[None, None])
+
+
+def _read(stored: Any, steps: NDArray[np.int64], modules: NDArray[np.bool_]) -> torch.Tensor:
+    """Read the places of steps (ascending) and of modules from an array of a chunk."""
+    first, end = int(steps[0]), int(steps[-1]) + 1
+    array: torch.Tensor = stored[first:end]
+    if len(array) > len(steps):
+        array = array[steps - first]
+    return array if modules.all() else array[:, modules]
+
+
+def _array_names(motions: bool) -> list[str]:
+    displacements = [
+        f"{since}.{part}" for since in ("step", "start") for part in ("along", "across")
+    ]
+    return [
+        f"{side}.{name}" for side in ("row", "column") for name in ["R"] + displacements * motions
+    ]
+
+
+def _unpack(arrays: dict[str, torch.Tensor], rank: int, scaling: torch.Tensor) -> RankCore:
+    def motion(name: str) -> Motion | None:
+        if f"{name}.along" not in arrays:
+            return None
+        across = unpack_triangle(arrays[f"{name}.across"], rank)
+        return Motion(arrays[f"{name}.along"], across)
+
+    def frame(side: str) -> Frame:
+        R = unpack_triangle(arrays[f"{side}.R"], rank)
+        return Frame(R, motion(f"{side}.step"), motion(f"{side}.start"))
+
+    batch = arrays["row.R"].shape[:2]
+    return RankCore(frame("row"), frame("column"), scaling.double().expand(batch))
