@@ -11,11 +11,16 @@ every field can be set by its own flag. The run directory holds cores, masks, me
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from subspace_lab.errors import exit_code_2_on_user_error
+from filelock import Timeout
+
+from subspace_lab.errors import UserError, exit_code_2_on_user_error
+from subspace_lab.recording.lock import run_lock
 from subspace_lab.training.command_line import parse, training_parser
 from subspace_lab.training.config import TrainConfig
 
@@ -35,11 +40,26 @@ def main() -> None:
     out, resume = Path(values.pop("out")), values.pop("resume")
     config = TrainConfig(**values)
 
-    from subspace_lab.training.trainer import train  # heavy: torch, transformers and peft
+    with _the_only_writer(out):
+        from subspace_lab.training.trainer import train  # heavy: torch, transformers and peft
 
-    train(config, out, resume=resume)
-    if os.environ.get("RANK", "0") == "0":  # set by accelerate launch and torchrun
-        print(f"wrote {out}")
+        train(config, out, resume=resume)
+
+
+@contextlib.contextmanager
+def _the_only_writer(out: Path) -> Iterator[None]:
+    """Hold the run's lock in the first of the processes that train it together."""
+    if os.environ.get("RANK", "0") != "0":  # set by accelerate launch and torchrun
+        yield
+        return
+    try:
+        held = run_lock(out).acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"another process is training {out}: wait for it, or choose another --out"
+        ) from None
+    with held:
+        yield
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from subspace_lab.recording import files
+from subspace_lab.recording.lock import run_lock
 
 
 def command(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -85,6 +86,13 @@ def test_an_occupied_out_is_left_as_it_is(run):
     other = ["--config", "pocket", "--rank", 2, "--resume", "true"]
     assert_refused(command("subspace_lab.train", *other, "--out", run), "another configuration")
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_run_has_one_writer_at_a_time(tmp_path):
+    with run_lock(tmp_path / "run"):
+        result = command("subspace_lab.train", "--config", "pocket", "--out", tmp_path / "run")
+    assert_refused(result, "another process is training", "choose another --out")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_analysis_refuses_what_is_no_run_and_says_what_to_record(run, tmp_path):

@@ -9,11 +9,12 @@ import pytest
 import yaml
 
 from subspace_lab.errors import UserError
+from subspace_lab.recording.lock import run_lock
 from subspace_lab.sweeping import running
 from subspace_lab.sweeping.grid import Sweep, read_sweep
 from subspace_lab.sweeping.running import command_of, run_here, submit
 from subspace_lab.sweeping.selection import select
-from subspace_lab.sweeping.state import lock, state_of, status_table
+from subspace_lab.sweeping.state import state_of, status_table
 from subspace_lab.training.config import CONFIGS
 from subspace_lab.training.trainer import train
 from tests.training.conftest import command, make_base
@@ -132,7 +133,7 @@ def test_finished_runs_are_skipped_and_others_taken_up(tiny, tmp_path, monkeypat
         (run / "run.json").write_text(json.dumps({"status": status}))
     started = []
     monkeypatch.setattr(running, "run_command", lambda command, run: started.append(run) or 0)
-    with lock(busy):
+    with run_lock(busy):
         states = status_table(sweep, out)["state"].tolist()
         assert states == ["finished", "interrupted", "running", "waiting"]
         assert run_here(sweep, out) == []

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout
 from tqdm import tqdm
 
 from subspace_lab.errors import UserError
 from subspace_lab.sweeping.grid import Job, Sweep
-from subspace_lab.sweeping.state import lock, state_of
+from subspace_lab.sweeping.state import state_of
+
+TAKEN = ("running", "finished")
 
 
 def command_of(job: Job, run: Path, launch: Sequence[str]) -> list[str]:
@@ -22,22 +23,20 @@ def command_of(job: Job, run: Path, launch: Sequence[str]) -> list[str]:
     return [*start, "-m", "subspace_lab.train", *job.arguments, f"--out={run}", "--resume=true"]
 
 
-def run_command(command: Sequence[str], run: str) -> int | None:
-    """Train one run under its lock, in a process of its own.
-
-    The output goes to RUN's neighbour `logs/NAME.log`.
+def run_command(command: Sequence[str], run: str) -> int:
+    """Train one run in a process of its own; its output goes to RUN's neighbour `logs/NAME.log`.
 
     Returns:
-        The exit code; None if another process is training the run.
+        The exit code; 0 if another process has taken the run in the meantime.
     """
     folder = Path(run)
+    if state_of(folder) in TAKEN:
+        return 0
     log = folder.parent / "logs" / f"{folder.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with lock(folder).acquire(timeout=0), log.open("a") as stream:
-            return subprocess.run(command, stdout=stream, stderr=stream, check=False).returncode
-    except Timeout:
-        return None
+    with log.open("a") as stream:
+        code = subprocess.run(command, stdout=stream, stderr=stream, check=False).returncode
+    return 0 if state_of(folder) in TAKEN else code
 
 
 def run_here(sweep: Sweep, out: Path) -> list[str]:
@@ -84,7 +83,7 @@ def submit(sweep: Sweep, out: Path, *, cluster: str = "slurm") -> list[Any]:
 
 
 def _unfinished(sweep: Sweep, out: Path) -> list[Job]:
-    return [job for job in sweep.jobs if state_of(out / job.name) in ("waiting", "interrupted")]
+    return [job for job in sweep.jobs if state_of(out / job.name) not in TAKEN]
 
 
 def _settings(slurm: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from subspace_lab.recording import files
+from subspace_lab.recording.lock import run_lock
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,13 +18,6 @@ if TYPE_CHECKING:
 State = Literal["waiting", "running", "interrupted", "finished"]
 
 
-def lock(run: Path) -> FileLock:
-    """Give the lock that is held while a run is trained; the system frees it with the process."""
-    folder = run.parent / ".locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / f"{run.name}.lock")
-
-
 def state_of(run: Path) -> State:
     """Tell the state of the run in a folder."""
     description = run / "run.json"
@@ -31,7 +25,7 @@ def state_of(run: Path) -> State:
         return "finished"
     if run.parent.is_dir():
         try:
-            with lock(run).acquire(timeout=0):
+            with run_lock(run).acquire(timeout=0):
                 pass
         except Timeout:
             return "running"

@@ -65,6 +65,8 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> None:
     _, trainer = build(config, out, resume_at=resume_at)
     checkpoint = out / "checkpoints" / f"checkpoint-{resume_at}" if resume_at else None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.is_world_process_zero():
+        print(f"wrote {out}")
 
 
 FINISHED = -1

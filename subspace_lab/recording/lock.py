@@ -1,0 +1,14 @@
+"""One process writes a run: a lock beside its folder, which the system frees with the process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from filelock import FileLock
+
+
+def run_lock(run: Path) -> FileLock:
+    """Give the lock that is held while the run in a folder is trained."""
+    folder = run.parent / ".locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{run.name}.lock")
