@@ -122,6 +122,7 @@ class SubspaceRecorder(TrainerCallback):
             self.mask.set_step(step)
         if self._writer is None:
             return
+        self._writer.flush_now_and_then()
         if self._witness is not None:
             self._witness.step = step
         last = step == state.max_steps and self._schedules["cores"] != "never"
@@ -190,9 +191,14 @@ class SubspaceRecorder(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Write what is left and mark the run as finished."""
-        if self._writer is not None:
-            self._writer.close()
+        """Save the trained adapter, write what is left and mark the run as finished."""
+        if self._writer is None:
+            return
+        # Training may have been stopped early; a best model loaded in the end is of another step.
+        stopped_early = state.global_step < state.max_steps and not args.load_best_model_at_end
+        if stopped_early and not self._snapshot_path(state.global_step).is_dir():
+            self._save_snapshot(state.global_step)
+        self._writer.close()
 
     def _describe(self) -> dict[str, Any]:
         description = {"provenance": provenance(), "schedules": self._schedules}
@@ -204,7 +210,7 @@ class SubspaceRecorder(TrainerCallback):
         """Give each module's (A, B) at step 0: the live ones; on resuming, the first snapshot's."""
         if self._resume_at is None:
             return {module.name: (module.A, module.B) for module in modules}
-        path = self.folder / "snapshots" / "step-000000" / "adapter_model.safetensors"
+        path = self._snapshot_path(0) / "adapter_model.safetensors"
         values = {}
         with files.open_tensors(path) as tensors:
             for module in modules:
@@ -242,8 +248,11 @@ class SubspaceRecorder(TrainerCallback):
             for rank in self._modules["r"].unique().tolist()
         }
 
+    def _snapshot_path(self, step: int) -> Path:
+        return self.folder / "snapshots" / f"step-{step:06d}"
+
     def _save_snapshot(self, step: int) -> None:
-        with files.replacing(self.folder / "snapshots" / f"step-{step:06d}") as unfinished:
+        with files.replacing(self._snapshot_path(step)) as unfinished:
             if self._save is not None:
                 self._save(self._model, unfinished)
             else:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import queue
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 CORE_VALUES_PER_CHUNK = 1 << 24  # 128 MiB of float64
 STEPS_PER_CHUNK = 64
+SECONDS_BETWEEN_FLUSHES = 30.0
 
 
 class RunWriter:
@@ -69,6 +71,7 @@ class RunWriter:
             self._metrics = forget_after(folder, resume_at)
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._failure: Exception | None = None
+        self._flushed = time.monotonic()
         self._thread = threading.Thread(target=self._work, daemon=True, name="run-writer")
         self._thread.start()
         self._write_description("running")
@@ -91,8 +94,14 @@ class RunWriter:
         """Add columns to the metrics row of one step."""
         self._metrics.setdefault(step, {}).update(values)
 
+    def flush_now_and_then(self) -> None:
+        """Flush if the last flush is a while ago, so that a killed or a slow run can be read."""
+        if time.monotonic() - self._flushed > SECONDS_BETWEEN_FLUSHES:
+            self.flush()
+
     def flush(self, *, wait: bool = False) -> None:
         """Hand everything to the writing thread, and wait for the disk if asked to."""
+        self._flushed = time.monotonic()
         self._write_chunk("cores", self._cores)
         self._write_chunk("masks", self._masks)
         rows = [{"step": step, **row} for step, row in sorted(self._metrics.items())]

@@ -16,9 +16,8 @@ def train_tiny(folder, *, steps=6, rank=4, callbacks=(), resume=None, **options)
     model = tiny_lora(rank=rank)
     RankMask(0.5, seed=1).attach(model)
     rows = batch(rows=64)["input_ids"]
-    recorder = SubspaceRecorder(
-        folder, cores="full", snapshots="every:1", resume_at=resume, **options
-    )
+    schedules = {"cores": "full", "snapshots": "every:1"}
+    recorder = SubspaceRecorder(folder, resume_at=resume, **(schedules | options))
     arguments = TrainingArguments(
         output_dir=f"{folder}/checkpoints",
         max_steps=steps,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
 from peft import PeftModel
+from transformers import TrainerCallback
 
 from subspace_lab import linalg
 from subspace_lab.errors import UserError
-from subspace_lab.recording import files
+from subspace_lab.recording import files, writer
 from subspace_lab.recording.cores import frame_core
 from subspace_lab.recording.run import Run, open_runs
 from tests.recording.conftest import train_tiny
@@ -173,6 +176,48 @@ def test_a_run_is_readable_while_it_is_written_and_damage_is_named(run, tmp_path
     with files.open_tensors(run.path / "cores" / chunk.name) as whole:
         lost = set(whole.get_tensor("steps").tolist())
     assert Run(copy).steps == sorted(set(run.steps) - lost)
+
+
+class StopAfter(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+def test_a_run_that_stops_early_keeps_its_trained_adapter(tmp_path):
+    schedule = {"snapshots": "never", "cores": "never"}
+    model = train_tiny(tmp_path / "run", callbacks=[StopAfter(3)], **schedule)
+    run = Run(tmp_path / "run")
+    assert sorted(run.snapshots) == [0, 3] and run.finished
+    for module in run.modules["module"]:
+        trained = model.get_submodule(f"base_model.model.{module}").lora_B["default"].weight
+        torch.testing.assert_close(run.factors(3, module).B, trained.detach())
+
+
+class WaitForTheDisk(TrainerCallback):
+    """Before the second step, waits until the first is on disk, and keeps what is there."""
+
+    def __init__(self, folder) -> None:
+        self.folder = folder
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step != 1:
+            return
+        for _ in range(500):
+            if (self.folder / "metrics.parquet").exists():
+                break
+            time.sleep(0.02)
+        run = Run(self.folder)
+        self.found = (run.metrics["loss"].notna().sum(), run.steps, run.mask_steps, run.finished)
+
+
+def test_steps_reach_the_disk_without_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "SECONDS_BETWEEN_FLUSHES", 0.0)
+    disk = WaitForTheDisk(tmp_path / "run")
+    train_tiny(tmp_path / "run", callbacks=[disk])
+    assert disk.found == (1, [0, 1], [1], False)
 
 
 def test_what_run_and_recorder_refuse(run, tmp_path):
