@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import sys
 from collections.abc import Callable
@@ -14,8 +15,17 @@ class UserError(Exception):
     """Bad input, told in one sentence: what is wrong, where, and what to do."""
 
 
+NOT_WRITABLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+)  # fmt: skip
+
+
 def exit_code_2_on_user_error(main: Callable[P, None]) -> Callable[P, None]:
-    """Let a command line print a `UserError` as one sentence and exit with code 2."""
+    """Let a command line print a `UserError` as one sentence and exit with code 2.
+
+    A file or folder that cannot be written is the user's to mend as well.
+    """
 
     @functools.wraps(main)
     def command(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -23,6 +33,14 @@ def exit_code_2_on_user_error(main: Callable[P, None]) -> Callable[P, None]:
             main(*args, **kwargs)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except OSError as error:
+            if error.errno not in NOT_WRITABLE:
+                raise
+            print(
+                f"error: {error.filename} cannot be written ({error.strerror}): give another place",
+                file=sys.stderr,
+            )
             sys.exit(2)
 
     return command

@@ -45,6 +45,13 @@ def run(tmp_path_factory):
         (["--keep_prob", "1.5"], ["keep_prob", "(0, 1]"]),
         (["--rank", "0"], ["rank", "at least 1"]),
         (["--rank", "four"], ["rank", "four"]),
+        (["--seed", "-1"], ["seed", "at least 0"]),
+        (["--learning_rate", "0"], ["learning_rate", "above 0"]),
+        (["--learning_rate", "nan"], ["learning_rate", "nan"]),
+        (["--train_size", "0"], ["train_size", "at least 1"]),
+        (["--eval_every", "-1"], ["eval_every", "at least 0"]),
+        (["--cores", "every:²"], ["every:²", "every:K"]),
+        (["--snapshots", "1,-2"], ["1,-2", "every:K"]),
         (["--granularity", "batch"], ["granularity", "batch"]),
         (["--method", "lorra"], ["method", "lorra"]),
         (["--task", "cooking"], ["cooking"]),
@@ -93,6 +100,22 @@ def test_a_run_has_one_writer_at_a_time(tmp_path):
         result = command("subspace_lab.train", "--config", "pocket", "--out", tmp_path / "run")
     assert_refused(result, "another process is training", "choose another --out")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("subspace_lab.train", ["--config", "pocket"]),
+        ("subspace_lab.sweep", ["--config", "methods"]),
+        ("analyses.report", ["--run", "RUN"]),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named(module, arguments, run, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    arguments = [run if argument == "RUN" else argument for argument in arguments]
+    result = command(module, *arguments, "--out", tmp_path / "file" / "inside")
+    assert_refused(result, "file", "cannot be written")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_an_analysis_refuses_what_is_no_run_and_says_what_to_record(run, tmp_path):

@@ -8,6 +8,7 @@ explicit list such as `1,2,5,100`. Step 0 and the last step are always recorded,
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
 from subspace_lab.errors import UserError
@@ -56,15 +57,13 @@ def parse(text: str) -> Schedule:
         UserError: if the string is none of the forms above.
     """
     text = PRESETS.get(text, text)
-    kind, _, number = text.partition(":")
     if text == "never":
         return at(set())
-    if kind in ("every", "log") and number.isdigit() and int(number) > 0:
-        return every(int(number)) if kind == "every" else logarithmic(int(number))
-    try:
+    if periodic := re.fullmatch(r"(every|log):([0-9]*[1-9][0-9]*)", text):
+        return (every if periodic[1] == "every" else logarithmic)(int(periodic[2]))
+    if re.fullmatch(r"[0-9]+(,[0-9]+)*", text):
         return at({int(step) for step in text.split(",")})
-    except ValueError:
-        raise UserError(
-            f"{text!r} is no schedule: write full, light, minimal, never, every:K, log:K or a "
-            "list of steps such as 1,2,5"
-        ) from None
+    raise UserError(
+        f"{text!r} is no schedule: write full, light, minimal, never, every:K, log:K or a list of "
+        "steps such as 1,2,5"
+    )

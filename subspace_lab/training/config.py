@@ -12,7 +12,10 @@ from subspace_lab.errors import UserError
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 FOR_OTHER_COMMANDS = ("accelerate", "sweeps")  # folders of CONFIGS that hold no presets
-COUNTS = ("rank", "batch_size", "accumulation", "max_length", "snapshot_rank", "global_batch")
+SIZES = ("rank", "snapshot_rank", "train_size", "eval_size", "max_length")
+BATCHES = ("batch_size", "accumulation", "global_batch")
+INTERVALS = ("eval_every", "checkpoint_every")
+NOT_NEGATIVE = ("seed", "warmup_steps", "weight_decay", "max_grad_norm", *INTERVALS)
 
 
 @dataclass(frozen=True)
@@ -131,10 +134,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not 0 < self.keep_prob <= 1:
             raise UserError(f"keep_prob must lie in (0, 1], not {self.keep_prob}")
-        for name in COUNTS:
+        for name in (*SIZES, *BATCHES, *NOT_NEGATIVE):
+            value, least = getattr(self, name), int(name not in NOT_NEGATIVE)
+            if value is not None and value < least:
+                raise UserError(f"{name} must be at least {least}, not {value}")
+        for name in ("alpha", "learning_rate"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, not {value}")
+            if value is not None and value <= 0:
+                raise UserError(f"{name} must be above 0, not {value}")
         for name in ("label_noise", "lora_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
