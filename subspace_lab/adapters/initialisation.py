@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from subspace_lab.adapters.modules import LoraModule, lora_modules
 from subspace_lab.errors import UserError
@@ -24,11 +25,9 @@ def split_off_minor_directions(model: PeftModel, *, adapter: str = "default") ->
 
     so that W_res + s B0 A0 = W0 (Wang et al., 2025, whose B A is the minor part itself: s = 1).
     The decomposition is taken in fp32 where the weight lies; W_res is rounded to its dtype.
-
-    Raises:
-        UserError: if r exceeds a weight's smaller side.
     """
-    for module in lora_modules(model, adapter=adapter):
+    modules = lora_modules(model, adapter=adapter)
+    for module in tqdm(modules, desc="singular directions", unit="module", disable=None):
         _split_off(module)
 
 
@@ -38,11 +37,6 @@ def _split_off(module: LoraModule) -> None:
     transposed = bool(module.layer.fan_in_fan_out)  # GPT-2's Conv1D holds (n, m)
     W = weight.float().T if transposed else weight.float()
     rank = module.rank
-    if rank > min(W.shape):
-        raise UserError(
-            f"{module.name} is {W.shape[0]} x {W.shape[1]} and has no {rank} singular directions: "
-            "lower --rank"
-        )
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
     root = (S[-rank:] / module.scaling).sqrt()
     B, A = U[:, -rank:] * root, root[:, None] * Vh[-rank:]
@@ -50,6 +44,22 @@ def _split_off(module: LoraModule) -> None:
     module.A.copy_(A)
     residual = W - module.scaling * B @ A
     weight.copy_(residual.T if transposed else residual)
+
+
+def refuse_too_high_ranks(model: PeftModel, *, adapter: str = "default") -> None:
+    """Refuse an adapter that asks for more singular directions than a weight has.
+
+    Raises:
+        UserError: if r exceeds a weight's smaller side.
+    """
+    for module in lora_modules(model, adapter=adapter):
+        m, n = module.B.shape[0], module.A.shape[1]
+        # A itself has fewer rows where PEFT found fewer directions.
+        rank = module.layer.r[adapter]  # type: ignore[index]
+        if rank > min(m, n):
+            raise UserError(
+                f"{module.name} is {m} x {n} and has no {rank} singular directions: lower --rank"
+            )
 
 
 def refuse_quantised(model: nn.Module, method: str) -> None:

@@ -40,6 +40,10 @@ Method = Literal["lora", "droplora", "dora", "pissa", "milora", "full"]
 
 SPLIT_THE_BASE = ("pissa", "milora")
 
+OF_A_SAVED_ADAPTER = (
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision",
+)  # fmt: skip
+
 
 def default_alpha(method: str, rank: int) -> float:
     """Give the paper's alpha (Table 7): r for PiSSA and MiLoRA, 2 r for the others."""
@@ -90,7 +94,7 @@ def lora_config(
 
 
 def peft_config_from_file(path: str | Path, lora_fields: Mapping[str, Any]) -> PeftConfig:
-    """Read a PEFT configuration of any kind from JSON or YAML.
+    """Read a PEFT configuration of any kind from JSON or YAML; a saved adapter's will do.
 
     Args:
         path: the file. Without `peft_type`, or with LORA, its fields override a method's; with
@@ -102,8 +106,8 @@ def peft_config_from_file(path: str | Path, lora_fields: Mapping[str, Any]) -> P
     """
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    fields = _read_fields(Path(path))
-    kind = str(fields.pop("peft_type", "LORA")).upper()
+    fields = read_peft_fields(path)
+    kind = fields.pop("peft_type")
     classes = {member.value: config for member, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if kind not in classes:
         raise UserError(f"{path}: there is no peft_type {kind}: choose of {', '.join(classes)}")
@@ -118,7 +122,7 @@ def peft_config_from_file(path: str | Path, lora_fields: Mapping[str, Any]) -> P
             return lora_config(**lora_fields, overrides=fields)
         if "target_modules" in known:
             fields.setdefault("target_modules", list(lora_fields["targets"]))
-        return classes[kind](task_type="CAUSAL_LM", **fields)
+        return classes[kind](**({"task_type": "CAUSAL_LM"} | fields))
     except (TypeError, ValueError) as error:
         raise UserError(f"{path} is no valid {kind} configuration: {error}") from error
 
@@ -132,12 +136,16 @@ def adapt(
 
     Raises:
         UserError: if the target modules match nothing in the model, or a PiSSA or MiLoRA meets
-            quantised weights.
+            quantised weights or a rank that a weight does not have.
     """
     import torch
     from peft import get_peft_model
 
-    from subspace_lab.adapters.initialisation import refuse_quantised, split_off_minor_directions
+    from subspace_lab.adapters.initialisation import (
+        refuse_quantised,
+        refuse_too_high_ranks,
+        split_off_minor_directions,
+    )
 
     if method in SPLIT_THE_BASE:
         refuse_quantised(model, method)
@@ -154,12 +162,23 @@ def adapt(
             raise UserError(
                 f"the targets {wanted} match nothing in the model; its linear layers are: {known}"
             ) from error
+    if method in SPLIT_THE_BASE:
+        refuse_too_high_ranks(adapted)
     if method == "milora":
         split_off_minor_directions(adapted)
     return adapted
 
 
-def _read_fields(path: Path) -> dict[str, Any]:
+def read_peft_fields(path: str | Path) -> dict[str, Any]:
+    """Read the fields of a PEFT configuration, `peft_type` (LORA unless it is given) among them.
+
+    What PEFT notes of a saved adapter (its base, its version, that it is not to be trained) is left
+    out, as are fields without a value.
+
+    Raises:
+        UserError: if the file is missing or malformed.
+    """
+    path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no PEFT configuration file {path}")
     try:
@@ -169,4 +188,9 @@ def _read_fields(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is neither JSON nor YAML: {message}") from error
     if not isinstance(fields, dict):
         raise UserError(f"{path} holds no fields: write one `name: value` per line")
-    return {str(name): value for name, value in fields.items()}
+    kept = {
+        str(name): value
+        for name, value in fields.items()
+        if value is not None and name not in OF_A_SAVED_ADAPTER
+    }
+    return kept | {"peft_type": str(kept.get("peft_type", "LORA")).upper()}

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from subspace_lab.adapters.methods import Method, default_alpha
+from subspace_lab.adapters.methods import Method, default_alpha, read_peft_fields
 from subspace_lab.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -16,6 +16,15 @@ SIZES = ("rank", "snapshot_rank", "train_size", "eval_size", "max_length")
 BATCHES = ("batch_size", "accumulation", "global_batch")
 INTERVALS = ("eval_every", "checkpoint_every")
 NOT_NEGATIVE = ("seed", "warmup_steps", "weight_decay", "max_grad_norm", *INTERVALS)
+
+PEFT_NAMES = {
+    "rank": "r",
+    "alpha": "lora_alpha",
+    "targets": "target_modules",
+    "lora_dropout": "lora_dropout",
+    "use_rslora": "use_rslora",
+}
+"""Fields that PEFT's LoraConfig has by another name."""
 
 
 @dataclass(frozen=True)
@@ -176,8 +185,18 @@ class TrainConfig:
         return default_alpha(self.method, self.rank) if self.alpha is None else self.alpha
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the configuration as plain values, `alpha` resolved."""
-        return asdict(self) | {"alpha": self.scaling_alpha}
+        """Give what is trained as plain values: `alpha` and the fields of `peft_config` resolved.
+
+        Raises:
+            UserError: if the file `peft_config` cannot be read.
+        """
+        values = asdict(self) | {"alpha": self.scaling_alpha}
+        if self.peft_config is not None:
+            fields = read_peft_fields(self.peft_config)
+            values["peft_config"] = fields
+            shared = {name: other for name, other in PEFT_NAMES.items() if other in fields}
+            values |= {name: fields[other] for name, other in shared.items()}
+        return values
 
 
 def presets() -> dict[str, Path]:

@@ -113,9 +113,10 @@ def test_conversion_agrees_with_pefts_own(tmp_path):
         torch.testing.assert_close(mine.B @ mine.A, theirs.B @ theirs.A)
 
 
-def test_milora_refuses_a_rank_above_the_smaller_side():
+@pytest.mark.parametrize("method", ["pissa", "milora"])
+def test_a_rank_above_the_smaller_side_is_refused(method):
     with pytest.raises(UserError, match="16 x 32 and has no 20 singular directions"):
-        adapted("milora", rank=20, targets=["k_proj"])
+        adapted(method, rank=20, targets=["k_proj"])
 
 
 @pytest.mark.parametrize("method", ["pissa", "milora"])
@@ -183,6 +184,13 @@ def test_peft_config_file_overrides_a_methods_fields(tmp_path):
     model = adapt(tiny_llama(), config, seed=0)
     assert {(m.name.split(".")[2], m.rank) for m in lora_modules(model)} == {("1", 2)}
     assert config.use_dora
+
+
+def test_the_configuration_of_a_saved_adapter_can_be_trained_anew(tmp_path):
+    adapted("dora").save_pretrained(tmp_path)
+    config = peft_config_from_file(tmp_path / "adapter_config.json", FIELDS | {"method": "lora"})
+    assert config.use_dora and config.r == FIELDS["rank"]
+    assert any(p.requires_grad for p in adapt(tiny_llama(), config, seed=0).parameters())
 
 
 def test_peft_config_file_may_name_another_kind(tmp_path):

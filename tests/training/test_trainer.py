@@ -96,6 +96,20 @@ def test_other_kinds_of_adapters_are_recorded_without_cores(config, tmp_path):
         load_trained(run, step=2)
 
 
+def test_the_description_tells_what_a_peft_file_changed(config, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("r: 2\nlora_alpha: 6\ntarget_modules: [q_proj]\nlayers_to_transform: [1]\n")
+    mine = dataclasses.replace(config, peft_config=str(file))
+    train(mine, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert run.modules[["r", "scaling"]].values.tolist() == [[2, 3.0]]
+    assert [run.config[name] for name in ("rank", "alpha", "targets")] == [2, 6, ["q_proj"]]
+    assert run.config["peft_config"]["layers_to_transform"] == [1]
+    file.write_text("r: 3\n")
+    with pytest.raises(UserError, match="another configuration"):
+        train(mine, tmp_path / "run", resume=True)
+
+
 def test_an_unfinished_runs_adapter_is_named_by_its_step(config, tmp_path):
     train(config, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/snapshots/step-000003")
