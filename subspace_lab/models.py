@@ -98,16 +98,22 @@ def content_hash(base: Base) -> str:
     """Identify a base: the hub id's commit where there is one, else a hash of its weight files."""
     import hashlib
 
+    from tqdm import tqdm
+
     folder = Path(base.location)
     if not folder.is_dir():
         from transformers import AutoConfig
 
         return str(getattr(_from_pretrained(AutoConfig, base), "_commit_hash", None) or base.name)
     digest = hashlib.sha256()
-    for file in sorted(path for ending in WEIGHT_ENDINGS for path in folder.glob(ending)):
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
+    paths = sorted(path for ending in WEIGHT_ENDINGS for path in folder.glob(ending))
+    size = sum(path.stat().st_size for path in paths)
+    with tqdm(total=size, desc="hash of the base", unit="B", unit_scale=True, delay=2) as progress:
+        for path in paths:
+            with path.open("rb") as stream:
+                while block := stream.read(1 << 22):
+                    digest.update(block)
+                    progress.update(len(block))
     return digest.hexdigest()[:16]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.encoding import encode_prompt, encode_response
@@ -34,7 +35,7 @@ def tokenize(
         UserError: if a row is longer than `max_length` tokens.
     """
     rows = []
-    for i, example in enumerate(examples):
+    for i, example in enumerate(tqdm(examples, desc="tokenise", unit="row", delay=2)):
         prompt = encode_prompt(tokenizer, example.prompt)
         target = encode_response(tokenizer, example.response, with_eos=True)
         if len(prompt) + len(target) > max_length:
