@@ -49,8 +49,11 @@ def intruder_dimensions(
     epsilon: float = 0.5,
     mask: Bool[Tensor, " r"] | None = None,
     scaling: float = 1.0,
+    row_scaling: Float[Tensor, " m"] | None = None,
 ) -> IntruderDimensions:
     """Intruder dimensions of W0 + scaling B diag(mask) A; only k x n similarities are formed.
+
+    With `row_scaling` c, as in DoRA, the merged weight is diag(c) (W0 + scaling B diag(mask) A).
 
     Args:
         W0: base weight (m, n).
@@ -62,11 +65,14 @@ def intruder_dimensions(
         epsilon: cosine below which a vector is an intruder.
         mask: kept rank directions (r,), True = kept; None keeps all.
         scaling: the factor in front of B A.
+        row_scaling: c (m,); None: all 1.
 
     Returns:
         An `IntruderDimensions` in float64.
     """
     base = base_svd(W0) if base is None else base
+    if row_scaling is not None:
+        W0, B = row_scaling[:, None] * W0, row_scaling[:, None] * B
     merged = merged_svd(W0, B, A, rank=top_k, mask=mask, scaling=scaling)
     cosines = (merged.U.T @ base.U).abs()
     max_cosine = cosines.max(dim=-1).values

@@ -53,6 +53,17 @@ def test_part_of_the_base_decides_what_it_can():
         assert (full.intruder <= (part.intruder | part.undecided)).all()
 
 
+def test_rows_that_dora_scales():
+    W0, _, _ = planted()
+    B, A = torch.randn(40, 3, dtype=torch.float64), torch.randn(3, 30, dtype=torch.float64)
+    c = torch.rand(40, dtype=torch.float64) + 0.5
+    found = intruder_dimensions(W0, B, A, scaling=2.0, row_scaling=c, top_k=4)
+    U, S, _ = torch.linalg.svd(torch.diag(c) @ (W0 + 2.0 * B @ A))
+    torch.testing.assert_close(found.singular_values, S[:4])
+    cosines = (U[:, :4].T @ torch.linalg.svd(W0)[0][:, :30]).abs().max(-1).values
+    torch.testing.assert_close(found.max_cosine, cosines)
+
+
 @pytest.mark.parametrize("scale", [0.05, 0.3, 1.0, 3.0])
 def test_detection_of_peft(scale):
     peft = pytest.importorskip("peft")
