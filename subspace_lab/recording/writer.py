@@ -188,14 +188,21 @@ def discard_unfinished(folder: Path) -> None:
             "move that away, or choose another --out"
         )
     for path in found:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        _delete(path)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def forget_after(folder: Path, step: int) -> dict[int, dict[str, float]]:
-    """Delete what a run recorded after `step`; give the metrics rows that stay."""
+    """Delete what a run recorded after `step`, or left half-written; give the rows that stay."""
+    for place in ("", "cores", "masks", "snapshots"):
+        for half in (folder / place).glob(".*.unfinished"):
+            _delete(half)
     for kind in ("cores", "masks"):
         for chunk in sorted((folder / kind).glob("steps-*.safetensors")):
             if int(chunk.stem.split("-")[1]) > step:

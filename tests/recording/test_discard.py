@@ -1,11 +1,12 @@
-"""Starting again where a run was stopped before its first checkpoint."""
+"""What is deleted of a run that was stopped: to start again, or to go on from a checkpoint."""
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 from subspace_lab.errors import UserError
-from subspace_lab.recording.writer import discard_unfinished, refuse_if_occupied
+from subspace_lab.recording.writer import discard_unfinished, forget_after, refuse_if_occupied
 
 
 def test_a_stopped_run_goes_with_its_analyses_but_not_with_files_of_others(tmp_path):
@@ -22,3 +23,27 @@ def test_a_stopped_run_goes_with_its_analyses_but_not_with_files_of_others(tmp_p
     discard_unfinished(tmp_path)
     refuse_if_occupied(tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+def test_going_on_from_a_checkpoint_forgets_what_came_after_it_and_halves(tmp_path):
+    stay = [
+        "cores/steps-00000000-00000002.safetensors",
+        "masks/steps-00000001-00000004.safetensors",
+    ]
+    stay += ["snapshots/step-000000/a", "snapshots/step-000004/a", "evaluations/boolq.parquet"]
+    go = ["cores/steps-00000005-00000006.safetensors", "masks/steps-00000005-00000005.safetensors"]
+    go += ["snapshots/step-000006/a", "snapshots/.step-000008.7.unfinished/a"]
+    go += [
+        ".metrics.parquet.7.unfinished",
+        "cores/.steps-00000007-00000008.safetensors.7.unfinished",
+    ]
+    for name in stay + go:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    metrics = pd.DataFrame(
+        {"step": [3, 4, 5], "loss": [3.0, 2.0, 1.0], "eval_loss": [9.0, None, 8]}
+    )
+    metrics.to_parquet(tmp_path / "metrics.parquet")
+    assert forget_after(tmp_path, 4) == {3: {"loss": 3.0, "eval_loss": 9.0}, 4: {"loss": 2.0}}
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {*stay, "metrics.parquet"}
