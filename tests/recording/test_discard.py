@@ -26,17 +26,12 @@ def test_a_stopped_run_goes_with_its_analyses_but_not_with_files_of_others(tmp_p
 
 
 def test_going_on_from_a_checkpoint_forgets_what_came_after_it_and_halves(tmp_path):
-    stay = [
-        "cores/steps-00000000-00000002.safetensors",
-        "masks/steps-00000001-00000004.safetensors",
-    ]
+    end = ".safetensors"
+    stay = [f"cores/steps-00000000-00000002{end}", f"masks/steps-00000001-00000004{end}"]
     stay += ["snapshots/step-000000/a", "snapshots/step-000004/a", "evaluations/boolq.parquet"]
-    go = ["cores/steps-00000005-00000006.safetensors", "masks/steps-00000005-00000005.safetensors"]
+    go = [f"cores/steps-00000005-00000006{end}", f"masks/steps-00000005-00000005{end}"]
     go += ["snapshots/step-000006/a", "snapshots/.step-000008.7.unfinished/a"]
-    go += [
-        ".metrics.parquet.7.unfinished",
-        "cores/.steps-00000007-00000008.safetensors.7.unfinished",
-    ]
+    go += [".metrics.parquet.7.unfinished", f"cores/.steps-00000007-00000008{end}.7.unfinished"]
     for name in stay + go:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
