@@ -57,8 +57,8 @@ def read(file: str, hub: HubSet, *, split: str, data_dir: str | Path | None) -> 
     path = Path(data_dir) / file
     if not path.is_file():
         raise UserError(
-            f"there is no file {path}: put the set there, or leave the data folder out to read "
-            f"{hub.id} from the hub"
+            f"there is no file {path}: put the set there, or read {hub.id} from the hub instead of "
+            "a data folder"
         )
     return read_file(path)
 
