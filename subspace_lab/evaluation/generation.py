@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from subspace_lab.errors import UserError
@@ -32,11 +32,20 @@ def generate(
     *,
     max_new_tokens: int,
     batch_size: int = 16,
+    on_text: Callable[[int, str], None] | None = None,
 ) -> list[str]:
     """Continue each prompt greedily, up to an end-of-sequence token or `max_new_tokens`.
 
     Prompts are padded on the left and attended to by an explicit mask, from which
     `transformers` counts the positions, so a row is computed as if it stood alone.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        prompts: What to continue.
+        max_new_tokens: Of one continuation.
+        batch_size: Prompts continued at a time.
+        on_text: Told the index and continuation of each prompt as soon as its batch is done.
 
     Returns:
         The continuations, without the prompt and special tokens, in the order of `prompts`.
@@ -67,6 +76,8 @@ def generate(
             continuations = output[:, batch.input_ids.shape[1] :].tolist()
             for index, continuation in zip(batch.indices, continuations, strict=True):
                 texts[index] = decode(tokenizer, _until_stop(continuation, stops))
+                if on_text is not None:
+                    on_text(index, texts[index])
     return texts
 
 
