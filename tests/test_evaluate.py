@@ -189,6 +189,17 @@ def test_what_cannot_be_done_is_refused_before_anything_is_evaluated(
     assert not (run / "evaluations").exists()
 
 
+@pytest.mark.parametrize(
+    ("metric", "bar"), [("generated", "generating"), ("exact_match", "scoring")]
+)
+def test_what_takes_long_shows_its_progress(run, monkeypatch, capsys, metric, bar):
+    told = ["evaluate", "--run", str(run), "--tasks", "pocket", "--metric", metric]
+    monkeypatch.setattr(sys, "argv", told)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    evaluate.main()
+    assert f"{bar}: 100%" in capsys.readouterr().err
+
+
 def test_programs_are_refused_in_a_mixture_before_any_is_generated(run, command, capsys, tmp_path):
     (tmp_path / "code").mkdir()
     problem = {"task_id": "HumanEval/0", "prompt": "def f():\n", "canonical_solution": "    pass"}

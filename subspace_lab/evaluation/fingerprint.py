@@ -18,7 +18,9 @@ def weights_hash(model: nn.Module) -> str:
     The weights hold base and adapter; an adapter's alpha is in its scaling alone.
     """
     digest = hashlib.sha256()
-    for name, tensor in tqdm(model.state_dict().items(), desc="hashing weights", disable=None):
+    for name, tensor in tqdm(
+        model.state_dict().items(), desc="hashing weights", delay=1, disable=None
+    ):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     for name, module in model.named_modules():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.batching import evaluation_mode, padded_batches
 from subspace_lab.evaluation.encoding import decode, encode_prompt
@@ -53,7 +55,8 @@ def generate(
     Raises:
         UserError: if a prompt and its continuation do not fit into the model's context.
     """
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    told = tqdm(prompts, desc="tokenising", delay=1, disable=None)
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in told]
     _check_context(model, longest=max(map(len, encoded), default=0), new=max_new_tokens)
     stops = stop_ids(model, tokenizer)
     texts = [""] * len(encoded)
