@@ -90,7 +90,7 @@ def main() -> None:
         spread = f" ± {summary.standard_error:.4f}" if summary.standard_error is not None else ""
         print(f"{task}: {summary.metric} {summary.value:.4f}{spread}, n = {summary.examples}")
         if replaced is not None:
-            print(f"an earlier result, measured in another way, is now {replaced}")
+            print(f"an earlier result, of other rows or another way, is now {replaced}")
         print(f"wrote {path}")
 
 

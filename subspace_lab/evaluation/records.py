@@ -6,8 +6,8 @@
 
 These are test rows after the last step, which comparisons of runs read. Other snapshots and other
 rows have folders like it, RUN/evaluations/step-10 and RUN/evaluations/validation. Evaluating a task
-again in the same way replaces its table and its row; in another way (metric, number of examples or
-other settings), they go to `replaced` first.
+again in the same way replaces its table and its row; in another way (metric, settings or rows),
+they go to `replaced` first.
 """
 
 from __future__ import annotations
@@ -115,7 +115,8 @@ def write(
         part: folder in RUN/evaluations for other snapshots than the last and other rows than test.
 
     Returns:
-        The table's path, and that of an earlier one which was measured in another way, if any.
+        The table's path, and that of an earlier one which was measured in another way or on other
+        rows, if any.
     """
     folder = Path(run) / FOLDER / part
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,9 +124,11 @@ def write(
     row = _finite(asdict(summary))
     with FileLock(folder / ".lock"):
         rows = read_summaries(run, part=part)
-        replaced = None
-        if (earlier := rows.get(summary.task)) is not None and _way(earlier) != _way(row):
-            replaced = _keep(table, earlier)
+        earlier, replaced = rows.get(summary.task), None
+        if earlier is not None and table.is_file():
+            same_rows = _prompts(files.read_table(table)) == _prompts(records)
+            if not same_rows or _way(earlier) != _way(row):
+                replaced = _keep(table, earlier)
         files.write_table(table, records)
         files.write_json(folder / SUMMARY, {**rows, summary.task: row})
     return table, replaced
@@ -142,10 +145,13 @@ def _way(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in OUTCOMES}
 
 
-def _keep(table: Path, row: Mapping[str, Any]) -> Path | None:
+def _prompts(records: pd.DataFrame) -> list[str]:
+    """Which rows were evaluated (empty where the table does not say)."""
+    return list(records.get("prompt_hash", ()))
+
+
+def _keep(table: Path, row: Mapping[str, Any]) -> Path:
     """Copy a table with its summary row to where no other evaluation writes."""
-    if not table.is_file():
-        return None
     digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:8]
     kept = table.parent / REPLACED / f"{table.stem}-{row['metric']}-{digest}.parquet"
     with files.replacing(kept) as unfinished:

