@@ -139,6 +139,17 @@ def test_the_data_folder_is_the_runs_and_a_mixture_shares_its_rows(run, command,
     assert summaries(run)["boolq+pocket"]["examples"] == 5
 
 
+def test_the_hub_can_be_asked_for_instead_of_the_runs_data_folder(run, command, monkeypatch):
+    description = files.read_json(run / "run.json")
+    description["config"]["data_dir"] = "./nowhere"
+    files.write_json(run / "run.json", description)
+    question = "Is it?\n\nAnswer format: true/false"
+    row = {"instruction": question, "output": "the correct answer is true"}
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: [row])
+    command(run, "boolq", *EXACT, "--data_dir", "hub")
+    assert table(run, "boolq")["gold"].tolist() == [row["output"]]
+
+
 def test_no_result_is_lost_to_another(run, command, tmp_path):
     data = ["--data_dir", write_boolq(tmp_path / "data", 3)]
     command(run, "pocket", *EXACT)
