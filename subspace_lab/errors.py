@@ -14,17 +14,6 @@ class UserError(Exception):
     """Bad input, told in one sentence: what is wrong, where, and what to do."""
 
 
-def check_counts(**counts: int | None) -> None:
-    """Refuse counts below 1; None is what was not given.
-
-    Raises:
-        UserError: naming the first such option.
-    """
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, not {value}")
-
-
 def exit_code_2_on_user_error(main: Callable[P, None]) -> Callable[P, None]:
     """Let a command line print a `UserError` as one sentence and exit with code 2."""
 
@@ -37,3 +26,14 @@ def exit_code_2_on_user_error(main: Callable[P, None]) -> Callable[P, None]:
             sys.exit(2)
 
     return command
+
+
+def check_counts(**counts: int | None) -> None:
+    """Refuse counts below 1; None is what was not given.
+
+    Raises:
+        UserError: naming the first such option.
+    """
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, not {value}")

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 
-from subspace_lab.errors import UserError, check_counts, exit_code_2_on_user_error
+from subspace_lab.errors import check_counts, exit_code_2_on_user_error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,8 +65,11 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Evaluate the run on each task, and say where the results are."""
     arguments = _parser().parse_args()
-    for name in ("examples", "batch_size", "max_new_tokens"):
-        check_counts(**{name: getattr(arguments, name)})
+    check_counts(
+        examples=arguments.examples,
+        batch_size=arguments.batch_size,
+        max_new_tokens=arguments.max_new_tokens,
+    )
     from subspace_lab.evaluation import records
     from subspace_lab.evaluation.by_task import plan
     from subspace_lab.recording.run import Run
@@ -74,16 +77,13 @@ def main() -> None:
 
     run = Run(arguments.run)
     folder = run.path if run.path.is_dir() else run.output_folder
-    kept = folder / records.FOLDER
-    evaluations = {task: plan(task, run, arguments, kept) for task in arguments.tasks}
+    evaluations = {
+        task: plan(task, run, arguments, folder / records.FOLDER) for task in arguments.tasks
+    }
     trained = load_trained(run, step=arguments.step, base=arguments.base)
     last = arguments.step is None or trained.step == max(run.snapshots, default=None)
     part = [] if last else [f"step-{trained.step}"]
     part += ["validation"] * (arguments.split == "validation")
-    try:
-        kept.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{kept} cannot be written ({error}): evaluate a copy of it") from error
     for task, evaluate in evaluations.items():
         found, summary = evaluate(trained)
         path, replaced = records.write(folder, found, summary, part="-".join(part))
