@@ -44,3 +44,14 @@ def exit_code_2_on_user_error(main: Callable[P, None]) -> Callable[P, None]:
             sys.exit(2)
 
     return command
+
+
+def check_counts(**counts: int | None) -> None:
+    """Refuse counts below 1; None is what was not given.
+
+    Raises:
+        UserError: naming the first such option.
+    """
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, not {value}")

@@ -5,5 +5,6 @@
 - `mt_bench`: two-turn chat, judged by a model;
 - `code_execution`: HumanEval and MBPP, pass@1;
 - `lm_eval_bridge`: any task of lm-eval, and the LLM-Adapters sets as lm-eval tasks;
-- `records`: results in a run folder.
+- `records`: results in a run folder;
+- `by_task`: what `python -m subspace_lab.evaluate` does for each kind of task.
 """

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from tqdm import tqdm
 
 from subspace_lab import tasks
 from subspace_lab.evaluation.generation import generate
@@ -37,11 +38,17 @@ def generated_accuracy(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     )
+    # Comparing two expressions as mathematics can take a tenth of a second.
+    pairs = tqdm(
+        zip(examples, texts, strict=True),
+        total=len(texts),
+        desc="comparing answers",
+        delay=1,
+        disable=None,
+    )
     return example_records(
         examples,
         gold=[example.answer for example in examples],
         prediction=texts,
-        correct=[
-            tasks.score(example, text) == 1.0 for example, text in zip(examples, texts, strict=True)
-        ],
+        correct=[tasks.score(example, text) == 1.0 for example, text in pairs],
     )

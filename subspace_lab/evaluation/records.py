@@ -2,13 +2,20 @@
 
     RUN/evaluations/TASK.parquet     one row per example
     RUN/evaluations/summary.json     one row per task, by its name
+    RUN/evaluations/replaced/        what another kind of evaluation has taken the place of
 
-Evaluating a task again replaces its table and its row.
+These are test rows after the last step, which comparisons of runs read. Other snapshots and other
+rows have folders like it, RUN/evaluations/step-10 and RUN/evaluations/validation. Evaluating a task
+again in the same way replaces its table and its row; in another way (metric, settings or rows),
+they go to `replaced` first.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +31,8 @@ if TYPE_CHECKING:
 
 FOLDER = "evaluations"
 SUMMARY = "summary.json"
+REPLACED = "replaced"
+OUTCOMES = ("value", "standard_error")
 
 
 @dataclass(frozen=True)
@@ -91,22 +100,68 @@ def summarise(
     )
 
 
-def write(run: Path | str, records: pd.DataFrame, summary: Summary) -> Path:
-    """Write the table and the summary row into the run folder; give back the table's path.
+def write(
+    run: Path | str, records: pd.DataFrame, summary: Summary, *, part: str = ""
+) -> tuple[Path, Path | None]:
+    """Write the table and the summary row into the run folder.
 
-    Both files are replaced whole, so a reader never sees half of one; a lock keeps evaluations
+    All files are replaced whole, so a reader never sees half of one; a lock keeps evaluations
     that end at the same time from losing each other's rows.
+
+    Args:
+        run: the run folder.
+        records: one row per example.
+        summary: of the records; what is not finite in it becomes null.
+        part: folder in RUN/evaluations for other snapshots than the last and other rows than test.
+
+    Returns:
+        The table's path, and that of an earlier one which was measured in another way or on other
+        rows, if any.
     """
-    folder = Path(run) / FOLDER
+    folder = Path(run) / FOLDER / part
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / f"{summary.task}.parquet"
+    row = _finite(asdict(summary))
     with FileLock(folder / ".lock"):
+        rows = read_summaries(run, part=part)
+        earlier, replaced = rows.get(summary.task), None
+        if earlier is not None and table.is_file():
+            same_rows = _prompts(files.read_table(table)) == _prompts(records)
+            if not same_rows or _way(earlier) != _way(row):
+                replaced = _keep(table, earlier)
         files.write_table(table, records)
-        files.write_json(folder / SUMMARY, {**read_summaries(run), summary.task: asdict(summary)})
-    return table
+        files.write_json(folder / SUMMARY, {**rows, summary.task: row})
+    return table, replaced
 
 
-def read_summaries(run: Path | str) -> dict[str, dict[str, Any]]:
-    """Summary rows of a run by task; empty for a run that was never evaluated."""
-    path = Path(run) / FOLDER / SUMMARY
+def read_summaries(run: Path | str, *, part: str = "") -> dict[str, dict[str, Any]]:
+    """Summary rows of a run (or of a part, see `write`) by task; empty if it has none."""
+    path = Path(run) / FOLDER / part / SUMMARY
     return files.read_json(path) if path.is_file() else {}
+
+
+def _way(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a summary row says about how it was measured."""
+    return {key: value for key, value in row.items() if key not in OUTCOMES}
+
+
+def _prompts(records: pd.DataFrame) -> list[str]:
+    """Which rows were evaluated (empty where the table does not say)."""
+    return list(records.get("prompt_hash", ()))
+
+
+def _keep(table: Path, row: Mapping[str, Any]) -> Path:
+    """Copy a table with its summary row to where no other evaluation writes."""
+    digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:8]
+    kept = table.parent / REPLACED / f"{table.stem}-{row['metric']}-{digest}.parquet"
+    with files.replacing(kept) as unfinished:
+        shutil.copyfile(table, unfinished)
+    files.write_json(kept.with_suffix(".json"), row)
+    return kept
+
+
+def _finite(value: Any) -> Any:
+    """Put None for numbers that JSON cannot hold, however deep."""
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

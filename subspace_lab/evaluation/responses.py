@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
 from subspace_lab.evaluation.batching import padded_batches
 from subspace_lab.evaluation.encoding import encode_prompt, encode_response
@@ -77,8 +78,10 @@ def response_batches(
         description: of the progress bar.
         with_eos: whether the end of sequence is one of the response's tokens, as in training.
     """
-    prompts = [encode_prompt(tokenizer, prompt) for prompt, _ in pairs]
-    responses = [encode_response(tokenizer, text, with_eos=with_eos) for _, text in pairs]
+    prompts, responses = [], []
+    for prompt, text in tqdm(pairs, desc="tokenising", delay=1, disable=None):
+        prompts.append(encode_prompt(tokenizer, prompt))
+        responses.append(encode_response(tokenizer, text, with_eos=with_eos))
     for batch in padded_batches(
         [prompt + response for prompt, response in zip(prompts, responses, strict=True)],
         batch_size=batch_size,

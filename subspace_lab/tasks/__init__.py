@@ -24,7 +24,10 @@ from subspace_lab.tasks.examples import Example
 from subspace_lab.tasks.noise import with_label_noise
 from subspace_lab.tasks.splits import check_split, in_training_split
 
-__all__ = ["Example", "load", "names", "score"]
+__all__ = ["GENERATED", "Example", "load", "names", "score"]
+
+GENERATED = builtin.NAMES
+"""The built-in tasks, whose rows are generated: as many as are asked for."""
 
 _SCORES: dict[str, Callable[[Example, str], float]] = {
     name: family.score
@@ -50,25 +53,29 @@ def load(
     data_dir: str | Path | None = None,
     label_noise: float = 0.0,
     difficulty: str = "easy",
+    draw: bool = True,
 ) -> list[Example]:
     """Load or generate the rows of a task, or of a mixture of tasks.
 
     Args:
         name: one of `names()`, or several joined by "+".
         split: "train", "validation", "train+validation" or "test".
-        size: at most this many rows, drawn by `seed` (None: all, or the built-in default); the
-            tasks of a mixture share it equally, the first ones having one more where it does not
-            divide.
+        size: at most this many rows (None: all, or the built-in default); the tasks of a mixture
+            share it equally, the first ones having one more where it does not divide.
         seed: the drawn rows of a set, the generated rows of a built-in task, and the label noise.
         data_dir: folder that holds `commonsense/boolq/train.json`, `math/gsm8k_train.jsonl` and
             so on, as each family's module says; None reads the hub.
         label_noise: share of training rows that get another row's response; `answer` stays true.
         difficulty: "easy", "medium" or "hard", for the built-in tasks.
+        draw: whether `size` rows of a set are drawn by `seed`, or are its first ones.
 
     Raises:
-        UserError: if the task, split or difficulty is unknown, or data is missing or malformed.
+        UserError: if the task, split or difficulty is unknown, the size below 1, or data is missing
+            or malformed.
     """
     check_split(split)
+    if size is not None and size < 1:
+        raise UserError(f"a size of {size} rows is no size: ask for 1 or more")
     parts = name.split("+")
     for part in parts:
         _check_name(part)
@@ -77,6 +84,7 @@ def load(
         "data_dir": data_dir,
         "label_noise": label_noise,
         "difficulty": difficulty,
+        "draw": draw,
     }
     return [
         row
@@ -98,13 +106,14 @@ def _load_one(
     data_dir: str | Path | None,
     label_noise: float,
     difficulty: str,
+    draw: bool,
 ) -> list[Example]:
     if name in builtin.NAMES:
         examples = builtin.load(name, split, size=size, seed=seed, difficulty=difficulty)
     else:
         examples = _load_set(name, split, data_dir=data_dir)
         if size is not None and size < len(examples):
-            examples = random.Random(seed).sample(examples, size)
+            examples = random.Random(seed).sample(examples, size) if draw else examples[:size]
     if label_noise and split.startswith("train"):
         examples = with_label_noise(examples, fraction=label_noise, seed=seed)
     return examples

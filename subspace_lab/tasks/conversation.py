@@ -49,4 +49,6 @@ def _example(name: str, row: Row) -> Example:
             question, answer = turns[0]["value"], turns[1]["value"]
         except (LookupError, TypeError) as error:
             raise row.error("needs two turns with a 'value' in 'conversations'") from error
+        if not (isinstance(question, str) and isinstance(answer, str)):
+            raise row.error("has a turn whose 'value' is no text")
     return Example(name, alpaca(question), answer, answer)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 
 from subspace_lab.errors import UserError
@@ -37,6 +37,7 @@ MATH = tuple(
 )
 
 MARKER = re.compile(r"The answer is:?")
+NUMBER = re.compile(r"[-+]?((\d{1,3}(,\d{3})+|\d+)(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 CALCULATION = re.compile(r"<<[^>]*>>")
 
 
@@ -122,11 +123,12 @@ def last_boxed(solution: str) -> str | None:
 
 
 def _number(text: str) -> Decimal | None:
-    """Read a plain number, thousands in commas and a currency or per cent sign allowed."""
-    try:
-        return Decimal(text.strip().strip("$%").replace(",", ""))
-    except InvalidOperation:
-        return None
+    """Read a plain number, thousands in commas and a currency or per cent sign allowed.
+
+    Decimal itself would read 1,2 (a list) without its comma as 12, 25_8 (base eight) as 258.
+    """
+    plain = text.strip().strip("$%")
+    return Decimal(plain.replace(",", "")) if NUMBER.fullmatch(plain) else None
 
 
 def _gsm8k(row: Row) -> Example:

@@ -32,19 +32,22 @@ def with_label_noise(examples: Sequence[Example], *, fraction: float, seed: int)
     responses = defaultdict(list)
     for example in examples:
         responses[_kind(example)].append(example.response)
+    several = {kind: len(set(texts)) > 1 for kind, texts in responses.items()}
     noisy = list(examples)
     for index in generator.sample(range(len(noisy)), round(fraction * len(noisy))):
         example = noisy[index]
-        wrong = [text for text in responses[_kind(example)] if text != example.response]
-        if not wrong:
+        kind = _kind(example)
+        if not several[kind]:
             raise UserError(
-                f"label noise needs two different responses among the rows of {_kind(example)!r}: "
-                "load more rows"
+                f"label noise needs two different responses among the rows of {kind!r}: load more "
+                "rows"
             )
+        # Drawn again until it is wrong: to list all wrong ones for each row would take minutes.
+        wrong = example.response
+        while wrong == example.response:
+            wrong = generator.choice(responses[kind])
         noisy[index] = replace(
-            example,
-            response=generator.choice(wrong),
-            metadata={**example.metadata, "noisy": True},
+            example, response=wrong, metadata={**example.metadata, "noisy": True}
         )
     return noisy
 

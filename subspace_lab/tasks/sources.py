@@ -57,8 +57,8 @@ def read(file: str, hub: HubSet, *, split: str, data_dir: str | Path | None) -> 
     path = Path(data_dir) / file
     if not path.is_file():
         raise UserError(
-            f"there is no file {path}: put the set there, or leave the data folder out to read "
-            f"{hub.id} from the hub"
+            f"there is no file {path}: put the set there, or read {hub.id} from the hub instead of "
+            "a data folder"
         )
     return read_file(path)
 
@@ -67,9 +67,13 @@ def read_file(path: Path) -> list[Row]:
     """Read the objects of a `.json` array or of a `.jsonl` file.
 
     Raises:
-        UserError: if the text is no JSON, or an element no object; file and line are named.
+        UserError: if the text is no UTF-8 or no JSON, or an element no object; file and line are
+            named.
     """
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text ({error})") from error
     places = _lines(path, text) if path.suffix == ".jsonl" else _elements(path, text)
     for value, where in places:
         if not isinstance(value, dict):

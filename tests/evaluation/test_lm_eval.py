@@ -109,6 +109,21 @@ def test_the_bridge_asks_the_model_the_prompts_of_the_tasks(model, tokenizer, da
     assert model.training
 
 
+def test_the_score_of_a_group_is_the_groups(model, tokenizer, data_dir) -> None:
+    model.config.max_position_embeddings = 1024
+    for folder in FOLDERS.values():
+        path = data_dir / "commonsense" / folder / "test.json"
+        path.write_text(json.dumps([*json.loads(path.read_text())] * 2))
+    group = "llm_adapters_commonsense"
+    results = evaluate_with_lm_eval(model, tokenizer, [group], data_dir=data_dir)
+    assert results.scores["task"].iloc[0] != group
+    score = results.first_score(group)
+    assert (score["task"], score["examples"]) == (group, 2 * len(LABELS))
+    assert results.first_score("llm_adapters_boolq")["examples"] == 2
+    with pytest.raises(UserError, match="no score of its own: evaluate its tasks, llm_adapters_"):
+        results.first_score("another group")
+
+
 def test_an_unknown_task_is_named(model, tokenizer) -> None:
     with pytest.raises(UserError, match="no task llm_adapters_boolk"):
         evaluate_with_lm_eval(model, tokenizer, ["llm_adapters_boolk"])

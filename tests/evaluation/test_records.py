@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 
 from subspace_lab.evaluation import records
+from subspace_lab.recording import files
 
 
 def table(correct) -> pd.DataFrame:
@@ -27,13 +29,17 @@ def test_rows_without_a_value_are_no_zeros() -> None:
     assert (summary.value, summary.examples) == (7.0, 2)
 
 
+def write(folder, task: str, correct, *, metric: str = "accuracy", part: str = ""):
+    settings = {"batch_size": 2}
+    summary = records.summarise(table(correct), task=task, metric=metric, step=5, settings=settings)
+    return records.write(folder, table(correct), summary, part=part)
+
+
 def test_evaluating_again_replaces_that_tasks_table_and_row_alone(tmp_path) -> None:
-    for task, correct in [("a", [True]), ("b", [True, False]), ("a", [False, False])]:
-        summary = records.summarise(
-            table(correct), task=task, metric="accuracy", step=5, settings={"batch_size": 2}
-        )
-        path = records.write(tmp_path, table(correct), summary)
-    assert path == tmp_path / "evaluations" / "a.parquet"
+    write(tmp_path, "a", [True, True])
+    write(tmp_path, "b", [True, False])
+    path, replaced = write(tmp_path, "a", [False, False])
+    assert (path, replaced) == (tmp_path / "evaluations" / "a.parquet", None)
     assert pd.read_parquet(path)["correct"].tolist() == [False, False]
     rows = records.read_summaries(tmp_path)
     assert {task: row["value"] for task, row in rows.items()} == {"a": 0.0, "b": 0.5}
@@ -46,6 +52,45 @@ def test_evaluating_again_replaces_that_tasks_table_and_row_alone(tmp_path) -> N
         "step": 5,
         "settings": {"batch_size": 2},
     }
+
+
+def test_what_was_measured_in_another_way_is_kept(tmp_path) -> None:
+    write(tmp_path, "a", [True, True])
+    for correct, metric in [([True, False], "loss"), ([False], "loss"), ([True, True], "accuracy")]:
+        earlier = records.read_summaries(tmp_path)["a"]
+        _, replaced = write(tmp_path, "a", correct, metric=metric)
+        assert files.read_json(replaced.with_suffix(".json")) == earlier
+        assert pd.read_parquet(replaced)["correct"].mean() == earlier["value"]
+    assert len([*(tmp_path / "evaluations" / "replaced").glob("*.parquet")]) == 3
+
+
+def test_what_was_measured_on_other_rows_is_kept(tmp_path) -> None:
+    for prompts, kept in [("ab", False), ("ab", False), ("ac", True)]:
+        rows = pd.DataFrame({"correct": [True, True], "prompt_hash": list(prompts)})
+        summary = records.summarise(rows, task="a", metric="accuracy")
+        _, replaced = records.write(tmp_path, rows, summary)
+        assert (replaced is not None) == kept
+
+
+def test_a_part_has_summaries_of_its_own(tmp_path) -> None:
+    write(tmp_path, "a", [True])
+    path, replaced = write(tmp_path, "a", [False, False], part="step-3")
+    assert (path.parent.name, replaced) == ("step-3", None)
+    assert records.read_summaries(tmp_path)["a"]["value"] == 1.0
+    assert records.read_summaries(tmp_path, part="step-3")["a"]["value"] == 0.0
+
+
+def test_what_is_no_number_is_null_in_the_summary(tmp_path) -> None:
+    nan = float("nan")
+    summary = records.Summary(
+        "a", "score", 1.0, nan, 1, 5, {"second_turn": nan, "deep": {"x": nan}}
+    )
+    records.write(tmp_path, table([True]), summary)
+    text = (tmp_path / "evaluations" / "summary.json").read_text()
+    assert "NaN" not in text
+    row = json.loads(text)["a"]
+    assert (row["standard_error"], row["value"]) == (None, 1.0)
+    assert row["settings"] == {"second_turn": None, "deep": {"x": None}}
 
 
 def test_evaluations_that_end_together_keep_each_others_rows(tmp_path) -> None:

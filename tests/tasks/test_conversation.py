@@ -22,7 +22,14 @@ def test_the_first_question_and_answer(hub: Callable[..., None], row: dict[str, 
     assert (example.prompt, example.response) == (alpaca("Why?"), "Because.")
 
 
-@pytest.mark.parametrize("row", [{"conversations": TURNS[:1]}, {"question": "Why?"}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": TURNS[:1]},
+        {"conversations": [TURNS[0], {"value": None}]},
+        {"question": "Why?"},
+    ],
+)
 def test_a_wrong_row_is_reported(hub: Callable[..., None], row: dict[str, Any]) -> None:
     hub({KEY: [row]})
     with pytest.raises(UserError, match=f"{KEY[0]}, train row 1"):

@@ -57,6 +57,11 @@ def test_a_gsm8k_row_loses_its_calculator_marks_and_its_comma(tmp_path: Path) ->
         (r"\frac{1}{2}", r"The answer is: \frac{1}{2}", 1.0),
         ("(1,2)", "The answer is: (1, 2)", 1.0),
         (r"\sqrt{2}", r"The answer is: \sqrt{3}", 0.0),
+        ("1,2", "The answer is: 12", 0.0),  # two solutions are not twelve
+        ("1,2", "The answer is: 1,2", 1.0),
+        ("25_8", "The answer is: 258", 0.0),  # base eight
+        ("18", "The answer is: snan", 0.0),
+        ("1000", "The answer is: 1e3", 1.0),
     ],
 )
 def test_hand_checked_answers(
@@ -69,7 +74,9 @@ def test_hand_checked_answers(
     assert tasks.score(tasks.Example("gsm8k", "", "", truth), text) == expected
 
 
-@pytest.mark.parametrize(("truth", "answer"), [(r"\frac{1}{2}", "0.5"), ("x^2+1", "1+x^2")])
+@pytest.mark.parametrize(
+    ("truth", "answer"), [(r"\frac{1}{2}", "0.5"), ("x^2+1", "1+x^2"), ("1,2", "2, 1")]
+)
 def test_equal_expressions_are_equal_with_math_verify(truth: str, answer: str) -> None:
     pytest.importorskip("math_verify")
     assert math.equal(answer, truth)

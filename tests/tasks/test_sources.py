@@ -51,6 +51,12 @@ def test_malformed_text_is_reported_with_file_and_line(
     assert complaint in str(error.value)
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_bytes(b'[{"a": "\xff"}]')
+    with pytest.raises(UserError, match=r"rows\.json cannot be read as UTF-8"):
+        read_file(tmp_path / "rows.json")
+
+
 def test_a_missing_file_names_the_path_and_the_hub(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no file .*math/x\.jsonl: .* read some/set from the hub"):
         read("math/x.jsonl", HubSet("some/set"), split="train", data_dir=tmp_path)

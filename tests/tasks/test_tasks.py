@@ -36,6 +36,15 @@ def test_a_size_draws_a_subset_by_the_seed(tmp_path: Path) -> None:
     assert drawn == tasks.load("gsm8k", "train", size=20, seed=1, data_dir=tmp_path)
     assert drawn != tasks.load("gsm8k", "train", size=20, seed=2, data_dir=tmp_path)
     assert tasks.load("gsm8k", "train", size=900, data_dir=tmp_path) == all_rows
+    first = tasks.load("gsm8k", "train", size=20, data_dir=tmp_path, draw=False)
+    assert first == all_rows[:20]
+
+
+@pytest.mark.parametrize("name", ["demo", "gsm8k"])
+@pytest.mark.parametrize("size", [0, -1])
+def test_no_rows_are_no_size(name: str, size: int) -> None:
+    with pytest.raises(UserError, match=f"a size of {size} rows"):
+        tasks.load(name, "train", size=size)
 
 
 def test_a_mixture_shares_its_size_equally_and_scores_each_row_by_its_task() -> None:

@@ -3,7 +3,7 @@
     from subspace_lab.evaluation import mt_bench
 
     material = mt_bench.load_material()                     # or a FastChat question.jsonl
-    answers = mt_bench.answer(model, tokenizer, material.questions)
+    answers = mt_bench.answer(model, tokenizer, material.questions, file="answers.jsonl")
     judge = mt_bench.Judge("gpt-4", base_url="https://...") # key: OPENAI_API_KEY
     records = mt_bench.judge_answers(material, answers, judge, file="judgements.jsonl")
     mt_bench.mt_bench_score(records)
@@ -14,7 +14,7 @@ published scores. Question texts, reference answers and judge prompts are read f
 files at run time. Of the 30 reference answers by GPT-4 several are known to be wrong.
 """
 
-from subspace_lab.evaluation.mt_bench.answers import answer, read_answers, write_answers
+from subspace_lab.evaluation.mt_bench.answers import answer
 from subspace_lab.evaluation.mt_bench.judge import Judge, parse_score
 from subspace_lab.evaluation.mt_bench.judgements import judge_answers
 from subspace_lab.evaluation.mt_bench.questions import Material, Question, load_material
@@ -30,6 +30,4 @@ __all__ = [
     "load_material",
     "mt_bench_score",
     "parse_score",
-    "read_answers",
-    "write_answers",
 ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from subspace_lab.evaluation.fingerprint import weights_hash
 from subspace_lab.evaluation.generation import generate
+from subspace_lab.evaluation.mt_bench.kept import KeptLines, content_key
 from subspace_lab.evaluation.mt_bench.questions import TURNS, Question
-from subspace_lab.recording import files
 from subspace_lab.tasks.prompts import alpaca
 
 if TYPE_CHECKING:
@@ -26,8 +27,12 @@ def answer(
     template: Template = "alpaca",
     max_new_tokens: int = 1024,
     batch_size: int = 16,
+    file: Path | str | None = None,
 ) -> dict[int, tuple[str, ...]]:
     """Answer the first turn of all questions, then the second after the model's own first.
+
+    An answer that the file already holds, of a model of the same weights to the same prompt and of
+    the same length at most, is not generated again; so a run that stopped half-way goes on.
 
     Args:
         model: A causal language model.
@@ -37,20 +42,39 @@ def answer(
             tokenizer's own chat template.
         max_new_tokens: Of one answer; FastChat's limit is 1024.
         batch_size: Questions answered at a time.
+        file: JSON-lines file of the answers, of any models; None keeps none.
 
     Returns:
         The answers to both turns, by `question_id`.
     """
+    kept = KeptLines(None if file is None else Path(file))
+    fingerprint = weights_hash(model) if file is not None else ""
     answers: list[tuple[str, ...]] = [() for _ in questions]
-    for _ in range(TURNS):
-        prompts = [
-            conversation(question.turns, given, template=template, tokenizer=tokenizer)
-            for question, given in zip(questions, answers, strict=True)
-        ]
-        texts = generate(
-            model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size
+    for turn in range(1, TURNS + 1):
+        rows: list[dict[str, Any]] = []
+        for question, given in zip(questions, answers, strict=True):
+            prompt = conversation(question.turns, given, template=template, tokenizer=tokenizer)
+            key = content_key(fingerprint, prompt, max_new_tokens)
+            rows.append(
+                {"key": key, "question_id": question.question_id, "turn": turn, "prompt": prompt}
+            )
+        missing = [row for row in rows if row["key"] not in kept.rows]
+
+        def keep(index: int, text: str, rows: list[dict[str, Any]] = missing) -> None:
+            kept.append({**rows[index], "answer": text.strip()})
+
+        generate(
+            model,
+            tokenizer,
+            [row["prompt"] for row in missing],
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            on_text=keep,
         )
-        answers = [(*given, text.strip()) for given, text in zip(answers, texts, strict=True)]
+        answers = [
+            (*given, kept.rows[row["key"]]["answer"])
+            for given, row in zip(answers, rows, strict=True)
+        ]
     return {question.question_id: given for question, given in zip(questions, answers, strict=True)}
 
 
@@ -77,15 +101,3 @@ def conversation(
     for said, question in zip(answers, asked[1:], strict=True):
         text += f"{said}\n\n### Instruction:\n{question}\n\n### Response:\n"
     return text
-
-
-def write_answers(path: Path, answers: Answers) -> None:
-    """Keep the answers in a JSON file, so that judging can go on another day."""
-    files.write_json(
-        path, {str(question_id): list(given) for question_id, given in answers.items()}
-    )
-
-
-def read_answers(path: Path) -> dict[int, tuple[str, ...]]:
-    """Read the answers that `write_answers` kept."""
-    return {int(question_id): tuple(given) for question_id, given in files.read_json(path).items()}

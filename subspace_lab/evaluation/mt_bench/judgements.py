@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -16,41 +12,11 @@ from tqdm import tqdm
 
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.mt_bench.answers import Answers
-from subspace_lab.evaluation.mt_bench.judge import Judge, Messages, judge_messages, parse_score
+from subspace_lab.evaluation.mt_bench.judge import Judge, judge_messages, parse_score
+from subspace_lab.evaluation.mt_bench.kept import KeptLines, content_key
 from subspace_lab.evaluation.mt_bench.questions import TURNS, Material, Question
 
 COLUMNS = ["question_id", "category", "turn", "judge", "judge_prompt", "score", "attempts"]
-
-
-class JudgementFile:
-    """A JSON-lines file of judgements, appended to by several threads.
-
-    A run that was killed may leave half a line at the end: opening the file takes it away.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = threading.Lock()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
-            os.truncate(path, len(whole))
-        self.rows: dict[str, dict[str, Any]] = {}
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"line {number} of {path} is damaged: delete that line") from error
-            self.rows[row["key"]] = row
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Add one judgement and wait until the disk has it."""
-        with self._lock, self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-            self.rows[row["key"]] = row
 
 
 def judge_answers(
@@ -81,7 +47,7 @@ def judge_answers(
     Raises:
         UserError: if the judge does not answer; what it said before is kept in the file.
     """
-    stored = JudgementFile(Path(file))
+    stored = KeptLines(Path(file))
     asked = [
         _request(material, question, answers[question.question_id], turn=turn, judge=judge)
         for question in material.questions
@@ -112,7 +78,7 @@ def _request(
 ) -> dict[str, Any]:
     messages = judge_messages(material, question, answers, turn=turn)
     return {
-        "key": _key(judge.model, judge.options, messages),
+        "key": content_key(judge.model, dict(judge.options), messages),
         "question_id": question.question_id,
         "category": question.category,
         "turn": turn,
@@ -123,15 +89,10 @@ def _request(
     }
 
 
-def _judge_and_store(judge: Judge, request: dict[str, Any], stored: JudgementFile) -> None:
+def _judge_and_store(judge: Judge, request: dict[str, Any], stored: KeptLines) -> None:
     replies: list[str] = []
     score = None
     while score is None and len(replies) < judge.attempts:
         replies.append(judge.ask(request["messages"]))
         score = parse_score(replies[-1])
     stored.append({**request, "replies": replies, "score": score, "attempts": len(replies)})
-
-
-def _key(judge: str, options: Mapping[str, Any], messages: Messages) -> str:
-    content = json.dumps([judge, dict(options), messages], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]

