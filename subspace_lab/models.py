@@ -83,6 +83,13 @@ def load_model(base: Base, *, dtype: torch.dtype | None = None) -> PreTrainedMod
     return model
 
 
+def preferred_device() -> torch.device:
+    """Give the GPU where there is one, else the processor."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def preferred_dtype() -> torch.dtype:
     """Give bf16 where the GPU or processor computes in it, else fp32 (emulated bf16 is slower)."""
     import torch

@@ -28,7 +28,7 @@ class TrainedModel:
 
 
 def load_trained(run: Run, *, step: int | None = None, base: str | None = None) -> TrainedModel:
-    """Load a run's adapter onto its base, through stock PEFT.
+    """Load a run's adapter onto its base, through stock PEFT, on the GPU where there is one.
 
     Args:
         run: a recorded run or a foreign adapter.
@@ -65,6 +65,7 @@ def load_trained(run: Run, *, step: int | None = None, base: str | None = None) 
             f"the adapter {adapters[step]} does not go onto {found.name} ({first_line}): give "
             "another --step or --base"
         ) from error
+    model.to(models.preferred_device())
     return TrainedModel(model.eval(), models.load_tokenizer(found), found, step)
 
 

@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from subspace_lab import models
 from subspace_lab.errors import UserError
 from subspace_lab.recording.run import Run
 from subspace_lab.trained import load_trained
@@ -119,6 +120,13 @@ def test_an_unfinished_runs_adapter_is_named_by_its_step(config, tmp_path):
         assert load_trained(Run(tmp_path / "run")).step == 0
     with pytest.raises(UserError, match=r"does not go onto pocket .*give another --step or --base"):
         load_trained(Run(tmp_path / "run"), step=0, base="pocket")
+
+
+def test_a_trained_model_goes_to_the_preferred_device(config, tmp_path, monkeypatch):
+    train(config, tmp_path / "run")
+    monkeypatch.setattr(models, "preferred_device", lambda: torch.device("meta"))
+    parameters = load_trained(Run(tmp_path / "run")).model.parameters()
+    assert {parameter.device.type for parameter in parameters} == {"meta"}
 
 
 def test_rank_mask_goes_onto_dora(config, tmp_path):
