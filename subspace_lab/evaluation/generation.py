@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from subspace_lab.errors import UserError
-from subspace_lab.evaluation.batching import evaluation_mode, padded_batches
+from subspace_lab.evaluation.batching import context_length, evaluation_mode, padded_batches
 from subspace_lab.evaluation.encoding import decode, encode_prompt
 
 if TYPE_CHECKING:
@@ -57,7 +57,13 @@ def generate(
     """
     told = tqdm(prompts, desc="tokenising", delay=1, disable=None)
     encoded = [encode_prompt(tokenizer, prompt) for prompt in told]
-    _check_context(model, longest=max(map(len, encoded), default=0), new=max_new_tokens)
+    longest = max(map(len, encoded), default=0)
+    if (context := context_length(model)) is not None and longest + max_new_tokens > context:
+        raise UserError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit into this "
+            f"model's context of {context} tokens: ask for fewer new tokens, or leave the longest "
+            "prompts out"
+        )
     stops = stop_ids(model, tokenizer)
     texts = [""] * len(encoded)
     with evaluation_mode(model):
@@ -94,12 +100,3 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
 def _until_stop(tokens: list[int], stops: list[int]) -> list[int]:
     end = next((position for position, token in enumerate(tokens) if token in stops), len(tokens))
     return tokens[:end]
-
-
-def _check_context(model: PreTrainedModel, *, longest: int, new: int) -> None:
-    context = getattr(model.config, "max_position_embeddings", None)
-    if context is not None and longest + new > context:
-        raise UserError(
-            f"a prompt of {longest} tokens and {new} new ones do not fit into this model's context "
-            f"of {context} tokens: ask for fewer new tokens, or leave the longest prompts out"
-        )

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from subspace_lab import tasks
 from subspace_lab.errors import UserError
-from subspace_lab.evaluation.batching import evaluation_mode
+from subspace_lab.evaluation.batching import context_length, evaluation_mode
 from subspace_lab.evaluation.encoding import decode
 from subspace_lab.evaluation.records import example_records
 from subspace_lab.evaluation.responses import response_batches
@@ -77,8 +77,12 @@ def score_responses(
         pairs: Prompts with their responses.
         batch_size: Pairs in one forward pass.
         with_eos: Whether the end of sequence is one of the response's tokens, as in training.
+
+    Raises:
+        UserError: if a pair does not fit into the model's context.
     """
     scores: dict[int, ResponseScore] = {}
+    context = context_length(model)
     with evaluation_mode(model):
         for batch in response_batches(
             tokenizer,
@@ -88,6 +92,12 @@ def score_responses(
             description="scoring",
             with_eos=with_eos,
         ):
+            length = batch.input_ids.shape[1]
+            if context is not None and length > context:
+                raise UserError(
+                    f"a prompt and its response have {length} tokens and do not fit into this "
+                    f"model's context of {context} tokens: leave the longest out"
+                )
             logits = batch.logits(model)
             for row, index in enumerate(batch.indices):
                 own = batch.rows == row

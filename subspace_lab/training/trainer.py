@@ -21,6 +21,7 @@ from transformers.trainer_utils import EvalPrediction
 
 from subspace_lab import models, tasks
 from subspace_lab.errors import UserError
+from subspace_lab.evaluation.batching import context_length
 from subspace_lab.recording import files
 from subspace_lab.recording.provenance import provenance
 from subspace_lab.recording.recorder import SubspaceRecorder
@@ -37,7 +38,7 @@ from subspace_lab.training.data import (
 from subspace_lab.training.preparation import Prepared, prepare, restrict_to_shards
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from subspace_lab.tasks import Example
 
@@ -83,6 +84,7 @@ def build(
     arguments = training_arguments(config, out)
     dtype = torch.float32 if config.method == "full" else DTYPES[config.base_dtype]
     model = models.load_model(base, dtype=dtype)
+    _refuse_rows_beyond_the_context(model, tokenized)
     model.config.use_cache = False
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -168,6 +170,18 @@ def _tokenize(
     if not kept:
         raise UserError(f"no row of {config.task} has {config.max_length} tokens or fewer")
     return kept
+
+
+def _refuse_rows_beyond_the_context(
+    model: PreTrainedModel, tokenized: Mapping[str, list[dict[str, list[int]]]]
+) -> None:
+    longest = max(len(row["input_ids"]) for rows in tokenized.values() for row in rows)
+    context = context_length(model)
+    if context is not None and longest > context:
+        raise UserError(
+            f"a row has {longest} tokens, more than the base's context of {context}: lower "
+            "--max_length, with --drop_long_rows true"
+        )
 
 
 def _recorder(

@@ -32,6 +32,11 @@ def test_scores_equal_single_unpadded_passes(model, tokenizer, batch_size, with_
         assert score.tokens == len(response) + with_eos
 
 
+def test_a_pair_beyond_the_context_is_refused(model, tokenizer) -> None:
+    with pytest.raises(UserError, match=r"261 tokens and do not fit into .* context of 256"):
+        likelihood.score_responses(model, tokenizer, [("a" * 250, "b" * 10), ("a", "b")])
+
+
 def examples(pairs, choices=()) -> list[Example]:
     return [Example("demo", prompt, response, response, choices) for prompt, response in pairs]
 

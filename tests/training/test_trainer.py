@@ -16,6 +16,7 @@ from subspace_lab import models
 from subspace_lab.errors import UserError
 from subspace_lab.recording.run import Run
 from subspace_lab.trained import load_trained
+from subspace_lab.training import trainer as training
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.trainer import build, train, training_arguments
 
@@ -204,6 +205,14 @@ def test_long_rows_are_dropped_and_counted(config, tmp_path):
     facts = Run(tmp_path / "run").description["provenance"]
     assert 0 < facts["rows"]["train"] < 32
     assert facts["rows"]["train"] + facts["rows_dropped"]["train"] == 32
+
+
+def test_rows_beyond_the_context_are_refused(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "context_length", lambda model: 40)
+    with pytest.raises(UserError, match=r"more than the base's context of 40: lower --max_length"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    train(dataclasses.replace(config, max_length=40, drop_long_rows=True), tmp_path / "run")
 
 
 def test_validation_rows_are_evaluated_on_request(config, tmp_path):
