@@ -59,21 +59,28 @@ def grid_columns(
 
 
 def concatenate(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Stack tables; columns of labels stay categorical, with the union of their categories."""
+    """Stack tables; columns of labels stay categorical, with the union of their categories.
+
+    A column that only some tables have is missing (nan) in the rows of the others.
+    """
     import pandas as pd
     from pandas.api.types import union_categoricals
 
     parts = [table for table in tables if len(table)]
-    if not parts:
-        return pd.DataFrame()
-    return pd.DataFrame(
-        {
-            name: union_categoricals([part[name] for part in parts])
-            if isinstance(parts[0][name].dtype, pd.CategoricalDtype)
-            else pd.concat([part[name] for part in parts], ignore_index=True)
-            for name in parts[0].columns
-        }
-    )
+    names = dict.fromkeys(name for part in parts for name in part.columns)
+
+    def column(name: str) -> Any:
+        kind = next(part[name].dtype for part in parts if name in part)
+        labels = isinstance(kind, pd.CategoricalDtype)
+        filled = [
+            part[name]
+            if name in part
+            else pd.Series(index=part.index, dtype=kind if labels else "float64")
+            for part in parts
+        ]
+        return union_categoricals(filled) if labels else pd.concat(filled, ignore_index=True)
+
+    return pd.DataFrame({name: column(name) for name in names})
 
 
 def ragged(values: NDArray[np.float64]) -> NDArray[np.object_]:

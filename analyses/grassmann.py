@@ -27,11 +27,9 @@ from analyses._batches import map_parallel
 from analyses._command import (
     Summary,
     analysis_parser,
-    open_named_runs,
-    select_modules,
-    select_steps,
     write_results,
 )
+from analyses._runs import open_named_runs, select_modules, select_steps
 from analyses._tables import concatenate
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
