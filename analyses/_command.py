@@ -179,7 +179,12 @@ def writing(out: Path) -> Iterator[None]:
 
 
 def write_comparison(
-    folder: Path, name: str, table: pd.DataFrame, text: str, figures: Mapping[str, Figure], form: str
+    folder: Path,
+    name: str,
+    table: pd.DataFrame,
+    text: str,
+    figures: Mapping[str, Figure],
+    form: str,
 ) -> None:
     """Write NAME.csv, NAME.md and figures by their names, and print the paths."""
     from subspace_lab.figures.style import save

@@ -26,11 +26,11 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from subspace_lab.errors import UserError
+from subspace_lab.stats.seeds import MASK_FIELDS
 from subspace_lab.training.command_line import parse, training_parser
 from subspace_lab.training.config import CONFIGS, TrainConfig
 
 PRESET = "preset"
-MASK_FIELDS = ("keep_prob", "granularity", "rescale", "sampling")
 # What the evaluations during training give, and whether less is better.
 SCORES = {"response_loss": True, "exact_match": False}
 

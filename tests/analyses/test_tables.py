@@ -12,7 +12,12 @@ from analyses._tables import concatenate
 def test_columns_that_only_some_tables_have_survive_in_any_order():
     plain = pd.DataFrame({"run": pd.Categorical(["a", "a"]), "loss": [1.0, 2.0]})
     more = pd.DataFrame(
-        {"run": pd.Categorical(["b"]), "loss": [3.0], "rows": [4], "split": pd.Categorical(["test"])}
+        {
+            "run": pd.Categorical(["b"]),
+            "loss": [3.0],
+            "rows": [4],
+            "split": pd.Categorical(["test"]),
+        }
     )
     for parts in itertools.permutations((plain, more, plain.iloc[:0])):
         table = concatenate(parts).set_index("run")
