@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-import glob
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from subspace_lab.errors import UserError
@@ -14,36 +12,11 @@ if TYPE_CHECKING:
     from subspace_lab.recording.run import Run
 
 
-def find_runs(patterns: Iterable[str]) -> list[Run]:
-    """Open the runs that paths, globs or hub ids name, in order, each folder once.
-
-    What exists under its literal name is no glob.
-
-    Raises:
-        UserError: if a glob matches nothing, or a path is no run.
-    """
-    from subspace_lab.recording.run import Run
-
-    paths: dict[Path, str] = {}
-    for pattern in patterns:
-        for path in _expand(pattern):
-            paths.setdefault(Path(path).resolve(), path)
-    return [Run(path) for path in paths.values()]
-
-
-def _expand(pattern: str) -> list[str]:
-    if Path(pattern).exists() or not set(pattern) & set("*?["):
-        return [pattern]
-    found = sorted(glob.glob(pattern))  # noqa: PTH207 (absolute patterns)
-    runs = [path for path in found if (Path(path) / "run.json").is_file()]
-    if not runs:
-        raise UserError(f"no run matches {pattern!r}")
-    return runs
-
-
 def open_named_runs(patterns: Sequence[Sequence[str]]) -> list[Run]:
     """Open the runs of all --run options, and give them names that tell them apart."""
-    runs = find_runs(pattern for group in patterns for pattern in group)
+    from subspace_lab.recording.run import open_runs
+
+    runs = open_runs([pattern for group in patterns for pattern in group])
     folders = [run.path.resolve() for run in runs]
     for depth in range(2, max(len(folder.parts) for folder in folders)):
         if len({run.name for run in runs}) == len(runs):

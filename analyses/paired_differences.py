@@ -29,7 +29,6 @@ from analyses._configurations import (
     method_name,
     unusual_settings,
 )
-from analyses._runs import find_runs
 from analyses._scores import Scored, check_same_evaluation, scored_groups
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
@@ -231,8 +230,9 @@ def main() -> None:
     arguments = parser.parse_args()
     from analyses._command import write_comparison
     from analyses._paired_layout import as_markdown, plot
+    from subspace_lab.recording.run import open_runs
 
-    table = compute(find_runs(arguments.runs), baseline=arguments.baseline)
+    table = compute(open_runs(arguments.runs), baseline=arguments.baseline)
     text = as_markdown(table, baseline=arguments.baseline)
     print(text)
     name = "paired_differences"

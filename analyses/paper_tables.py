@@ -29,7 +29,6 @@ from analyses._configurations import (
     method_name,
     unusual_settings,
 )
-from analyses._runs import find_runs
 from analyses._scores import Scored, check_same_evaluation, scored_groups
 from analyses.published import AVERAGE, LLAMA2, LLAMA3, TABLE_5, TABLES, Table
 from subspace_lab.errors import exit_code_2_on_user_error
@@ -272,8 +271,9 @@ def main() -> None:
     from analyses._command import write_comparison
     from analyses._paper_figures import draw_pruning_rates, draw_ranks
     from analyses._paper_layout import as_markdown
+    from subspace_lab.recording.run import open_runs
 
-    table = compute(find_runs(arguments.runs))
+    table = compute(open_runs(arguments.runs))
     text = as_markdown(table)
     print(text)
     figures = {"figure2": draw_pruning_rates(table), "figure3": draw_ranks(table)}

@@ -101,11 +101,3 @@ def test_a_process_of_its_own_prints_one_line_and_exits_with_2(tmp_path):
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 2 and found.stdout == ""
     assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1
-
-
-def test_a_run_counts_once_and_a_folder_that_exists_is_no_glob(run, tmp_path):
-    folder = tmp_path / "run[1]"
-    shutil.copytree(run.path, folder)
-    shutil.copytree(run.path, tmp_path / "run1")  # what the glob would match
-    named = [[str(folder), f"{folder}/"], [str(tmp_path / "run[[]1]")]]
-    assert [r.path for r in open_named_runs(named)] == [folder]
