@@ -48,10 +48,10 @@ def settings_of(run: Run) -> dict[str, Any]:
 
 
 def repetitions(runs: Iterable[Run]) -> list[list[Run]]:
-    """Group recorded runs by the settings that take effect; others are left out."""
+    """Group trained runs by the settings that take effect; those of other scripts are left out."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        if run.config:
+        if {"base", "method", "rank", "seed"} <= run.config.keys():
             groups.setdefault(json.dumps(settings_of(run), sort_keys=True), []).append(run)
     return list(groups.values())
 
@@ -96,6 +96,15 @@ def _short(value: Any) -> str:
     if value is None:
         return "default"
     return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def evaluated_split(run: Run) -> str:
+    """Name the rows that a run is evaluated on; test rows, where its training evaluated none.
+
+    A run of another script does not say which rows it was.
+    """
+    split = str(run.config.get("eval_split", "held-out"))
+    return "test" if split == "none" else split
 
 
 def method_name(run: Run) -> str:

@@ -83,6 +83,26 @@ def concatenate(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame({name: column(name) for name in names})
 
 
+def evaluated_rows(table: pd.DataFrame, *, examples: str = "examples") -> dict[str, int]:
+    """Give the largest number of rows that were evaluated, by split; empty where none were.
+
+    Args:
+        table: with the column `split`, which tables of earlier versions lack.
+        examples: name of the column of numbers of rows.
+    """
+    if examples not in table:
+        return {}
+    split = table["split"].fillna("held-out") if "split" in table else ["held-out"] * len(table)
+    largest = table[examples].groupby(split, sort=False).max().dropna()
+    return {str(name): int(count) for name, count in largest.items()}
+
+
+def rows_note(table: pd.DataFrame, *, examples: str = "examples") -> str:
+    """Say how many rows of which split were evaluated, such as "64 test rows"."""
+    found = evaluated_rows(table, examples=examples)
+    return ", ".join(f"{count} {split} rows" for split, count in found.items())
+
+
 def ragged(values: NDArray[np.float64]) -> NDArray[np.object_]:
     """Turn rows (N, k) padded with nan into N arrays of their own lengths."""
     import numpy as np

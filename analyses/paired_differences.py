@@ -87,7 +87,10 @@ def compute(runs: Sequence[Run], *, baseline: str = "LoRA") -> pd.DataFrame:
 
     known = {found.name: found for found in _configurations(runs)}
     if not known:
-        raise UserError("none of these runs was evaluated: run python -m subspace_lab.evaluate")
+        raise UserError(
+            "none of these runs of subspace_lab.train was evaluated on test rows: run "
+            "python -m subspace_lab.evaluate"
+        )
     if baseline not in known:
         raise UserError(
             f"there is no configuration {baseline!r}: give --baseline one of {', '.join(known)}"

@@ -210,7 +210,7 @@ def test_validation_rows_are_no_scores(runs, tmp_path):
         losses={"boolq": losses["lora boolq"][0]},
     )
     assert set(compute([*known, chosen])["configuration"]) == {"LoRA", "PiSSA"}
-    with pytest.raises(UserError, match="none of these runs was evaluated"):
+    with pytest.raises(UserError, match="was evaluated on test rows"):
         compute([chosen])
 
 
