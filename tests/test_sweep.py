@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from subspace_lab.errors import UserError
-from subspace_lab.sweeping import running, state
+from subspace_lab.sweeping import running
 from subspace_lab.sweeping.grid import Sweep, read_sweep
 from subspace_lab.sweeping.running import command_of, run_here, submit
 from subspace_lab.sweeping.selection import select
@@ -149,15 +149,16 @@ def test_a_diverged_run_is_the_worst_and_an_old_evaluation_no_score(tiny, tmp_pa
 
 
 def test_a_folder_of_another_sweep_is_refused(tiny, tmp_path):
-    sweep = read_sweep(tiny({"seed": [0]}))
     out = tmp_path / "runs"
-    train_all(sweep, out)
-    state.refuse_other_runs(sweep, out)
-    with pytest.raises(UserError, match="seed=0 differs from the sweep file in steps: choose"):
-        state.refuse_other_runs(read_sweep(tiny({"seed": [0]}, fields={"steps": 3})), out)
+    train_all(read_sweep(tiny({"seed": [0]})), out)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file is no folder"):
-        state.refuse_other_runs(sweep, tmp_path / "file" / "runs")
+    path = tiny({"seed": [0]}, fields={"steps": 3})
+    for folder, message in (
+        (out, "seed=0 differs from the sweep file in steps: choose another --out"),
+        (tmp_path / "file" / "runs", "file is no folder"),
+    ):
+        done = command("subspace_lab.sweep", f"--config={path}", f"--out={folder}", "--status")
+        assert done.returncode == 2 and message in done.stderr
 
 
 @pytest.mark.parametrize("others", [["--select"], ["--executor", "slurm"]])
