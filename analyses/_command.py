@@ -84,6 +84,7 @@ def run_analysis(
     summarise: Callable[[pd.DataFrame], Summary],
     *,
     steps_of: Callable[[Run], Sequence[int]] | None = None,
+    of_factors: bool = True,
 ) -> None:
     """Parse the command line, then compute, draw and write one table for all runs.
 
@@ -93,6 +94,7 @@ def run_analysis(
         plot: of the table of all runs.
         summarise: of the table: what is printed and kept in NAME.json.
         steps_of: the steps among which --steps chooses; None: those with cores.
+        of_factors: whether it is about modules with factors B and A; otherwise any run will do.
 
     Raises:
         UserError: if a run, a step or a module cannot be had.
@@ -108,7 +110,7 @@ def run_analysis(
         compute(
             run,
             steps=select_steps(run, steps_of(run), arguments.steps),
-            modules=select_modules(run, arguments.modules),
+            modules=select_modules(run, arguments.modules) if of_factors else arguments.modules,
             **own,
         )
         for run in runs

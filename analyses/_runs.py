@@ -57,14 +57,16 @@ def select_modules(run: Run, patterns: Sequence[str] | None) -> list[str] | None
     """Read --modules against a run's modules: by projection, full path, or a glob of either.
 
     Raises:
-        UserError: if a pattern matches nothing.
+        UserError: if the run has no modules, or a pattern matches nothing.
     """
+    if run.modules.empty:
+        raise UserError(
+            f"{run.path} has no modules with factors B and A: its adapter is of another kind"
+        )
     if patterns is None:
         return None
     chosen: dict[str, None] = {}
     pairs = list(zip(run.modules["module"], run.modules["projection"], strict=True))
-    if not pairs:
-        raise UserError(f"{run.path} names no modules: leave --modules out")
     for pattern in patterns:
         found = [
             module

@@ -74,8 +74,8 @@ def compute(
     """
     import pandas as pd
 
-    if masks < 1 or examples < 1:
-        raise UserError("--masks and --examples must be at least 1")
+    if min(masks, examples, batch_size) < 1 or seed < 0:
+        raise UserError("--masks, --examples and --batch_size must be at least 1, --seed 0")
     if modules is not None:
         raise UserError("ensemble_vs_single evaluates whole models: leave --modules out")
     chosen = [None] if steps is None else list(steps)

@@ -221,6 +221,8 @@ def _steps(runs: list[Run], arguments: argparse.Namespace) -> tuple[int, int]:
         if len(found) != 1:
             raise UserError(f"--steps {text} is no single step of {run.path}")
         chosen += found
+    if len(runs) == 1 and chosen[0] == chosen[1]:
+        raise UserError(f"{runs[0].path} would be compared with itself: give two different --steps")
     return chosen[0], chosen[1]
 
 

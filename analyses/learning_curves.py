@@ -122,6 +122,7 @@ def main() -> None:
         plot,
         summarise,
         steps_of=lambda run: run.metrics["step"].tolist(),
+        of_factors=False,
     )
 
 

@@ -77,6 +77,8 @@ def compute(
         raise UserError(f"{run.path} has no saved adapters: record them with --snapshots")
     if top_k < 1:
         raise UserError(f"--top-k must be at least 1, not {top_k}")
+    if not 0 <= epsilon <= 1:
+        raise UserError(f"--epsilon is a cosine, in [0, 1], and cannot be {epsilon}")
     chosen = sorted(run.snapshots)[-1:] if steps is None else sorted(steps)
     table = run.modules if modules is None else run.modules[run.modules["module"].isin(modules)]
     names = list(table["module"])

@@ -54,6 +54,17 @@ def test_what_an_analysis_needs_is_said(command, adapter):
     assert_one_sentence(outcome, "magic", "entropy")
 
 
+@pytest.mark.parametrize("name", ["subspace_angles", "merged_spectra", "gate_expansion"])
+def test_an_adapter_of_another_kind(command, name, run, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(run.path, folder)
+    description = json.loads((folder / "run.json").read_text()) | {"modules": []}
+    (folder / "run.json").write_text(json.dumps(description))
+    assert_one_sentence(command(name, "--run", folder), folder, "factors B and A")
+    curves = command("learning_curves", "--run", folder, "--out", tmp_path)
+    assert curves.code == 0, curves.err  # which need none
+
+
 def test_output_that_cannot_be_written(command, run, tmp_path):
     (tmp_path / "file").write_text("")
     outcome = command("effective_rank", "--run", run.path, "--out", tmp_path / "file" / "inside")

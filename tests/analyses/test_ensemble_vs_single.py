@@ -112,6 +112,9 @@ def test_steps_are_chosen_among_the_snapshots(pocket_run, command, tmp_path):
 def test_what_it_refuses(pocket_run):
     with pytest.raises(UserError, match="at least 1"):
         ensemble_vs_single.compute(pocket_run, masks=0)
+    for wrong in ({"batch_size": 0}, {"seed": -1}):
+        with pytest.raises(UserError, match="at least 1"):
+            ensemble_vs_single.compute(pocket_run, **wrong)
     with pytest.raises(UserError, match="snapshot of step 3"):
         ensemble_vs_single.compute(pocket_run, steps=[3])
     with pytest.raises(UserError, match="whole models"):

@@ -70,6 +70,8 @@ def test_command_says_what_is_missing(command, run, base, tmp_path):
     assert found.code == 0 and "update only" in found.out
     found = command("merged_spectra", "--run", run.path, "--base", tmp_path)
     assert_one_sentence(found, "config.json")
+    found = command("merged_spectra", "--run", run.path, "--epsilon", 7)
+    assert_one_sentence(found, "--epsilon", "[0, 1]")
     found = command("merged_spectra", "--run", run.path, "--base", base[0], "--out", tmp_path)
     assert found.code == 0 and "intruders" in found.out
     content = json.loads((tmp_path / "merged_spectra.json").read_text())
