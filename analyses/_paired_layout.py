@@ -92,7 +92,7 @@ def plot(table: pd.DataFrame, *, baseline: str) -> Figure:
             panel.set_ylim(-0.6, len(names) - 0.4)
             panel.set_title(title.lower())
             panel.set_xlabel("percentage points" if unit == "%" else unit)
-        seeds, tests = int(rows["seeds"].min()), int(rows["rows"].min())
+        seeds, tests = int(rows["paired_seeds"].min()), int(rows["paired_rows"].min())
         figure.suptitle(
             f"Difference to {baseline}\n{seeds} seeds, 95 % t intervals; {tests} test rows a task"
         )

@@ -42,6 +42,7 @@ ACCURACY, LOSS = "accuracy", "loss"
 COLUMNS = [
     "configuration", "task", "measure", "mean", "low", "high", "seeds", "rows",
     "difference", "difference_low", "difference_high", "p_value", "rows_error",
+    "paired_seeds", "paired_rows",
 ]  # fmt: skip
 
 Scores = Mapping[tuple[str, str, int], "pd.Series[float]"]
@@ -76,7 +77,8 @@ def compute(runs: Sequence[Run], *, baseline: str = "LoRA") -> pd.DataFrame:
         One row per configuration, task (the last being their average, where all were scored) and
         measure (accuracy as a share, loss in nats per token): `mean` with its interval `low`,
         `high` over `seeds`, fewest test `rows`, `difference` to the baseline with its interval and
-        `p_value` over seeds, and its standard error over test rows, `rows_error`.
+        `p_value` over `paired_seeds`, and its standard error over (the fewest) `paired_rows`,
+        `rows_error`.
 
     Raises:
         UserError: if nothing was evaluated, the baseline is not there or shares no seed and row
@@ -201,6 +203,8 @@ def _difference(
         "difference_high": interval.high,
         "p_value": sign_flip_test(by_seed).p_value,
         "rows_error": float(variance) ** 0.5 / len(tasks),
+        "paired_seeds": len(seeds),
+        "paired_rows": min(map(len, differences)),
     }
 
 

@@ -115,6 +115,7 @@ def test_only_common_rows_and_seeds_are_compared(runs, tmp_path):
     table = compute([*known, short, unpaired])
     found = row(table, "DoRA", "boolq", "loss")
     assert found["difference"] == pytest.approx(0.25)
+    assert (found["paired_seeds"], found["paired_rows"]) == (1, 10)
     assert np.isnan(found["difference_low"])  # one seed has no interval
     assert np.isnan(row(table, "MiLoRA", "boolq", "loss")["difference"])
 
