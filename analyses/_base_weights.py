@@ -37,32 +37,37 @@ class BaseWeights:
         if not self._file_of:
             raise UserError(f"the base model's folder {folder} holds no safetensors")
 
-    def matrix(self, factors: Factors) -> Tensor:
-        """Read the weight (m, n) that the given factors update.
-
-        Raises:
-            UserError: if the base has no such weight, or one of another shape.
-        """
-        from subspace_lab.recording import files
-        from subspace_lab.recording.factors import weight_matrix
-
-        wanted = f"{factors.module}.weight"
+    def find(self, module: str) -> str | None:
+        """Find the name of a module's weight; None unless exactly one fits."""
+        wanted = f"{module}.weight"
         # A checkpoint may leave out, or add, the prefix of the model without its head.
         found = [
             name
             for name in self._file_of
             if name == wanted or wanted.endswith(f".{name}") or name.endswith(f".{wanted}")
         ]
-        if len(found) != 1:
-            raise UserError(f"the base model in {self.folder} has no single weight {wanted}")
-        with files.open_tensors(self._file_of[found[0]]) as tensors:
-            stored: Tensor = tensors.get_tensor(found[0])
+        return found[0] if len(found) == 1 else None
+
+    def matrix(self, factors: Factors) -> Tensor | None:
+        """Read the weight (m, n) that the given factors update; None where the base has none.
+
+        Raises:
+            UserError: if it has another shape.
+        """
+        from subspace_lab.recording import files
+        from subspace_lab.recording.factors import weight_matrix
+
+        name = self.find(factors.module)
+        if name is None:
+            return None
+        with files.open_tensors(self._file_of[name]) as tensors:
+            stored: Tensor = tensors.get_tensor(name)
         weight: Tensor = weight_matrix(
             stored, kind=factors.kind, fan_in_fan_out=self._fan_in_fan_out
         )
         if weight.shape != (len(factors.B), factors.A.shape[1]):
             raise UserError(
-                f"{wanted} in {self.folder} is {tuple(weight.shape)}, but the adapter updates a "
+                f"{name} in {self.folder} is {tuple(weight.shape)}, but the adapter updates a "
                 f"{len(factors.B)} x {factors.A.shape[1]} matrix: it belongs to another base"
             )
         return weight

@@ -10,12 +10,14 @@ An analysis's own options reach its `compute` by keyword.
 from __future__ import annotations
 
 import argparse
-import fnmatch
+import contextlib
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analyses._runs import open_named_runs, select_modules, select_steps
 from subspace_lab.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,6 +84,7 @@ def run_analysis(
     summarise: Callable[[pd.DataFrame], Summary],
     *,
     steps_of: Callable[[Run], Sequence[int]] | None = None,
+    of_factors: bool = True,
 ) -> None:
     """Parse the command line, then compute, draw and write one table for all runs.
 
@@ -91,6 +94,7 @@ def run_analysis(
         plot: of the table of all runs.
         summarise: of the table: what is printed and kept in NAME.json.
         steps_of: the steps among which --steps chooses; None: those with cores.
+        of_factors: whether it is about modules with factors B and A; otherwise any run will do.
 
     Raises:
         UserError: if a run, a step or a module cannot be had.
@@ -106,7 +110,7 @@ def run_analysis(
         compute(
             run,
             steps=select_steps(run, steps_of(run), arguments.steps),
-            modules=select_modules(run, arguments.modules),
+            modules=select_modules(run, arguments.modules) if of_factors else arguments.modules,
             **own,
         )
         for run in runs
@@ -114,71 +118,6 @@ def run_analysis(
     if table.empty:
         raise UserError("the selected steps hold nothing for this analysis: leave --steps out")
     write_results(arguments, runs, label(table, runs), plot, summarise)
-
-
-def open_named_runs(patterns: Sequence[Sequence[str]]) -> list[Run]:
-    """Open the runs of all --run options, and give them names that tell them apart."""
-    from subspace_lab.recording.run import open_runs
-
-    runs = open_runs([pattern for group in patterns for pattern in group])
-    folders = [run.path.resolve() for run in runs]
-    for depth in range(2, max(len(folder.parts) for folder in folders)):
-        if len({run.name for run in runs}) == len(runs):
-            break
-        for run, folder in zip(runs, folders, strict=True):
-            run.name = "/".join(folder.parts[-depth:])
-    return runs
-
-
-def select_steps(run: Run, available: Sequence[int], text: str | None) -> list[int] | None:
-    """Read --steps against the steps that a run has; None: all.
-
-    Raises:
-        UserError: if a listed step is not there, or none is selected.
-    """
-    from subspace_lab.recording import schedule
-
-    if text is None:
-        return None
-    if text == "last":
-        return list(available[-1:])
-    due = schedule.parse(text)
-    chosen = [step for step in available if due(step)]
-    asked = {int(step) for step in text.split(",")} if text[:1].isdigit() else set(chosen)
-    if missing := sorted(asked.difference(chosen)):
-        raise UserError(
-            f"{run.path} has nothing recorded at step {', '.join(map(str, missing))}: it has "
-            f"{len(available)} steps from {available[0]} to {available[-1]}"
-        )
-    if not chosen:
-        raise UserError(f"--steps {text} selects none of the {len(available)} steps of {run.path}")
-    return chosen
-
-
-def select_modules(run: Run, patterns: Sequence[str] | None) -> list[str] | None:
-    """Read --modules against a run's modules: by projection, full path, or a glob of either.
-
-    Raises:
-        UserError: if a pattern matches nothing.
-    """
-    if patterns is None:
-        return None
-    chosen: dict[str, None] = {}
-    pairs = list(zip(run.modules["module"], run.modules["projection"], strict=True))
-    for pattern in patterns:
-        found = [
-            module
-            for module, projection in pairs
-            if fnmatch.fnmatchcase(module, pattern) or fnmatch.fnmatchcase(projection, pattern)
-        ]
-        if not found:
-            known = ", ".join(dict.fromkeys(run.modules["projection"]))
-            raise UserError(
-                f"{run.path} has no module {pattern!r}: its projections are {known}, its modules "
-                f"are named like {pairs[0][0]}"
-            )
-        chosen |= dict.fromkeys(found)
-    return list(chosen)
 
 
 def label(table: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
@@ -208,7 +147,7 @@ def write_results(
     paths = [folder / f"{name}.parquet"]
     summary = summarise(table)
     figure = plot(table)
-    try:
+    with writing(folder):
         files.write_table(paths[0], table)
         for form in dict.fromkeys(arguments.format or ("png", "pdf")):
             paths.append(folder / f"{name}.{form}")
@@ -225,13 +164,46 @@ def write_results(
                 "provenance": provenance(),
             },
         )
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error}): give another --out") from error
     print(f"{name} of {', '.join(run.name for run in runs)} ({len(table):,} rows)")
     for key, value in summary.items():
         print(f"  {key}: {_shown(value)}")
     for path in paths:
         print(f"wrote {path}")
+
+
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Turn the system's refusal to write into a sentence about --out."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error}): give another --out") from error
+
+
+def write_comparison(
+    folder: Path,
+    name: str,
+    table: pd.DataFrame,
+    text: str,
+    figures: Mapping[str, Figure],
+    form: str,
+) -> None:
+    """Write NAME.csv, NAME.md and figures by their names, and print the paths."""
+    from subspace_lab.figures.style import save
+    from subspace_lab.recording import files
+
+    writers: dict[str, Callable[[Path], object]] = {
+        f"{name}.csv": lambda path: table.to_csv(path, index=False),
+        f"{name}.md": lambda path: path.write_text(text, encoding="utf-8"),
+    }
+    for title, figure in figures.items():
+        writers[f"{title}.{form}"] = functools.partial(save, figure, format=form)
+    with writing(folder):
+        for file, write in writers.items():
+            with files.replacing(folder / file) as unfinished:
+                write(unfinished)
+    for file in writers:
+        print(f"wrote {folder / file}")
 
 
 def default_folder(runs: Sequence[Run]) -> Path:

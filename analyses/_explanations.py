@@ -79,20 +79,20 @@ EXPLANATIONS = (
     Explanation(
         "ensemble_vs_single",
         "Is the full model an ensemble of its masked parts?",
-        "Top: test loss when the update is scaled by c at inference (c = 1 is what everybody uses, "
-        "c = 0 is the base). A minimum beyond 1 says that masks shrank the update; dotted marks: "
-        "the scale that theory predicts for a linear layer. Middle: how much single masks and two "
-        "sorts of mask ensemble lose against the full model; the dark bar is an identity of theory "
-        "(geometric ensemble plus Jensen gap) and must pass through the single masks' mean. "
-        "Bottom: exact match of each.",
+        "Top: loss on held-out rows when the update is scaled by c at inference (c = 1 is what "
+        "everybody uses, c = 0 is the base). A minimum beyond 1 says that masks shrank the "
+        "update; dotted marks: the scale that theory predicts for a linear layer. Middle: how much "
+        "single masks and two sorts of mask ensemble lose against the full model; the dark bar is "
+        "an identity of theory (geometric ensemble plus Jensen gap) and must pass through the "
+        "single masks' mean. Bottom: exact match of each.",
     ),
     Explanation(
         "gate_expansion",
         "What do random masks cost the trained model, and why?",
         "The gap between the mean loss under random gates and the loss under their mean, on a few "
-        "test rows, beside the second order of its expansion: the regulariser that masks amount to "
-        "in a deep network. Hollow markers: the second order is not shown to stand for the gap, "
-        "because higher orders are not small or the masks are too few.",
+        "held-out rows, beside the second order of its expansion: the regulariser that masks "
+        "amount to in a deep network. Hollow markers: the second order is not shown to stand "
+        "for the gap, because higher orders are not small or the masks are too few.",
         "it was left out to save time",
     ),
     Explanation(

@@ -1,4 +1,4 @@
-"""A trained model under single rank masks, their ensembles and inference scales, on test rows.
+"""A trained model under single rank masks, their ensembles and inference scales, on rows of a task.
 
 The masks multiply the r rank directions that training masked. For most methods those are all that
 a snapshot has. PiSSA and MiLoRA train B A on W_res = W0 - scaling * B0 A0, and their snapshots are

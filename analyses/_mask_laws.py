@@ -25,7 +25,7 @@ def law_of(run: Run) -> MaskLaw | None:
     return None if run.mask_law is None else MaskLaw(**run.mask_law)
 
 
-def moments_of(law: MaskLaw, rank: int) -> mask_law.MaskLaw:
+def moments_of(law: MaskLaw, rank: int) -> mask_law.MaskMoments:
     """Mean and covariance of the masks (r,) that a law draws."""
     from subspace_lab.theory import mask_law
 

@@ -60,16 +60,21 @@ def _grid(rows: pd.DataFrame, cell: Callable[[Any], str]) -> str:
 
 
 def plot(table: pd.DataFrame, *, baseline: str) -> Figure:
-    """Draw the difference to the baseline of each configuration, over all tasks together."""
-    whole = table[table["task"] == AVERAGE] if AVERAGE in set(table["task"]) else table
-    rows = whole[whole["difference"].notna()]
+    """Draw the difference to the baseline of each configuration, over all tasks together.
+
+    Where nothing was paired over all tasks, each task has a place of its own.
+    """
+    rows = table[table["difference"].notna()]
+    if AVERAGE in set(rows["task"]):
+        rows = rows[rows["task"] == AVERAGE]
     shown = [measure for measure in MEASURES if measure in set(rows["measure"])]
+    places = rows["configuration"]
+    if rows["task"].nunique() > 1:
+        places = places + ", " + rows["task"]
     with paper_style():
-        names = list(dict.fromkeys(rows["configuration"]))[::-1]
-        figure, axes = new_figure(
-            max(len(shown), 1), row_height=0.5 + 0.25 * len(names), share_x=False
-        )
-        for panel, measure in zip(axes[:, 0], shown, strict=False):
+        names = list(dict.fromkeys(places))[::-1]
+        figure, axes = new_figure(len(shown), row_height=0.5 + 0.25 * len(names), share_x=False)
+        for panel, measure in zip(axes[:, 0], shown, strict=True):
             title, unit, scale, _ = MEASURES[measure]
             found = rows[rows["measure"] == measure]
             low = found["difference"] - found["difference_low"]
@@ -77,7 +82,7 @@ def plot(table: pd.DataFrame, *, baseline: str) -> Figure:
             panel.axvline(0, color="0.6", linewidth=0.6)
             panel.errorbar(
                 scale * found["difference"],
-                found["configuration"].map(names.index),
+                places[found.index].map(names.index),
                 xerr=[scale * low, scale * high],
                 fmt="o",
                 capsize=2,
@@ -87,7 +92,7 @@ def plot(table: pd.DataFrame, *, baseline: str) -> Figure:
             panel.set_ylim(-0.6, len(names) - 0.4)
             panel.set_title(title.lower())
             panel.set_xlabel("percentage points" if unit == "%" else unit)
-        seeds, tests = int(rows["seeds"].min()), int(rows["rows"].min())
+        seeds, tests = int(rows["paired_seeds"].min()), int(rows["paired_rows"].min())
         figure.suptitle(
             f"Difference to {baseline}\n{seeds} seeds, 95 % t intervals; {tests} test rows a task"
         )

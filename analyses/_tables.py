@@ -60,21 +60,48 @@ def grid_columns(
 
 
 def concatenate(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Stack tables; columns of labels stay categorical, with the union of their categories."""
+    """Stack tables; columns of labels stay categorical, with the union of their categories.
+
+    A column that only some tables have is missing (nan) in the rows of the others.
+    """
     import pandas as pd
     from pandas.api.types import union_categoricals
 
     parts = [table for table in tables if len(table)]
-    if not parts:
-        return pd.DataFrame()
-    return pd.DataFrame(
-        {
-            name: union_categoricals([part[name] for part in parts])
-            if isinstance(parts[0][name].dtype, pd.CategoricalDtype)
-            else pd.concat([part[name] for part in parts], ignore_index=True)
-            for name in parts[0].columns
-        }
-    )
+    names = dict.fromkeys(name for part in parts for name in part.columns)
+
+    def column(name: str) -> Any:
+        kind = next(part[name].dtype for part in parts if name in part)
+        labels = isinstance(kind, pd.CategoricalDtype)
+        filled = [
+            part[name]
+            if name in part
+            else pd.Series(index=part.index, dtype=kind if labels else "float64")
+            for part in parts
+        ]
+        return union_categoricals(filled) if labels else pd.concat(filled, ignore_index=True)
+
+    return pd.DataFrame({name: column(name) for name in names})
+
+
+def evaluated_rows(table: pd.DataFrame, *, examples: str = "examples") -> dict[str, int]:
+    """Give the largest number of rows that were evaluated, by split; empty where none were.
+
+    Args:
+        table: with the column `split`, which tables of earlier versions lack.
+        examples: name of the column of numbers of rows.
+    """
+    if examples not in table:
+        return {}
+    split = table["split"].fillna("held-out") if "split" in table else ["held-out"] * len(table)
+    largest = table[examples].groupby(split, sort=False).max().dropna()
+    return {str(name): int(count) for name, count in largest.items()}
+
+
+def rows_note(table: pd.DataFrame, *, examples: str = "examples") -> str:
+    """Say how many rows of which split were evaluated, such as "64 test rows"."""
+    found = evaluated_rows(table, examples=examples)
+    return ", ".join(f"{count} {split} rows" for split, count in found.items())
 
 
 def ragged(values: NDArray[np.float64]) -> NDArray[np.object_]:

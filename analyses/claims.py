@@ -25,7 +25,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyses._command import default_folder, open_named_runs
+from analyses._command import default_folder, writing
+from analyses._runs import open_named_runs
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:
@@ -151,14 +152,12 @@ def write(table: pd.DataFrame, folder: Path, runs: Sequence[Run]) -> list[Path]:
         "runs": [{"name": run.name, "path": str(run.path)} for run in runs],
         "provenance": provenance(),
     }
-    try:
+    with writing(folder):
         files.write_table(paths[0], table)
         files.write_json(paths[1], content)
         for path, text in zip(paths[2:], (to_markdown(table), to_html(table)), strict=True):
             with files.replacing(path) as unfinished:
                 unfinished.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error}): give another --out") from error
     return paths
 
 

@@ -2,7 +2,8 @@
 
     python -m analyses.ensemble_vs_single --run RUN [--run RUN2 ...] [--masks 8] [--examples 64]
 
-Evaluates one trained adapter in six ways on the run's test rows, by teacher forcing:
+Evaluates one trained adapter in six ways on the rows of the run's eval_split (test rows where it is
+none), by teacher forcing:
 
 - base: the base model without the adapter;
 - full: the full-rank model, as it is used at inference;
@@ -29,6 +30,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from analyses._command import Summary, analysis_parser, run_analysis
+from analyses._configurations import evaluated_split
+from analyses._tables import rows_note
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:
@@ -52,17 +55,17 @@ def compute(
 
     A row is a run, step and predictor: `run, step, predictor, masks` (how many are in it), `scale`
     (of B A; nan for the base of PiSSA and MiLoRA), `draw` (which mask, else -1), `loss` (nats per
-    response token), `accuracy`, `examples`, `jensen_gap` (nats per token, of the ensemble rows: E
-    loss of single masks minus geometric, from the predictions alone), `predicted_scale` (T9's
-    optimal inference scale for white inputs, one number per run and step; nan without masks in
-    training), `keep_prob`.
+    response token), `accuracy`, `examples`, `split` (which rows), `jensen_gap`
+    (nats per token, of the ensemble rows: E loss of single masks minus geometric, from the
+    predictions alone), `predicted_scale` (T9's optimal inference scale for white inputs, one number
+    per run and step; nan without masks in training), `keep_prob`.
 
     Args:
         run: the run.
         steps: which snapshots; None: the last.
         modules: must be None: predictions come from the whole model.
         masks: masks drawn.
-        examples: test rows used at most.
+        examples: rows used at most.
         batch_size: rows in one forward pass.
         seed: seed of the drawn masks.
 
@@ -71,8 +74,8 @@ def compute(
     """
     import pandas as pd
 
-    if masks < 1 or examples < 1:
-        raise UserError("--masks and --examples must be at least 1")
+    if min(masks, examples, batch_size) < 1 or seed < 0:
+        raise UserError("--masks, --examples and --batch_size must be at least 1, --seed 0")
     if modules is not None:
         raise UserError("ensemble_vs_single evaluates whole models: leave --modules out")
     chosen = [None] if steps is None else list(steps)
@@ -105,6 +108,7 @@ def _at_step(
             "loss": tally.nats / tally.tokens,
             "accuracy": sum(tally.rows) / len(tally.rows),
             "examples": len(tally.rows),
+            "split": evaluated_split(run),
             "jensen_gap": tally.jensen_gap / tally.tokens if predictor.masks > 1 else float("nan"),
             "predicted_scale": predicted,
             "keep_prob": (run.mask_law or {}).get("keep_prob", float("nan")),
@@ -168,7 +172,7 @@ def _draw(table: pd.DataFrame) -> Figure:
     axes[2, 0].set_ylim(0, 1)
     masks = int(table["masks"].max())
     figure.suptitle(
-        f"Mask ensembles\n{table['examples'].max()} test rows, {masks} masks; bars: 95 % (Wilson)",
+        f"Mask ensembles\n{rows_note(table)}, {masks} masks; bars: 95 % (Wilson)",
         fontsize="medium",
     )
     legend_below(figure, axes[:2, 0], columns=2)
@@ -260,14 +264,12 @@ def main() -> None:
     """Run the analysis from the command line."""
     parser = analysis_parser("ensemble_vs_single", __doc__)
     parser.add_argument("--masks", type=int, default=8, help="masks drawn (default: 8)")
-    parser.add_argument(
-        "--examples", type=int, default=64, help="test rows used at most (default: 64)"
-    )
+    parser.add_argument("--examples", type=int, default=64, help="rows used at most (default: 64)")
     parser.add_argument(
         "--batch_size", type=int, default=16, help="rows in one forward pass (default: 16)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the masks (default: 0)")
-    run_analysis(parser, compute, plot, summarise)
+    run_analysis(parser, compute, plot, summarise, steps_of=lambda run: sorted(run.snapshots))
 
 
 if __name__ == "__main__":

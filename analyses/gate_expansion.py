@@ -27,7 +27,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from analyses._command import Summary, analysis_parser, run_analysis
+from analyses._configurations import evaluated_split
 from analyses._mask_laws import UNMASKED
+from analyses._tables import rows_note
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:
@@ -57,15 +59,16 @@ def compute(
         steps: which snapshots; None: the last.
         modules: must be None: the gap is one of the whole model.
         masks: random masks, at least 2.
-        examples: test rows.
+        examples: rows of the run's eval_split (test rows where it is none).
         seed: seed of the masks.
 
     Returns:
         A row is a run and step: `run, step`, `measured` (the gap, without the first order, whose
         mean is zero), `second`, `third`, `fourth`, each with its standard error over masks,
         `..._error`, `excess_error` (that of measured - second), `trustworthy`, `tolerance`
-        (relative, of that flag), `masks`, `examples`, `granularity`, `keep_prob`, `factor` (s),
-        `assumed` (whether the law is not the run's own). Losses are in nats per response token.
+        (relative, of that flag), `masks`, `examples`, `split` (which rows), `granularity`,
+        `keep_prob`, `factor` (s), `assumed` (whether the law is not the run's own). Losses
+        are in nats per response token.
 
     Raises:
         UserError: if the run has no adapter to load, its masks are not independent, or an argument
@@ -135,6 +138,7 @@ def _at_step(
         "tolerance": found.tolerance,
         "masks": masks,
         "examples": len(rows),
+        "split": evaluated_split(run),
         "granularity": law["granularity"],
         "keep_prob": law["keep_prob"],
         "factor": factor,
@@ -159,9 +163,8 @@ def plot(table: pd.DataFrame) -> Figure:
             axis.set_ylabel("nats/token")
         step_axis(axes[-1, 0])
         axes[-1, 0].margins(x=0.15)
-        sample = table.iloc[0]
         figure.suptitle(
-            f"Cost of random gates; {sample['examples']} test rows, {sample['masks']} masks, "
+            f"Cost of random gates; {rows_note(table)}, {table['masks'].max()} masks, "
             "95 % over masks",
             fontsize=7,
         )
@@ -212,7 +215,7 @@ def main() -> None:
     """Run the analysis from the command line."""
     parser = analysis_parser("gate_expansion", __doc__)
     parser.add_argument("--masks", type=int, default=8, help="masks drawn (default: 8)")
-    parser.add_argument("--examples", type=int, default=4, help="test rows (default: 4)")
+    parser.add_argument("--examples", type=int, default=4, help="rows (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the masks (default: 0)")
     run_analysis(parser, compute, plot, summarise, steps_of=lambda run: sorted(run.snapshots))
 

@@ -27,11 +27,9 @@ from analyses._batches import map_parallel
 from analyses._command import (
     Summary,
     analysis_parser,
-    open_named_runs,
-    select_modules,
-    select_steps,
     write_results,
 )
+from analyses._runs import open_named_runs, select_modules, select_steps
 from analyses._tables import concatenate
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
@@ -223,6 +221,8 @@ def _steps(runs: list[Run], arguments: argparse.Namespace) -> tuple[int, int]:
         if len(found) != 1:
             raise UserError(f"--steps {text} is no single step of {run.path}")
         chosen += found
+    if len(runs) == 1 and chosen[0] == chosen[1]:
+        raise UserError(f"{runs[0].path} would be compared with itself: give two different --steps")
     return chosen[0], chosen[1]
 
 

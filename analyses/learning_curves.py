@@ -3,8 +3,9 @@
     python -m analyses.learning_curves --run RUN [--run RUN2 ...]
 
 The training loss is the mean negative log-likelihood of the batch in nats per response token, under
-the step's masks where a run is masked; the evaluations are of the full-rank model. Exact match is
-the share of test rows whose whole response greedy decoding would write.
+the step's masks where a run is masked; the evaluations are of the full-rank model, on the rows of
+the run's eval_split. Exact match is the share of rows whose whole response greedy decoding would
+write.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from analyses._command import Summary, analysis_parser, run_analysis
+from analyses._configurations import evaluated_split
+from analyses._tables import evaluated_rows, rows_note
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:
@@ -23,10 +26,12 @@ if TYPE_CHECKING:
 
 COLUMNS = {
     "loss": ("training loss", "nats/token"),
-    "eval_response_loss": ("test loss", "nats/token"),
-    "eval_exact_match": ("test exact match", "share of rows"),
+    "eval_response_loss": ("{} loss", "nats/token"),
+    "eval_exact_match": ("{} exact match", "share of rows"),
 }
-"""Columns of the metrics, with title and unit."""
+"""Columns of the metrics, with title (of evaluations with the split) and unit."""
+
+ROWS = "eval_examples"
 
 
 def compute(
@@ -34,8 +39,8 @@ def compute(
 ) -> pd.DataFrame:
     """Read the metrics of a run.
 
-    A row is a run and optimizer step, with the columns of `Run.metrics`; evaluations are nan at
-    steps without one.
+    A row is a run and optimizer step, with `split` (which rows were evaluated) and the
+    columns of `Run.metrics`; evaluations are nan at steps without one.
 
     Args:
         run: the run.
@@ -43,17 +48,20 @@ def compute(
         modules: must be None: metrics are those of the whole model.
 
     Raises:
-        UserError: if the run has no metrics, or modules are asked for.
+        UserError: if the run has no losses, or modules are asked for.
     """
     if modules is not None:
         raise UserError("learning curves are those of the whole model: leave --modules out")
     table = run.metrics
+    if table.reindex(columns=list(COLUMNS)).isna().all(axis=None):
+        raise UserError(f"{run.path} has no losses: its training logged none and evaluated nothing")
     table.insert(0, "run", run.name)
+    table.insert(1, "split", evaluated_split(run))
     return table if steps is None else table[table["step"].isin(steps)]
 
 
 def plot(table: pd.DataFrame) -> Figure:
-    """Draw training loss, test loss and exact match over steps, one colour per run."""
+    """Draw training loss, loss and exact match of evaluations over steps, one colour per run."""
     from subspace_lab.figures.style import paper_style
 
     with paper_style():
@@ -84,22 +92,23 @@ def _draw(table: pd.DataFrame) -> Figure:
             axis.plot(found["step"], found[name], marker=marker, **look)
     for axis, name in zip(axes[:, 0], shown, strict=True):
         title, unit = COLUMNS[name]
-        axis.set_title(title)
+        axis.set_title(title.format(" and ".join(evaluated_rows(table, examples=ROWS))))
         axis.set_ylabel(unit)
-    if "eval_examples" in table:
-        figure.suptitle(f"{int(table['eval_examples'].max())} test rows", fontsize="medium")
+    if note := rows_note(table, examples=ROWS):
+        figure.suptitle(note, fontsize="medium")
     step_axis(axes[-1, 0])
     legend_below(figure, axes[:, 0])
     return figure
 
 
 def summarise(table: pd.DataFrame) -> Summary:
-    """Give each run's first and last evaluation."""
+    """Give each run's first and last losses."""
     summary: dict[str, float | int | str] = {}
     for run, rows in table.groupby("run", sort=False):
         for name, (title, unit) in COLUMNS.items():
             found = rows[name].dropna() if name in rows else rows["step"][:0]
             if len(found):
+                title = title.format(rows["split"].iloc[0])
                 summary[f"{run}, {title} ({unit})"] = f"{found.iloc[0]:.3g} → {found.iloc[-1]:.3g}"
     return summary
 
@@ -107,7 +116,14 @@ def summarise(table: pd.DataFrame) -> Summary:
 @exit_code_2_on_user_error
 def main() -> None:
     """Run the analysis from the command line."""
-    run_analysis(analysis_parser("learning_curves", __doc__), compute, plot, summarise)
+    run_analysis(
+        analysis_parser("learning_curves", __doc__),
+        compute,
+        plot,
+        summarise,
+        steps_of=lambda run: run.metrics["step"].tolist(),
+        of_factors=False,
+    )
 
 
 if __name__ == "__main__":

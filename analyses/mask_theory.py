@@ -28,11 +28,9 @@ from analyses._command import (
     Summary,
     analysis_parser,
     label,
-    open_named_runs,
-    select_modules,
-    select_steps,
     write_results,
 )
+from analyses._runs import open_named_runs, select_modules, select_steps
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:

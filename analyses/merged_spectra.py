@@ -14,7 +14,8 @@ their largest |cosine| with any left singular vector of W0 is below --epsilon (S
 computed; where they cannot settle the matter the vector counts as undecided.
 
 The base's weights are read one by one; without them (no base named, or out of reach) only the
-update's spectra are given, and the output says so. A quantised base is named as such: its
+update's spectra are given, and so for a module whose weight the base lacks; the output says so. A
+quantised base is named as such: its
 singular values are those of the dequantised weights.
 """
 
@@ -64,10 +65,11 @@ def compute(
         Columns run, step, module, layer, projection, matrix (base, merged, update; only update
         without a base); singular_values (list, descending); intruders and undecided (of the top_k
         vectors; merged only, else nan); update_to_base_norm (Frobenius; nan without a base);
-        remark (on the base).
+        remark (on the base, or on the lack of it).
 
     Raises:
-        UserError: if no adapters were saved, or `base` was asked for and cannot be had.
+        UserError: if no adapters were saved, or `base` was asked for and cannot be had or has none
+            of the modules' weights.
     """
     import pandas as pd
 
@@ -75,19 +77,24 @@ def compute(
         raise UserError(f"{run.path} has no saved adapters: record them with --snapshots")
     if top_k < 1:
         raise UserError(f"--top-k must be at least 1, not {top_k}")
+    if not 0 <= epsilon <= 1:
+        raise UserError(f"--epsilon is a cosine, in [0, 1], and cannot be {epsilon}")
     chosen = sorted(run.snapshots)[-1:] if steps is None else sorted(steps)
     table = run.modules if modules is None else run.modules[run.modules["module"].isin(modules)]
-    weights, remark = _find_base(run, base)
+    names = list(table["module"])
+    weights, remark = _find_base(run, base, names)
 
     def of_module(module: str) -> list[dict[str, Any]]:
         factors = {step: run.factors(step, module) for step in chosen}
-        return _rows(factors, weights, top_k=top_k, epsilon=epsilon)
+        rows = _rows(factors, weights, top_k=top_k, epsilon=epsilon)
+        lacking = weights is not None and weights.find(module) is None
+        said = f"update only: the base has no single weight {module}.weight" if lacking else remark
+        return [{**row, "remark": said} for row in rows]
 
-    names = list(table["module"])
     found = map_parallel(of_module, names, total=len(names), unit="module", description=run.name)
     places = table[["module", "layer", "projection"]].to_dict(orient="records")
     rows = [
-        {"run": run.name, **place, **row, "remark": remark}
+        {"run": run.name, **place, **row}
         for place, of_one in zip(places, found, strict=True)
         for row in of_one
     ]
@@ -95,10 +102,15 @@ def compute(
     return pd.DataFrame(rows).astype(dict.fromkeys(labels, "category"))
 
 
-def _find_base(run: Run, name: str | None) -> tuple[BaseWeights | None, str]:
+def _find_base(run: Run, name: str | None, modules: list[str]) -> tuple[BaseWeights | None, str]:
     """Open the base if it can be had; give what has to be said about it."""
     try:
         weights = open_base(run, name=name)
+        if not any(map(weights.find, modules)):
+            raise UserError(
+                f"the base model in {weights.folder} has none of the modules' weights, such as "
+                f"{modules[0]}.weight"
+            )
     except UserError as error:
         if name:
             raise
@@ -208,8 +220,9 @@ def summarise(table: pd.DataFrame) -> Summary:
             "intruders": float(merged["intruders"].sum(min_count=1)),
             "undecided": float(merged["undecided"].sum(min_count=1)),
         }
-        if remark := last["remark"].iloc[0]:
-            found[f"{run}, base"] = str(remark)
+        if remarks := list(filter(None, last["remark"].unique())):
+            more = f" (and {len(remarks) - 3} more)" if len(remarks) > 3 else ""
+            found[f"{run}, base"] = "; ".join(remarks[:3]) + more
     return found
 
 

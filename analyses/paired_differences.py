@@ -3,7 +3,8 @@
     python -m analyses.paired_differences --runs "runs/methods/*" --out comparison
 
 Reads what `python -m subspace_lab.evaluate` wrote into the runs about test rows. Runs that differ
-in their seed only are repetitions of one configuration. Two measures, where the records have them:
+in their seed only are repetitions of one configuration; base, data, length of training and the way
+of evaluating must be the same in all. Two measures, where the records have them:
 accuracy, and the loss of the right response in nats per token (of `--metric exact_match`), which
 moves long before answers turn right.
 
@@ -22,7 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyses._configurations import mask_settings, method_name, repetitions
+from analyses._configurations import (
+    check_same_problem,
+    mask_settings,
+    method_name,
+    unusual_settings,
+)
+from analyses._scores import Scored, check_same_evaluation, scored_groups
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:
@@ -35,6 +42,7 @@ ACCURACY, LOSS = "accuracy", "loss"
 COLUMNS = [
     "configuration", "task", "measure", "mean", "low", "high", "seeds", "rows",
     "difference", "difference_low", "difference_high", "p_value", "rows_error",
+    "paired_seeds", "paired_rows",
 ]  # fmt: skip
 
 Scores = Mapping[tuple[str, str, int], "pd.Series[float]"]
@@ -45,7 +53,7 @@ class Configuration:
     """What one configuration's runs scored.
 
     Attributes:
-        name: method and mask, in words.
+        name: method, mask, and what else is unlike most configurations, in words.
         scores: values of the test rows, indexed by the hash of their prompt, for each
             (task, measure, seed).
     """
@@ -66,77 +74,81 @@ def compute(runs: Sequence[Run], *, baseline: str = "LoRA") -> pd.DataFrame:
         baseline: name of a configuration.
 
     Returns:
-        One row per configuration, task (the last being their average, where each was scored) and
+        One row per configuration, task (the last being their average, where all were scored) and
         measure (accuracy as a share, loss in nats per token): `mean` with its interval `low`,
         `high` over `seeds`, fewest test `rows`, `difference` to the baseline with its interval and
-        `p_value` over seeds, and its standard error over test rows, `rows_error`.
+        `p_value` over `paired_seeds`, and its standard error over (the fewest) `paired_rows`,
+        `rows_error`.
 
     Raises:
-        UserError: if nothing was evaluated, the baseline is not there, or two runs have the same
-            configuration and seed.
+        UserError: if nothing was evaluated, the baseline is not there or shares no seed and row
+            with another configuration, two runs have the same configuration and seed, or runs
+            differ in problem or evaluation.
     """
     import pandas as pd
 
     known = {found.name: found for found in _configurations(runs)}
     if not known:
-        raise UserError("none of these runs was evaluated: run python -m subspace_lab.evaluate")
+        raise UserError(
+            "none of these runs of subspace_lab.train was evaluated on test rows: run "
+            "python -m subspace_lab.evaluate"
+        )
     if baseline not in known:
         raise UserError(
             f"there is no configuration {baseline!r}: give --baseline one of {', '.join(known)}"
         )
     rows = []
-    for found in known.values():
-        for measure in (ACCURACY, LOSS):
-            tasks = list(dict.fromkeys(key[0] for key in found.scores if key[1] == measure))
-            groups = [(task, [task]) for task in tasks] + [(AVERAGE, tasks)] * (len(tasks) > 1)
+    for measure in (ACCURACY, LOSS):
+        keys = [key for found in known.values() for key in found.scores if key[1] == measure]
+        tasks = list(dict.fromkeys(key[0] for key in keys))
+        groups = [(task, [task]) for task in tasks] + [(AVERAGE, tasks)] * (len(tasks) > 1)
+        for found in known.values():
             for title, members in groups:
-                row = {"configuration": found.name, "task": title, "measure": measure}
-                row |= _mean(found, members, measure)
-                if found.name != baseline:
-                    row |= _difference(known[baseline], found, members, measure)
-                rows.append(row)
-    return pd.DataFrame(rows, columns=COLUMNS)
+                if mean := _mean(found, members, measure):
+                    row = {"configuration": found.name, "task": title, "measure": measure, **mean}
+                    if found.name != baseline:
+                        row |= _difference(known[baseline], found, members, measure)
+                    rows.append(row)
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    if table["difference"].isna().all():
+        raise UserError(
+            f"nothing can be paired with {baseline}: give runs of another configuration that were "
+            "evaluated on the same rows and trained with the same seeds"
+        )
+    return table
 
 
 def _configurations(runs: Sequence[Run]) -> list[Configuration]:
     """Read the scores of all runs, one configuration after another."""
-    groups = [(group, scores) for group in repetitions(runs) if (scores := _read(group))]
-    ranks = {group[0].config.get("rank") for group, _ in groups}
-    found = [
-        Configuration(_name(group[0], with_rank=len(ranks) > 1), scores) for group, scores in groups
+    groups = [(group, scores) for group in scored_groups(runs) if (scores := _read(group))]
+    scored = [one for group, _ in groups for one in group]
+    if scored:
+        check_same_problem([one.run for one in scored])
+        check_same_evaluation(scored)
+    firsts = [group[0].run for group, _ in groups]
+    with_rank = len({run.config.get("rank") for run in firsts}) > 1
+    unusual = unusual_settings(firsts)
+    return [
+        Configuration(_name(run, unusual[run], with_rank=with_rank), scores)
+        for run, (_, scores) in zip(firsts, groups, strict=True)
     ]
-    names = [configuration.name for configuration in found]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(
-            f"several configurations are named {twice[0]!r}: compare runs that differ in method, "
-            "mask, rank and seed only"
-        )
-    return found
 
 
-def _name(run: Run, *, with_rank: bool) -> str:
-    settings = [f"rank {run.config['rank']}"] * with_rank
-    if run.mask_law is not None:
-        settings.append(mask_settings(run.config))
-    return method_name(run) + (f" ({', '.join(settings)})" if settings else "")
+def _name(run: Run, unusual: str, *, with_rank: bool) -> str:
+    mask = mask_settings(run.config) if run.mask_law is not None else ""
+    rank = f"rank {run.config['rank']}" if with_rank else ""
+    settings = ", ".join(filter(None, [rank, unusual, mask]))
+    return method_name(run) + (f" ({settings})" if settings else "")
 
 
-def _read(group: Sequence[Run]) -> dict[tuple[str, str, int], pd.Series[float]]:
-    from subspace_lab.evaluation.records import FOLDER, read_summaries
-    from subspace_lab.recording import files
-
+def _read(group: Sequence[Scored]) -> Scores:
     scores: dict[tuple[str, str, int], pd.Series[float]] = {}
-    for run in group:
-        seed = int(run.config["seed"])
-        for task, summary in read_summaries(run.path).items():
-            table = files.read_table(run.path / FOLDER / f"{task}.parquet")
-            tested = summary["settings"].get("split", "test") == "test"
-            if not tested or "correct" not in table:  # judged conversations have no right answer
+    for one in group:
+        seed = int(one.run.config["seed"])
+        for task, summary in one.summaries.items():
+            table = one.rows(task)
+            if "correct" not in table:  # judged conversations have no right answer
                 continue
-            if (task, ACCURACY, seed) in scores:
-                raise UserError(
-                    f"{run.path} has the configuration and seed of another run: leave one out"
-                )
             indexed = table.drop_duplicates("prompt_hash").set_index("prompt_hash")
             scores[task, ACCURACY, seed] = indexed["correct"].astype(float)
             if summary["metric"] == "exact_match":  # else the loss is of what the model chose
@@ -145,9 +157,12 @@ def _read(group: Sequence[Run]) -> dict[tuple[str, str, int], pd.Series[float]]:
 
 
 def _mean(found: Configuration, tasks: Sequence[str], measure: str) -> dict[str, Any]:
+    """Average over tasks and then over seeds; empty if no seed was scored on all tasks."""
     from subspace_lab.stats.intervals import mean_interval
 
     seeds = _common([found.seeds(task, measure) for task in tasks])
+    if not seeds:
+        return {}
     values = [_average([found.scores[task, measure, seed] for task in tasks]) for seed in seeds]
     interval = mean_interval(values)
     rows = min(len(found.scores[task, measure, seed]) for task in tasks for seed in seeds)
@@ -176,6 +191,8 @@ def _difference(
         _rows(found, task, measure, seeds).sub(_rows(baseline, task, measure, seeds)).dropna()
         for task in tasks
     ]
+    if any(each.empty for each in differences):
+        return {}
     by_seed = [_average([each[seed] for each in differences]) for seed in seeds]
     interval = mean_interval(by_seed)
     # Tasks weigh equally, and their rows are independent samples.
@@ -186,6 +203,8 @@ def _difference(
         "difference_high": interval.high,
         "p_value": sign_flip_test(by_seed).p_value,
         "rows_error": float(variance) ** 0.5 / len(tasks),
+        "paired_seeds": len(seeds),
+        "paired_rows": min(map(len, differences)),
     }
 
 
@@ -216,20 +235,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("paired-differences"), help="a folder")
     parser.add_argument("--format", choices=("png", "pdf", "svg"), default="pdf", help="of figures")
     arguments = parser.parse_args()
+    from analyses._command import write_comparison
     from analyses._paired_layout import as_markdown, plot
-    from subspace_lab.figures.style import save
     from subspace_lab.recording.run import open_runs
 
     table = compute(open_runs(arguments.runs), baseline=arguments.baseline)
     text = as_markdown(table, baseline=arguments.baseline)
     print(text)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(arguments.out / "paired_differences.csv", index=False)
-    (arguments.out / "paired_differences.md").write_text(text)
-    figure = f"paired_differences.{arguments.format}"
-    save(plot(table, baseline=arguments.baseline), arguments.out / figure, format=arguments.format)
-    for name in ("paired_differences.csv", "paired_differences.md", figure):
-        print(f"wrote {arguments.out / name}")
+    name = "paired_differences"
+    figures = {name: plot(table, baseline=arguments.baseline)}
+    write_comparison(arguments.out, name, table, text, figures, arguments.format)
 
 
 if __name__ == "__main__":

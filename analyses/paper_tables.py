@@ -4,7 +4,8 @@
 
 Each cell reads "published / measured". Measured is the mean over seeds with the half width of its
 95 % interval (Student's t) and the number of seeds; runs that differ in their seed only are
-repetitions. It comes from RUN/evaluations/summary.json, test rows only (see
+repetitions, and runs of one base must share data, length of training and the way of evaluating. It
+comes from RUN/evaluations/summary.json, test rows only (see
 `python -m subspace_lab.evaluate`). Blank where nothing was run; an average only where every column
 was. Known errors of the published tables carry a footnote.
 
@@ -22,7 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyses._configurations import mask_settings, method_name, repetitions
+from analyses._configurations import (
+    check_same_problem,
+    mask_settings,
+    method_name,
+    unusual_settings,
+)
+from analyses._scores import Scored, check_same_evaluation, scored_groups
 from analyses.published import AVERAGE, LLAMA2, LLAMA3, TABLE_5, TABLES, Table
 from subspace_lab.errors import exit_code_2_on_user_error
 
@@ -47,7 +54,7 @@ class Result:
         model: base model.
         method: as the tables name it.
         parameters: trainable parameters, in millions; empty where the run does not say.
-        settings: rank and mask, in words.
+        settings: rank, mask, and what else is unlike most runs of the base, in words.
         rank: r; 0 for full fine-tuning.
         prune_prob: 1 - keep_prob; 0 without a mask.
         scores: by column title, one value per seed, scaled as the table is.
@@ -88,29 +95,31 @@ def compute(runs: Iterable[Run]) -> pd.DataFrame:
 
 
 def collect(table: Table, runs: Iterable[Run]) -> list[Result]:
-    """Group the runs that were evaluated on a table's tasks by configuration."""
-    from subspace_lab.evaluation.records import read_summaries
+    """Group the runs that were evaluated on a table's tasks by configuration.
 
-    evaluated: dict[Run, dict[str, dict[str, Any]]] = {}
-    for run in runs:
-        summaries = {
-            task: summary
-            for task, summary in read_summaries(run.path).items()
-            if task in table.columns and summary["settings"].get("split", "test") == "test"
-        }
-        if summaries:
-            evaluated[run] = summaries
-    return [
-        _result(table, [(run, evaluated[run]) for run in group]) for group in repetitions(evaluated)
-    ]
+    Raises:
+        UserError: if runs of one base model differ in problem or evaluation, or two have the same
+            configuration and seed.
+    """
+    bases: dict[str, list[list[Scored]]] = {}
+    for group in scored_groups(runs, tasks=table.columns):
+        bases.setdefault(model_name(str(group[0].run.config["base"])), []).append(group)
+    results = []
+    for groups in bases.values():
+        scored = [one for group in groups for one in group]
+        check_same_problem([one.run for one in scored], but=["base"])
+        check_same_evaluation(scored)
+        unusual = unusual_settings([group[0].run for group in groups])
+        results += [_result(table, group, unusual[group[0].run]) for group in groups]
+    return results
 
 
-def _result(table: Table, members: list[tuple[Run, dict[str, dict[str, Any]]]]) -> Result:
-    first = members[0][0]
+def _result(table: Table, members: list[Scored], unusual: str) -> Result:
+    first = members[0].run
     config, masked = first.config, first.mask_law is not None
     scores: dict[str, list[float]] = {}
     examples: dict[str, int] = {}
-    for _, summaries in members:
+    for summaries in (one.summaries for one in members):
         for task, title in table.columns.items():
             if task in summaries:
                 scores.setdefault(title, []).append(table.scale * summaries[task]["value"])
@@ -124,7 +133,7 @@ def _result(table: Table, members: list[tuple[Run, dict[str, dict[str, Any]]]]) 
         model=model_name(str(config["base"])),
         method=method_name(first),
         parameters=f"{trained / 1e6:.2f}M" if trained else "",
-        settings=_settings(config, masked=masked),
+        settings=_settings(config, unusual, masked=masked),
         rank=0 if config["method"] == "full" else int(config["rank"]),
         prune_prob=round(1 - config["keep_prob"], 6) if masked else 0.0,
         scores=scores,
@@ -144,11 +153,9 @@ def model_name(base: str) -> str:
     return base
 
 
-def _settings(config: Mapping[str, Any], *, masked: bool) -> str:
-    if config["method"] == "full":
-        return ""
-    rank = f"rank {config['rank']}"
-    return f"{rank}, {mask_settings(config)}" if masked else rank
+def _settings(config: Mapping[str, Any], unusual: str, *, masked: bool) -> str:
+    rank = "" if config["method"] == "full" else f"rank {config['rank']}"
+    return ", ".join(filter(None, [rank, unusual, mask_settings(config) if masked else ""]))
 
 
 def _published_rows(table: Table, results: list[Result]) -> list[dict[str, Any]]:
@@ -261,23 +268,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("paper-tables"), help="where to write")
     parser.add_argument("--format", choices=("png", "pdf", "svg"), default="pdf", help="of figures")
     arguments = parser.parse_args()
+    from analyses._command import write_comparison
     from analyses._paper_figures import draw_pruning_rates, draw_ranks
     from analyses._paper_layout import as_markdown
-    from subspace_lab.figures.style import save
     from subspace_lab.recording.run import open_runs
 
     table = compute(open_runs(arguments.runs))
     text = as_markdown(table)
     print(text)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(arguments.out / "paper_tables.csv", index=False)
-    (arguments.out / "paper_tables.md").write_text(text)
-    written = ["paper_tables.csv", "paper_tables.md"]
-    for name, plot in (("figure2", draw_pruning_rates), ("figure3", draw_ranks)):
-        written.append(f"{name}.{arguments.format}")
-        save(plot(table), arguments.out / written[-1], format=arguments.format)
-    for name in written:
-        print(f"wrote {arguments.out / name}")
+    figures = {"figure2": draw_pruning_rates(table), "figure3": draw_ranks(table)}
+    write_comparison(arguments.out, "paper_tables", table, text, figures, arguments.format)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,15 @@ import base64
 import html
 import importlib
 import io
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyses._command import label, open_named_runs
+from analyses._command import label, writing
+from analyses._configurations import evaluated_split
 from analyses._explanations import CLAIMS_READING, EXPLANATIONS, Explanation
+from analyses._runs import open_named_runs
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:
@@ -71,8 +74,9 @@ def _overview(runs: Sequence[Run]) -> str:
         "method",
         "mask",
         "steps",
-        "test loss<br>(nats/token)",
-        "test exact match<br>(95&nbsp;%, Wilson)",
+        "loss when evaluated<br>(nats/token)",
+        "exact match<br>(95&nbsp;%, Wilson)",
+        "evaluated on",
         "step time<br>(median)",
         "size",
     )
@@ -97,14 +101,18 @@ def _overview(runs: Sequence[Run]) -> str:
 
 
 def _facts(run: Run) -> list[str]:
-    """Give the cells of a run's row in the overview."""
+    """Give the cells of a run's row in the overview; empty where it has no such number."""
     from subspace_lab.stats.intervals import accuracy_interval
 
     metrics, law = run.metrics, run.mask_law
-    losses = metrics["eval_response_loss"].dropna()
-    matches = metrics["eval_exact_match"].dropna()
-    examples = int(metrics["eval_examples"].max())
-    interval = accuracy_interval(round(matches.iloc[-1] * examples), examples)
+    losses, matches = _known(metrics, "eval_response_loss"), _known(metrics, "eval_exact_match")
+    seconds, sizes = _known(metrics, "seconds"), _known(metrics, "eval_examples")
+    exact_match, evaluated = "", "nothing"
+    if sizes:
+        examples = int(sizes[-1])
+        interval = accuracy_interval(round(matches[-1] * examples), examples)
+        exact_match = f"{_change(matches)} [{interval.low:.2f}, {interval.high:.2f}]"
+        evaluated = f"{examples} {evaluated_split(run)} rows"
     mask = "none"
     if law is not None:
         rescale = "× 1/keep_prob" if law["rescale"] else "not rescaled"
@@ -115,12 +123,20 @@ def _facts(run: Run) -> list[str]:
         html.escape(str(run.config.get("method", "?"))),
         html.escape(mask),
         str(int(metrics["step"].max())),
-        f"{losses.iloc[0]:.2f} → {losses.iloc[-1]:.2f}",
-        f"{matches.iloc[0]:.2f} → {matches.iloc[-1]:.2f} "
-        f"[{interval.low:.2f}, {interval.high:.2f}], n = {examples}",
-        f"{metrics['seconds'].median():.2f} s",
+        _change(losses),
+        exact_match,
+        evaluated,
+        f"{statistics.median(seconds):.2f} s" if seconds else "",
         f"{size / 2**20:.0f} MiB",
     ]
+
+
+def _known(metrics: pd.DataFrame, column: str) -> list[float]:
+    return metrics[column].dropna().tolist() if column in metrics else []
+
+
+def _change(values: Sequence[float]) -> str:
+    return f"{values[0]:.2f} → {values[-1]:.2f}" if values else ""
 
 
 def _section(explanation: Explanation, runs: Sequence[Run]) -> str:
@@ -142,8 +158,8 @@ def _section(explanation: Explanation, runs: Sequence[Run]) -> str:
         table["run"] = run.name
         tables.append(table.drop(columns="configuration", errors="ignore"))
     image = _image(name, label(pd.concat(tables, ignore_index=True), having))
-    missing = [run.name for run in runs if run not in having]
-    note = f"<p class='remark'>Without {', '.join(missing)}: {explanation.why_missing}.</p>"
+    missing = html.escape(", ".join(run.name for run in runs if run not in having))
+    note = f"<p class='remark'>Without {missing}: {explanation.why_missing}.</p>"
     return (
         head
         + f"<p>{explanation.reading}</p><figure><img alt='{html.escape(explanation.question)}' "
@@ -186,8 +202,8 @@ def main() -> None:
     if arguments.claims is not None and not arguments.claims.is_file():
         raise UserError(f"there is no file {arguments.claims}: run analyses.claims first")
     page = render(runs, claims=arguments.claims.read_text() if arguments.claims else "")
-    with files.replacing(arguments.out) as unfinished:
-        unfinished.write_text(page)
+    with writing(arguments.out), files.replacing(arguments.out) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
     print(f"wrote {arguments.out}")
 
 

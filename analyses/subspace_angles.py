@@ -106,9 +106,10 @@ def compute(
 
     table = concatenate(map_cores(run, of_batch, steps=between.tolist(), modules=modules))
     if table.empty:
+        chosen = " among those selected: leave --steps out, or" if steps is not None else ":"
         raise UserError(
-            f"{run.path} has no step whose core, mask and next mask were all recorded"
-            f"{' among those selected' if steps is not None else ''}: record with --cores full"
+            f"{run.path} has no step whose core, mask and next mask were all recorded{chosen} "
+            "record with --cores full"
         )
     return table
 

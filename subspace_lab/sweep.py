@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from subspace_lab.errors import exit_code_2_on_user_error
+from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,28 +41,34 @@ def main() -> None:
     )
     parser.add_argument("--config", required=True, help="a sweep file, or a shipped one's name")
     parser.add_argument("--out", required=True, type=Path, help="the folder of the runs")
-    parser.add_argument("--status", action="store_true", help="print how far the runs are")
-    parser.add_argument("--select", action="store_true", help="print what validation rows select")
-    parser.add_argument(
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--status", action="store_true", help="print how far the runs are")
+    either.add_argument("--select", action="store_true", help="print what validation rows select")
+    either.add_argument(
         "--executor",
         choices=("local", "slurm"),
-        default="local",
         help="local: one run after another (default); slurm: a job array through submitit",
     )
     arguments = parser.parse_args()
 
+    from subspace_lab.recording.files import replacing
     from subspace_lab.sweeping.grid import read_sweep
     from subspace_lab.sweeping.running import run_here, submit
     from subspace_lab.sweeping.selection import select
-    from subspace_lab.sweeping.state import status_table
+    from subspace_lab.sweeping.state import refuse_other_runs, status_table
 
     sweep, out = read_sweep(arguments.config), arguments.out
+    refuse_other_runs(sweep, out)
     if arguments.status:
         _print(status_table(sweep, out))
     elif arguments.select:
         chosen = select(sweep, out)
-        chosen.to_csv(out / "selection.csv", index=False)
         _print(chosen)
+        try:
+            with replacing(out / "selection.csv") as unfinished:
+                chosen.to_csv(unfinished, index=False)
+        except OSError as error:
+            raise UserError(f"{out / 'selection.csv'} cannot be written ({error})") from error
         print(f"wrote {out / 'selection.csv'}")
     elif arguments.executor == "slurm":
         jobs = submit(sweep, out)

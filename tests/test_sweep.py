@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -90,6 +91,11 @@ def test_shipped_sweeps_are_valid(path):
         ({"eval_split": ["test"]}, {"select": "keep_prob"}, "evaluates on test"),
         ([], {}, "has no grid"),
         ({"seed": [0]}, {"grids": []}, "unknown key 'grids'"),
+        ({"seed": []}, {}, "no value of seed"),
+        ({"base": ["a/b", "a-b"]}, {}, "2 different runs of the grid would be named base=a-b"),
+        ({"keep_prob": [0.5], "method": ["droplora"]}, {"select": "keep_prob"}, "at least 2"),
+        ({"seed": [0, 1]}, {"select": "seed"}, "selects the seed"),
+        ({"seed": [0, 1]}, {"select": {"field": ["keep_prob"]}}, "is no field"),
     ],
 )
 def test_bad_sweep_files_are_refused(tiny, grid, keys, message):
@@ -122,6 +128,51 @@ def test_selection_takes_the_best_validation_score(tiny, tmp_path):
             assert row.low < row.mean < row.high
             assert row.seeds == 2
         assert rows.loc[rows["chosen"], "mean"].tolist() == [rows["mean"].min()]
+
+
+def test_a_diverged_run_is_the_worst_and_an_old_evaluation_no_score(tiny, tmp_path):
+    grid = {"method": ["droplora"], "keep_prob": [0.5, 0.7]}
+    sweep = read_sweep(tiny(grid, select="keep_prob"))
+    out = tmp_path / "runs"
+    train_all(sweep, out)
+    chosen = select(sweep, out).set_index("keep_prob")["chosen"]
+    best = next(job for job in sweep.jobs if chosen[job.values["keep_prob"]])
+    path = out / best.name / "metrics.parquet"
+    metrics = pd.read_parquet(path)
+    metrics.loc[metrics.index[-1], "eval_response_loss"] = float("nan")
+    metrics.to_parquet(path)
+    found = select(sweep, out).set_index("keep_prob")
+    assert not found.loc[best.values["keep_prob"], "chosen"] and found["chosen"].sum() == 1
+    metrics.loc[metrics.index[-1], "eval_examples"] = float("nan")
+    metrics.to_parquet(path)
+    with pytest.raises(UserError, match="not evaluated at its end"):
+        select(sweep, out)
+
+
+def test_a_folder_of_another_sweep_is_refused(tiny, tmp_path):
+    out = tmp_path / "runs"
+    train_all(read_sweep(tiny({"seed": [0]})), out)
+    (tmp_path / "file").write_text("")
+    path = tiny({"seed": [0]}, fields={"steps": 3})
+    for folder, message in (
+        (out, "seed=0 differs from the sweep file in steps: choose another --out"),
+        (tmp_path / "file" / "runs", "file is no folder"),
+    ):
+        done = command("subspace_lab.sweep", f"--config={path}", f"--out={folder}", "--status")
+        assert done.returncode == 2 and message in done.stderr
+
+
+@pytest.mark.parametrize("others", [["--select"], ["--executor", "slurm"]])
+def test_status_goes_alone(tiny, tmp_path, others):
+    path = tiny({"seed": [0]})
+    arguments = [f"--config={path}", f"--out={tmp_path}", "--status", *others]
+    done = command("subspace_lab.sweep", *arguments)
+    assert done.returncode == 2 and "not allowed with" in done.stderr
+
+
+def test_a_missing_launcher_is_told(tiny, tmp_path):
+    with pytest.raises(UserError, match="no command 'acelerate'"):
+        run_here(read_sweep(tiny({"seed": [0]}, launch=["acelerate", "launch"])), tmp_path)
 
 
 def test_finished_runs_are_skipped_and_others_taken_up(tiny, tmp_path, monkeypatch):

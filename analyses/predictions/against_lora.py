@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from analyses.predictions.rows import Prediction, Row
+from subspace_lab.stats.seeds import MASK_FIELDS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from analyses.predictions.group import Group
     from subspace_lab.recording.run import Run
 
-MASK_SETTINGS = ("method", "keep_prob", "granularity", "rescale", "sampling", "rank_mask")
+MASK_SETTINGS = ("method", "rank_mask", *MASK_FIELDS)
 WHY = "masked and plain runs soon see different gradients"
 
 LENGTH_B = Prediction("B's displacement over LoRA's", "T16", "masks slow B by another factor")

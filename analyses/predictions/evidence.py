@@ -44,13 +44,15 @@ class Gain:
         label: the masked configuration.
         rank: its rank.
         difference: over the seeds, with interval and test.
-        examples: test rows of each evaluation.
+        examples: rows of each evaluation.
+        split: which rows they are.
     """
 
     label: str
     rank: int
     difference: PairedDifference
     examples: int
+    split: str
 
     def __str__(self) -> str:
         """Give the gain with its evidence."""
@@ -59,7 +61,7 @@ class Gain:
         if seeds > 1:
             text += f"95 % interval {found.low:+.3f} to {found.high:+.3f}, "
             text += f"p = {self.difference.test.p_value:.2g}, "
-        return text + f"{seeds} paired seed{'s' * (seeds > 1)}, {self.examples} test rows)"
+        return text + f"{seeds} paired seed{'s' * (seeds > 1)}, {self.examples} {self.split} rows)"
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ class Evidence:
                     {pair.seed: pair.masked for pair in found},
                 ),
                 found[0].examples,
+                found[0].split,
             )
             for label, found in pairs.items()
         ]
@@ -146,14 +149,17 @@ class _Pair:
     masked: float
     plain: float
     examples: int
+    split: str
 
 
 def _pair(run: Run, lora: Run) -> _Pair | None:
+    from analyses._configurations import evaluated_split
+
     first, second = _score(run), _score(lora)
     if first is None or second is None:
         return None
-    config = run.config
-    return _Pair(config["seed"], config["rank"], first[0], second[0], first[1])
+    config, split = run.config, evaluated_split(run)
+    return _Pair(config["seed"], config["rank"], first[0], second[0], first[1], split)
 
 
 def _score(run: Run) -> tuple[float, int] | None:

@@ -111,7 +111,7 @@ class Group:
         return [seen for seen in self.run.gates if seen.module in set(self.names)]
 
     @cached_property
-    def moments(self) -> mask_law.MaskLaw:
+    def moments(self) -> mask_law.MaskMoments:
         """Mean and covariance of the masks' law."""
         assert self.law is not None
         return moments_of(self.law, self.rank)

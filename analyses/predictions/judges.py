@@ -118,18 +118,18 @@ def only_the_kept(evidence: Evidence) -> Finding:
 
 def like_an_ensemble(evidence: Evidence) -> Finding:
     """Compare the full model with single masks and with their geometric ensemble."""
-    losses = {run: found for run in evidence.masked() if (found := _losses(run))}
+    losses = {run: known for run in evidence.masked() if (known := _losses(run)) is not None}
     if not losses:
         return needs("analyses.ensemble_vs_single of a masked run")
     shown, better, rescaled = [], [], []
-    for run, found in losses.items():
+    for run, (found, rows) in losses.items():
         assert run.mask_law is not None
         better.append(found["full"] < found["single"])
         rescaled.append(run.mask_law["rescale"])
         shown.append(
             f"{run.name} ({'rescaled' if rescaled[-1] else 'not rescaled'}) full "
             f"{found['full']:.3f}, single masks {found['single']:.3f}, their geometric ensemble "
-            f"{found['geometric']:.3f} (n = {found['examples']:.0f} test rows)"
+            f"{found['geometric']:.3f} (n = {rows})"
         )
     text = f"Loss in nats per token: {'; '.join(shown)}."
     if not any(better):
@@ -213,17 +213,17 @@ def all_tasks(evidence: Evidence) -> Finding:
     return needs(f"the paper's tasks and models; these runs are on {', '.join(tasks)}")
 
 
-def _losses(run: Run) -> dict[str, float]:
-    """Mean losses by predictor, from the run's table of `ensemble_vs_single` if there is one."""
+def _losses(run: Run) -> tuple[dict[str, float], str] | None:
+    """Mean losses by predictor, and of which rows, from the run's table of `ensemble_vs_single`."""
+    from analyses._tables import rows_note
     from subspace_lab.recording import files
 
     path = run.output_folder / "ensemble_vs_single.parquet"
     if not path.is_file():
-        return {}
+        return None
     table = files.read_table(path)
     table = table[table["step"] == table["step"].max()]
-    losses: dict[str, float] = table.groupby("predictor")["loss"].mean().to_dict()
-    return losses | {"examples": float(table["examples"].max())}
+    return table.groupby("predictor")["loss"].mean().to_dict(), rows_note(table)
 
 
 def _turned(run: Run) -> tuple[float, int, int, int] | None:

@@ -1,8 +1,7 @@
-"""Intervals around means, other statistics, and accuracies."""
+"""Intervals around means and accuracies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,43 +57,6 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
     return Interval(
         _plain(mean), _plain(mean - half), _plain(mean + half), level=level, count=_plain(count)
     )
-
-
-def bootstrap_interval(
-    values: ArrayLike,
-    *,
-    statistic: Callable[..., Any] = np.mean,
-    level: float = 0.95,
-    resamples: int = 9999,
-    seed: int = 0,
-) -> Interval:
-    """Bias-corrected and accelerated (BCa) bootstrap interval (Efron 1987, JASA 82(397)).
-
-    Args:
-        values: one sample (n,), n >= 2; second-order accurate, so not for a handful of values.
-        statistic: function of the sample that takes `axis`.
-        level: coverage.
-        resamples: number of bootstrap samples.
-        seed: of the resampling.
-
-    Raises:
-        ValueError: if there are fewer than two values.
-    """
-    sample = np.asarray(values, dtype=np.float64)
-    if sample.ndim != 1 or len(sample) < 2:
-        raise ValueError(f"a bootstrap needs one sample of at least 2 values, not {sample.shape}")
-    estimate = float(statistic(sample, axis=-1))
-    if (sample == sample[0]).all():  # no spread to resample: BCa is undefined
-        return Interval(estimate, estimate, estimate, level, len(sample))
-    found = stats.bootstrap(
-        (sample,),
-        statistic,
-        confidence_level=level,
-        n_resamples=resamples,
-        method="BCa",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(estimate, float(found.low), float(found.high), level, len(sample))
 
 
 def accuracy_interval(correct: int, total: int, *, level: float = 0.95) -> Interval:

@@ -1,4 +1,4 @@
-"""Paired comparisons: of two configurations by seed, and of two models example by example."""
+"""Paired comparisons of two configurations, seed by seed."""
 
 from __future__ import annotations
 
@@ -36,23 +36,6 @@ class PairedDifference:
     difference: Interval
     test: SignFlipTest
     pairs: tuple[Hashable, ...]
-
-
-@dataclass(frozen=True)
-class McNemarTest:
-    """Two models on the same examples.
-
-    Attributes:
-        only_first: examples that only the first answers correctly.
-        only_second: examples that only the second does.
-        difference: accuracy of the second minus that of the first.
-        p_value: exact, two-sided.
-    """
-
-    only_first: int
-    only_second: int
-    difference: float
-    p_value: float
 
 
 def paired_difference(
@@ -104,28 +87,3 @@ def sign_flip_test(differences: ArrayLike) -> SignFlipTest:
         rng=np.random.default_rng(0),
     )
     return SignFlipTest(float(found.pvalue), exact)
-
-
-def mcnemar_test(first: ArrayLike, second: ArrayLike) -> McNemarTest:
-    """Exact McNemar test on per-example correctness (McNemar 1947, Psychometrika 12).
-
-    Of the examples on which the two disagree, the number that the first wins is Bin(n, 1/2) if
-    they are equally good. It covers the sampling of test examples only, not training seeds.
-
-    Args:
-        first: whether the first model is correct (examples,).
-        second: the same of the second model, on the same examples in the same order.
-
-    Raises:
-        ValueError: if the lengths differ or are 0.
-
-    >>> mcnemar_test([1, 1, 0, 0, 0, 0], [1, 0, 1, 1, 1, 1]).p_value
-    0.375
-    """
-    one, two = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
-    if one.shape != two.shape or one.size == 0:
-        raise ValueError(f"one answer each per example, not {one.shape} and {two.shape}")
-    only_first, only_second = int((one & ~two).sum()), int((two & ~one).sum())
-    disagreements = only_first + only_second
-    p_value = stats.binomtest(only_first, disagreements).pvalue if disagreements else 1.0
-    return McNemarTest(only_first, only_second, float(two.mean() - one.mean()), float(p_value))

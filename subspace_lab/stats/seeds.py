@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 # Settings that do not tell configurations apart: the seed, and what is recorded when.
-IGNORED = ("seed", "cores", "snapshots", "eval_every", "checkpoint_every")
+SEED_AND_RECORDING = ("seed", "cores", "snapshots", "eval_every", "checkpoint_every")
+# Settings that mean nothing to a run without a rank mask.
+MASK_FIELDS = ("keep_prob", "granularity", "rescale", "sampling")
 
 
 def label_configurations(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -24,7 +26,7 @@ def label_configurations(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, 
     {'a': 'rank 8', 'b': 'rank 8', 'c': 'rank 4'}
     """
     values = {
-        run: {key: json.dumps(config[key]) for key in config if key not in IGNORED}
+        run: {key: json.dumps(config[key]) for key in config if key not in SEED_AND_RECORDING}
         for run, config in configs.items()
     }
     settings = list(dict.fromkeys(key for value in values.values() for key in value))

@@ -15,9 +15,10 @@ names. A sweep that selects evaluates on validation rows, never on the test set.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,11 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from subspace_lab.errors import UserError
+from subspace_lab.stats.seeds import MASK_FIELDS
 from subspace_lab.training.command_line import parse, training_parser
 from subspace_lab.training.config import CONFIGS, TrainConfig
 
 PRESET = "preset"
-MASK_FIELDS = ("keep_prob", "granularity", "rescale", "sampling")
 # What the evaluations during training give, and whether less is better.
 SCORES = {"response_loss": True, "exact_match": False}
 
@@ -86,8 +87,9 @@ def read_sweep(name: str | Path) -> Sweep:
     """Read a sweep file, by path or by its name among the shipped ones, and check every run.
 
     Raises:
-        UserError: if the file is missing or malformed, a run's configuration is wrong, or a sweep
-            that selects would evaluate on the test set.
+        UserError: if the file is missing or malformed, a run's configuration is wrong, two runs
+            would share a folder, or a sweep that selects would evaluate on the test set or has
+            nothing to select from.
     """
     path = _find(name)
     content = _read(path)
@@ -106,6 +108,9 @@ def read_sweep(name: str | Path) -> Sweep:
                 "is selected must be selected on eval_split validation"
             )
         jobs.setdefault(_identity(job.config), job)
+    _check_names(path, jobs.values())
+    if selection is not None:
+        _check_choice(path, selection, jobs.values())
     return Sweep(
         jobs=tuple(jobs.values()),
         selection=selection,
@@ -148,12 +153,32 @@ def _read_selection(path: Path, content: Mapping[str, Any]) -> Selection | None:
     given = {"field": given} if isinstance(given, str) else given
     if not isinstance(given, dict) or not {"field"} <= given.keys() <= {"field", "score"}:
         raise UserError(f"{path}: select takes `field` and `score`, such as {{field: keep_prob}}")
-    selection = Selection(**given)
+    selection = Selection(**{key: str(value) for key, value in given.items()})
     if selection.field not in {f.name for f in fields(TrainConfig)}:
         raise UserError(f"{path} selects {selection.field!r}, which is no field of a run")
+    if selection.field == "seed":
+        raise UserError(f"{path} selects the seed, over which scores are averaged: select another")
     if selection.score not in SCORES:
         raise UserError(f"{path}: score must be one of {', '.join(SCORES)}")
     return selection
+
+
+def _check_names(path: Path, jobs: Iterable[Job]) -> None:
+    names = [job.name for job in jobs]
+    for name, count in collections.Counter(names).items():
+        if count > 1:
+            raise UserError(f"{path}: {count} different runs of the grid would be named {name}")
+
+
+def _check_choice(path: Path, selection: Selection, jobs: Iterable[Job]) -> None:
+    values = {
+        json.dumps(job.values[selection.field]) for job in jobs if selection.field in job.values
+    }
+    if len(values) < 2:
+        raise UserError(
+            f"{path} selects {selection.field}, but its grid has {len(values)} values of it: give "
+            "at least 2"
+        )
 
 
 def _points(path: Path, grid: Any) -> Iterator[dict[str, Any]]:
@@ -165,6 +190,8 @@ def _points(path: Path, grid: Any) -> Iterator[dict[str, Any]]:
         for key in product:
             if key not in known:
                 raise UserError(f"{path}: the grid has {key!r}, which is no field of a run")
+            if product[key] == []:
+                raise UserError(f"{path}: the grid has no value of {key}: give at least one")
         axes = [_listed(values) for values in product.values()]
         for point in itertools.product(*axes):
             yield dict(zip(product, point, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,13 @@ def run_command(command: Sequence[str], run: str) -> int:
 
 
 def run_here(sweep: Sweep, out: Path) -> list[str]:
-    """Train what is not finished, one run after another; give the names of failed runs."""
+    """Train what is not finished, one run after another; give the names of failed runs.
+
+    Raises:
+        UserError: if the command that launches them is not there.
+    """
+    if sweep.launch and shutil.which(sweep.launch[0]) is None:
+        raise UserError(f"there is no command {sweep.launch[0]!r}, with which the sweep launches")
     jobs = _unfinished(sweep, out)
     failed = []
     for job in tqdm(jobs, unit="run", disable=not jobs):

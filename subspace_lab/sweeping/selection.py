@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subspace_lab.errors import UserError
-from subspace_lab.sweeping.grid import Job, Sweep
-from subspace_lab.sweeping.state import last_evaluation, state_of
+from subspace_lab.recording import files
+from subspace_lab.sweeping.grid import Job, Selection, Sweep
+from subspace_lab.sweeping.state import state_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +26,8 @@ def select(sweep: Sweep, out: Path) -> pd.DataFrame:
         `high` (95 % interval over seeds, Student's t; nan for one seed), `seeds`, `chosen`.
 
     Raises:
-        UserError: if the sweep selects nothing, or a run is not finished.
+        UserError: if the sweep selects nothing, or a run is not finished or was not evaluated at
+            its end.
     """
     import pandas as pd
 
@@ -37,9 +40,7 @@ def select(sweep: Sweep, out: Path) -> pd.DataFrame:
     for job in sweep.jobs:
         if selection.field in job.values:
             place = (_group(job, selection.field), job.values[selection.field])
-            scores.setdefault(place, []).append(_score(job, out, selection.score))
-    if not scores:
-        raise UserError(f"no run of the grid varies {selection.field}: nothing can be selected")
+            scores.setdefault(place, []).append(_score(job, out, selection))
     rows = []
     for (group, value), found in scores.items():
         interval = mean_interval(found)
@@ -67,8 +68,13 @@ def _group(job: Job, field: str) -> str:
     return ", ".join(f"{key} {value}" for key, value in others.items()) or "all"
 
 
-def _score(job: Job, out: Path, score: str) -> float:
-    run = out / job.name
+def _score(job: Job, out: Path, selection: Selection) -> float:
+    """Read the score after the last step; a loss that is no number is the worst of all."""
+    run, column = out / job.name, f"eval_{selection.score}"
     if state_of(run) != "finished":
         raise UserError(f"{run} is not finished: run the sweep to its end before selecting")
-    return last_evaluation(run)[f"eval_{score}"]
+    metrics = files.read_table(run / "metrics.parquet")
+    if column not in metrics or not metrics["eval_examples"].iloc[-1] > 0:
+        raise UserError(f"{run} was not evaluated at its end: train it again, with evaluations")
+    score = float(metrics[column].iloc[-1])
+    return math.inf if math.isnan(score) and selection.less_is_better else score

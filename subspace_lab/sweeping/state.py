@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from filelock import Timeout
 
+from subspace_lab.errors import UserError
 from subspace_lab.recording import files
 from subspace_lab.recording.lock import run_lock
 
@@ -30,6 +31,28 @@ def state_of(run: Path) -> State:
         except Timeout:
             return "running"
     return "interrupted" if description.is_file() else "waiting"
+
+
+def refuse_other_runs(sweep: Sweep, out: Path) -> None:
+    """Check that the runs in a sweep's folder are those of its file, which may have changed since.
+
+    Raises:
+        UserError: if the folder is none, or holds a run of another configuration.
+    """
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{nearest} is no folder: choose another --out")
+    for job in sweep.jobs:
+        description = out / job.name / "run.json"
+        if not description.is_file():
+            continue
+        found, wanted = files.read_json(description).get("config"), job.config.to_dict()
+        if found is not None and found != wanted:
+            names = sorted(name for name in found | wanted if found.get(name) != wanted.get(name))
+            raise UserError(
+                f"{out / job.name} differs from the sweep file in {', '.join(names)}: choose "
+                "another --out"
+            )
 
 
 def status_table(sweep: Sweep, out: Path) -> pd.DataFrame:

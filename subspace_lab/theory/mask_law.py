@@ -17,7 +17,7 @@ from subspace_lab.theory.enumeration import check_keep_prob
 
 
 @dataclass(frozen=True)
-class MaskLaw:
+class MaskMoments:
     """Mean and covariance of a mask; `mean[i]` is the probability that coordinate i is kept."""
 
     mean: Float[Tensor, " r"]
@@ -41,7 +41,7 @@ def relative_variance(*, keep_prob: float) -> float:
     return (1 - keep_prob) / keep_prob
 
 
-def bernoulli(rank: int, *, keep_prob: float) -> MaskLaw:
+def bernoulli(rank: int, *, keep_prob: float) -> MaskMoments:
     """Independent coordinates: E[d] = q, Cov(d) = q (1 - q) I.
 
     >>> bernoulli(2, keep_prob=0.5).covariance.tolist()
@@ -50,7 +50,7 @@ def bernoulli(rank: int, *, keep_prob: float) -> MaskLaw:
     return blocks(rank, block_size=1, keep_prob=keep_prob)
 
 
-def exact_k(rank: int, *, kept: int) -> MaskLaw:
+def exact_k(rank: int, *, kept: int) -> MaskMoments:
     """Exactly k = `kept` of r coordinates, all subsets alike (uniform without replacement).
 
     With q = k / r: E[d] = q,  Cov(d)_ii = q (1 - q),  Cov(d)_ij = -q (1 - q) / (r - 1).
@@ -65,10 +65,10 @@ def exact_k(rank: int, *, kept: int) -> MaskLaw:
     if rank > 1:
         covariance.fill_(-keep_prob * (1 - keep_prob) / (rank - 1))
     covariance.fill_diagonal_(keep_prob * (1 - keep_prob))
-    return MaskLaw(torch.full((rank,), keep_prob, dtype=torch.float64), covariance)
+    return MaskMoments(torch.full((rank,), keep_prob, dtype=torch.float64), covariance)
 
 
-def prefix(rank: int) -> MaskLaw:
+def prefix(rank: int) -> MaskMoments:
     """Nested masks 1..b with b uniform on {1, ..., r}, as in DyLoRA (Valipour et al. 2023).
 
     p_i = P(b >= i) = (r - i + 1) / r,  Cov(d)_ij = min(p_i, p_j) - p_i p_j.
@@ -77,10 +77,10 @@ def prefix(rank: int) -> MaskLaw:
     [1.0, 0.75, 0.5, 0.25]
     """
     mean = torch.arange(rank, 0, -1, dtype=torch.float64) / rank
-    return MaskLaw(mean, torch.minimum(mean[:, None], mean) - torch.outer(mean, mean))
+    return MaskMoments(mean, torch.minimum(mean[:, None], mean) - torch.outer(mean, mean))
 
 
-def two_masks(rank: int, *, keep_prob: float) -> MaskLaw:
+def two_masks(rank: int, *, keep_prob: float) -> MaskMoments:
     """Two independent Bernoulli masks, one on B and one on A: their product, Bernoulli(q^2).
 
     >>> two_masks(1, keep_prob=0.5).mean.tolist()
@@ -89,7 +89,7 @@ def two_masks(rank: int, *, keep_prob: float) -> MaskLaw:
     return bernoulli(rank, keep_prob=keep_prob**2)
 
 
-def blocks(rank: int, *, block_size: int, keep_prob: float) -> MaskLaw:
+def blocks(rank: int, *, block_size: int, keep_prob: float) -> MaskMoments:
     """Blocks of neighbouring coordinates, each kept or dropped as one, independently.
 
     Cov(d)_ij = q (1 - q) if i and j lie in the same block, else 0. One block of size r drops the
@@ -103,4 +103,4 @@ def blocks(rank: int, *, block_size: int, keep_prob: float) -> MaskLaw:
         raise ValueError(f"block_size {block_size} must divide rank {rank}")
     block = torch.arange(rank) // block_size
     covariance = keep_prob * (1 - keep_prob) * (block[:, None] == block).double()
-    return MaskLaw(torch.full((rank,), keep_prob, dtype=torch.float64), covariance)
+    return MaskMoments(torch.full((rank,), keep_prob, dtype=torch.float64), covariance)

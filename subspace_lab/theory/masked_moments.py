@@ -23,7 +23,7 @@ from torch import Tensor
 
 from subspace_lab.linalg.spectra import singular_values
 from subspace_lab.theory.enumeration import check_keep_prob
-from subspace_lab.theory.mask_law import MaskLaw
+from subspace_lab.theory.mask_law import MaskMoments
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def gram_product(
 def update_mean(
     B: Float[Tensor, "*batch m r"],
     A: Float[Tensor, "*batch r n"],
-    law: MaskLaw,
+    law: MaskMoments,
     *,
     scaling: float = 1.0,
     rescale: float = 1.0,
@@ -61,7 +61,7 @@ def update_mean(
 def update_variance(
     B: Float[Tensor, "*batch m r"],
     A: Float[Tensor, "*batch r n"],
-    law: MaskLaw,
+    law: MaskMoments,
     *,
     scaling: float = 1.0,
     rescale: float = 1.0,
@@ -80,7 +80,7 @@ def update_variance(
 def update_covariance(
     B: Float[Tensor, "*batch m r"],
     A: Float[Tensor, "*batch r n"],
-    law: MaskLaw,
+    law: MaskMoments,
     *,
     scaling: float = 1.0,
     rescale: float = 1.0,
@@ -101,7 +101,7 @@ def update_covariance(
 def output_energy_variance(
     B: Float[Tensor, "*batch m r"],
     A: Float[Tensor, "*batch r n"],
-    law: MaskLaw,
+    law: MaskMoments,
     *,
     second_moment: Float[Tensor, "n n"] | None = None,
     scaling: float = 1.0,
@@ -119,7 +119,7 @@ def output_energy_variance(
 def expected_output_energy(
     B: Float[Tensor, "*batch m r"],
     A: Float[Tensor, "*batch r n"],
-    law: MaskLaw,
+    law: MaskMoments,
     *,
     second_moment: Float[Tensor, "n n"] | None = None,
     scaling: float = 1.0,

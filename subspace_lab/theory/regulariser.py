@@ -19,7 +19,7 @@ from torch import Tensor
 
 from subspace_lab.linalg.effective_rank import nuclear_norm
 from subspace_lab.linalg.spectra import singular_values
-from subspace_lab.theory.mask_law import MaskLaw, relative_variance
+from subspace_lab.theory.mask_law import MaskMoments, relative_variance
 from subspace_lab.theory.masked_moments import gram_product
 
 
@@ -50,7 +50,7 @@ def expected_squared_loss(
     A: Float[Tensor, "r n"],
     X: Float[Tensor, "n N"],
     Y: Float[Tensor, "m N"],
-    law: MaskLaw,
+    law: MaskMoments,
     *,
     scaling: float = 1.0,
     rescale: float = 1.0,

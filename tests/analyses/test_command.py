@@ -10,7 +10,7 @@ import sys
 import pandas as pd
 import pytest
 
-from analyses._command import open_named_runs
+from analyses._runs import open_named_runs
 
 RECORDED = ["effective_rank", "subspace_angles", "frame_drift"]
 
@@ -52,6 +52,17 @@ def test_what_an_analysis_needs_is_said(command, adapter):
     assert_one_sentence(command("frame_drift", "--run", adapter), "--cores")
     outcome = command("effective_rank", "--run", adapter, "--measures", "magic")
     assert_one_sentence(outcome, "magic", "entropy")
+
+
+@pytest.mark.parametrize("name", ["subspace_angles", "merged_spectra", "gate_expansion"])
+def test_an_adapter_of_another_kind(command, name, run, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(run.path, folder)
+    description = json.loads((folder / "run.json").read_text()) | {"modules": []}
+    (folder / "run.json").write_text(json.dumps(description))
+    assert_one_sentence(command(name, "--run", folder), folder, "factors B and A")
+    curves = command("learning_curves", "--run", folder, "--out", tmp_path)
+    assert curves.code == 0, curves.err  # which need none
 
 
 def test_output_that_cannot_be_written(command, run, tmp_path):

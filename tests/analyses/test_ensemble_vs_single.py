@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pandas as pd
 import pytest
 import torch
 
@@ -25,7 +26,7 @@ def pocket_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "eq2"
     config = TrainConfig(
         method="droplora", rescale=False, keep_prob=0.5, steps=8, train_size=64, eval_size=12,
-        learning_rate=1e-2, cores="light",
+        learning_rate=1e-2, cores="full",
     )  # fmt: skip
     train(config, out)
     return Run(out)
@@ -100,9 +101,20 @@ def test_columns_and_figures(pocket_run, table):
     assert len(learning_curves.plot(curves).axes) == 3
 
 
+def test_steps_are_chosen_among_the_snapshots(pocket_run, command, tmp_path):
+    few = ["--masks", "1", "--examples", "2", "--out", tmp_path]
+    found = command("ensemble_vs_single", "--run", pocket_run.path, "--steps", "every:2", *few)
+    assert found.code == 0, found.err
+    table = pd.read_parquet(tmp_path / "ensemble_vs_single.parquet")
+    assert set(table["step"]) == {0, 8} and set(table["split"]) == {"test"}
+
+
 def test_what_it_refuses(pocket_run):
     with pytest.raises(UserError, match="at least 1"):
         ensemble_vs_single.compute(pocket_run, masks=0)
+    for wrong in ({"batch_size": 0}, {"seed": -1}):
+        with pytest.raises(UserError, match="at least 1"):
+            ensemble_vs_single.compute(pocket_run, **wrong)
     with pytest.raises(UserError, match="snapshot of step 3"):
         ensemble_vs_single.compute(pocket_run, steps=[3])
     with pytest.raises(UserError, match="whole models"):

@@ -68,3 +68,5 @@ def test_command_refuses_what_is_no_pair(command, run, adapter):
     three = ["--run", run.path, adapter, adapter.parent / "step-000000"]
     assert_one_sentence(command("grassmann", *three), "not 3")
     assert_one_sentence(command("grassmann", "--run", run.path, "--steps", "0,99"), "step 99")
+    same = command("grassmann", "--run", adapter, "--steps", "0,last")
+    assert_one_sentence(same, "with itself", "--steps")

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from analyses.merged_spectra import compute
+from analyses.merged_spectra import compute, summarise
 from subspace_lab.errors import UserError
 from subspace_lab.recording.run import Run
 from tests.analyses.conftest import dense
@@ -69,6 +70,8 @@ def test_command_says_what_is_missing(command, run, base, tmp_path):
     assert found.code == 0 and "update only" in found.out
     found = command("merged_spectra", "--run", run.path, "--base", tmp_path)
     assert_one_sentence(found, "config.json")
+    found = command("merged_spectra", "--run", run.path, "--epsilon", 7)
+    assert_one_sentence(found, "--epsilon", "[0, 1]")
     found = command("merged_spectra", "--run", run.path, "--base", base[0], "--out", tmp_path)
     assert found.code == 0 and "intruders" in found.out
     content = json.loads((tmp_path / "merged_spectra.json").read_text())
@@ -76,6 +79,27 @@ def test_command_says_what_is_missing(command, run, base, tmp_path):
     assert (
         pd.read_parquet(tmp_path / "merged_spectra.parquet")["singular_values"].map(len).max() == 10
     )
+
+
+def test_a_module_without_a_base_weight_is_named_and_the_others_go_on(run, base, table, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "part"
+    shutil.copytree(base[0], folder)
+    weights = load_file(folder / "model.safetensors")
+    lost, *_ = run.modules["module"]
+    kept = {name: weight for name, weight in weights.items() if name != f"{lost}.weight"}
+    save_file(kept, folder / "model.safetensors")
+    found = compute(run, steps=[6], base=str(folder), top_k=8)
+    assert set(found.loc[found["module"] == lost, "matrix"]) == {"update"}
+    others = found[found["module"] != lost].set_index(["module", "matrix"])["singular_values"]
+    whole = table[table["step"] == 6].set_index(["module", "matrix"])["singular_values"]
+    assert len(others) == 3 * (len(run.modules) - 1)
+    assert all((values == whole[place]).all() for place, values in others.items())
+    assert f"no single weight {lost}.weight" in summarise(found)[f"{run.name}, base"]
+    save_file({"other.weight": torch.zeros(2)}, folder / "model.safetensors")
+    with pytest.raises(UserError, match="none of the modules' weights"):
+        compute(run, base=str(folder))
 
 
 def test_another_base_is_refused(run, tmp_path):

@@ -23,7 +23,15 @@ ROWS = 40
 
 
 def write_run(
-    folder: Path, *, seed: int, losses: dict[str, np.ndarray], split: str = "test", **fields
+    folder: Path,
+    *,
+    seed: int,
+    losses: dict[str, np.ndarray],
+    split: str = "test",
+    metric: str = "exact_match",
+    step: int | None = None,
+    max_new_tokens: int = 32,
+    **fields,
 ) -> Run:
     """Write a run that was evaluated, its answers right where the loss is below 1."""
     config = TrainConfig(seed=seed, **fields)
@@ -40,8 +48,8 @@ def write_run(
             correct=list(values < 1),
             loss=list(values),
         )
-        settings = {"split": split}
-        summary = records.summarise(table, task=task, metric="exact_match", settings=settings)
+        settings = {"split": split, "max_new_tokens": max_new_tokens}
+        summary = records.summarise(table, task=task, metric=metric, step=step, settings=settings)
         records.write(folder, table, summary)
     return Run(folder)
 
@@ -107,6 +115,7 @@ def test_only_common_rows_and_seeds_are_compared(runs, tmp_path):
     table = compute([*known, short, unpaired])
     found = row(table, "DoRA", "boolq", "loss")
     assert found["difference"] == pytest.approx(0.25)
+    assert (found["paired_seeds"], found["paired_rows"]) == (1, 10)
     assert np.isnan(found["difference_low"])  # one seed has no interval
     assert np.isnan(row(table, "MiLoRA", "boolq", "loss")["difference"])
 
@@ -128,10 +137,68 @@ def test_masks_are_named_and_doubles_refused(runs, tmp_path):
     double = write_run(
         tmp_path / "double", seed=0, method="lora", losses={"boolq": losses["lora boolq"][0]}
     )
-    with pytest.raises(UserError, match="configuration and seed of another run"):
+    with pytest.raises(UserError, match=r"double has the configuration and seed of .*lora-0"):
         compute([*known, double])
     with pytest.raises(UserError, match="no configuration 'Lora': give --baseline one of LoRA"):
         compute(known, baseline="Lora")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"steps": 7}, "has steps 0 and .*dora has 7"),
+        ({"train_size": 12}, "train_size"),
+        ({"base": "bundled"}, "has base pocket and .*dora has bundled"),
+        ({"metric": "generated"}, "metric exact_match in .*lora-0 and generated in .*dora"),
+        ({"max_new_tokens": 8}, "max_new_tokens 32 in .* and 8 in"),
+        ({"step": 3}, "step None in .* and 3 in"),
+    ],
+)
+def test_runs_of_another_problem_or_evaluation_are_refused(runs, tmp_path, other, message):
+    known, losses = runs
+    values = {"boolq": losses["lora boolq"][0]}
+    with pytest.raises(UserError, match=message):
+        compute(
+            [*known, write_run(tmp_path / "dora", seed=0, method="dora", losses=values, **other)]
+        )
+
+
+def test_what_is_unlike_most_is_told_and_what_has_no_effect_is_not(runs, tmp_path):
+    known, losses = runs
+    values = {"boolq": losses["lora boolq"][0]}
+    fast = write_run(tmp_path / "fast", seed=0, losses=values, learning_rate=1e-2)
+    again = write_run(tmp_path / "again", seed=3, losses=values, keep_prob=0.9)  # without a mask
+    table = compute([*known, fast, again])
+    assert set(table["configuration"]) == {"LoRA", "PiSSA", "LoRA (learning_rate 0.01)"}
+    assert row(table, "LoRA", "boolq", "loss")["seeds"] == 4
+
+
+def test_nothing_to_pair_is_one_sentence(runs, tmp_path):
+    known, losses = runs
+    with pytest.raises(UserError, match="nothing can be paired with LoRA"):
+        compute(known[:3])
+    others = {"boolq": losses["lora boolq"][0]}
+    unpaired = write_run(tmp_path / "seed", seed=9, method="dora", losses=others)
+    with pytest.raises(UserError, match="nothing can be paired with LoRA"):
+        compute([*known[:3], unpaired])
+    elsewhere = write_run(
+        tmp_path / "task", seed=0, method="milora", losses={"piqa": others["boolq"]}
+    )
+    with pytest.raises(UserError, match="nothing can be paired with LoRA"):
+        compute([*known[:3], elsewhere])
+
+
+def test_tasks_scored_under_disjoint_seeds_have_no_average(tmp_path):
+    values = np.linspace(0.5, 1.5, ROWS)
+    found = [
+        write_run(tmp_path / f"{method}{seed}", seed=seed, method=method, losses={task: values})
+        for method in ("lora", "dora")
+        for seed, task in enumerate(("boolq", "piqa"))
+    ]
+    table = compute(found)
+    assert set(table["task"]) == {"boolq", "piqa"}
+    (panel, _) = plot(table, baseline="LoRA").axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["DoRA, piqa", "DoRA, boolq"]
 
 
 def test_validation_rows_are_no_scores(runs, tmp_path):
@@ -144,7 +211,7 @@ def test_validation_rows_are_no_scores(runs, tmp_path):
         losses={"boolq": losses["lora boolq"][0]},
     )
     assert set(compute([*known, chosen])["configuration"]) == {"LoRA", "PiSSA"}
-    with pytest.raises(UserError, match="none of these runs was evaluated"):
+    with pytest.raises(UserError, match="was evaluated on test rows"):
         compute([chosen])
 
 
@@ -166,6 +233,11 @@ def test_the_command_writes_where_it_says(runs, tmp_path):
     for name in ("csv", "md", "pdf"):
         assert f"wrote {out / 'paired_differences'}.{name}" in done.stdout
         assert (out / f"paired_differences.{name}").stat().st_size > 0
+    (tmp_path / "file").write_text("")
+    refused = command(
+        "analyses.paired_differences", "--runs", f"{tmp_path}/*", "--out", tmp_path / "file"
+    )
+    assert refused.returncode == 2 and "give another --out" in refused.stderr
     missing = command("analyses.paired_differences", "--runs", f"{tmp_path}/nothing-*")
     assert missing.returncode == 2
     assert "no run matches" in missing.stderr

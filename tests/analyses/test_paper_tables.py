@@ -13,6 +13,7 @@ from analyses._paper_figures import draw_pruning_rates, draw_ranks
 from analyses._paper_layout import as_markdown
 from analyses.paper_tables import compute
 from analyses.published import AVERAGE, COMMONSENSE, LLAMA2, LLAMA3, TABLES
+from subspace_lab.errors import UserError
 from subspace_lab.evaluation import records
 from subspace_lab.recording.run import Run
 from subspace_lab.training.config import TrainConfig
@@ -23,7 +24,9 @@ from tests.training.conftest import command
 def make_run(tmp_path):
     """Write run folders that were evaluated, without training anything."""
 
-    def make(name: str, scores: dict[str, float], *, split: str = "test", **fields) -> Run:
+    def make(
+        name: str, scores: dict[str, float], *, split: str = "test", metric="generated", **fields
+    ) -> Run:
         config = TrainConfig(**({"rank": 32, "base": "meta-llama/Llama-2-7b-hf"} | fields))
         folder = tmp_path / name
         folder.mkdir()
@@ -32,7 +35,7 @@ def make_run(tmp_path):
         content |= {"mask": masked} if masked else {}
         (folder / "run.json").write_text(json.dumps(content))
         for task, value in scores.items():
-            summary = records.Summary(task, "generated", value, 0.1, 100, 5, {"split": split})
+            summary = records.Summary(task, metric, value, 0.1, 100, 5, {"split": split})
             records.write(folder, pd.DataFrame({"task": [task]}), summary)
         return Run(folder)
 
@@ -139,6 +142,22 @@ def test_missing_columns_give_no_average_and_validation_rows_no_value(make_run):
     assert cell(table, 1, LLAMA2, "LoRA", "BoolQ")["mean"] == pytest.approx(80)
     assert cell(table, 1, LLAMA2, "LoRA", "PIQA")["seeds"] == 0
     assert cell(table, 1, LLAMA2, "LoRA", AVERAGE)["seeds"] == 0
+
+
+def test_a_copied_run_is_no_second_seed_and_others_must_be_alike(make_run):
+    first = make_run("lora", commonsense(0.8))
+    with pytest.raises(UserError, match=r"copy has the configuration and seed of .*lora"):
+        compute([first, make_run("copy", commonsense(0.8), cores="light")])
+    with pytest.raises(UserError, match=r"steps 0 and .*short has 24"):
+        compute([first, make_run("short", commonsense(0.5), method="dora", steps=24)])
+    with pytest.raises(UserError, match="boolq was evaluated with metric generated in"):
+        compute([first, make_run("other", commonsense(0.5), method="dora", metric="likelihood")])
+    small = make_run("small", commonsense(0.5), base="bundled", steps=24)  # of another base
+    slow = make_run("slow", commonsense(0.7), learning_rate=1e-5)
+    table = compute([first, small, slow])
+    rows = table[(table["table"] == 1) & (table["column"] == AVERAGE) & (table["seeds"] > 0)]
+    told = dict(zip(rows["mean"].round(6), rows["settings"], strict=True))
+    assert told == {80.0: "rank 32", 50.0: "rank 32", 70.0: "rank 32, learning_rate 1e-05"}
 
 
 def test_mt_bench_is_no_percentage(make_run):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from subspace_lab.stats.intervals import accuracy_interval, bootstrap_interval, mean_interval
+from subspace_lab.stats.intervals import accuracy_interval, mean_interval
 
 
 def test_t_interval_equals_scipys():
@@ -30,29 +30,6 @@ def test_missing_values_are_left_out_and_one_value_has_no_interval():
     assert list(found.estimate) == [2.0, 2.0]
     assert np.isnan([found.low[1], found.high[1]]).all()
     assert list(found.count) == [2, 1]
-
-
-def test_bca_covers_the_mean_of_a_skewed_law_about_as_often_as_it_says():
-    rng = np.random.default_rng(2)
-    intervals = [
-        bootstrap_interval(rng.exponential(1, 40), level=0.9, resamples=400) for _ in range(400)
-    ]
-    covered = np.mean([i.low <= 1 <= i.high for i in intervals])
-    assert 0.83 < covered < 0.94
-
-
-def test_bootstrap_of_the_median_brackets_it_and_repeats():
-    sample = np.random.default_rng(3).normal(size=60)
-    found = bootstrap_interval(sample, statistic=np.median)
-    assert found.low < found.estimate == np.median(sample) < found.high
-    assert found == bootstrap_interval(sample, statistic=np.median)
-
-
-def test_bootstrap_of_equal_values_is_a_point():
-    found = bootstrap_interval([2.0, 2.0, 2.0])
-    assert (found.low, found.high) == (2.0, 2.0)
-    with pytest.raises(ValueError, match="at least 2"):
-        bootstrap_interval([1.0])
 
 
 @pytest.mark.parametrize(("correct", "total"), [(0, 7), (3, 7), (7, 7), (610, 1319)])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from subspace_lab.stats.paired import mcnemar_test, paired_difference, sign_flip_test
+from subspace_lab.stats.paired import paired_difference, sign_flip_test
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 9])
@@ -53,20 +53,3 @@ def test_only_common_seeds_are_paired():
     assert found.difference.estimate == 1.5
     with pytest.raises(ValueError, match="no seed in common"):
         paired_difference({0: 1.0}, {1: 1.0})
-
-
-@pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (3, 9), (10, 10), (2, 15)])
-def test_mcnemar_equals_the_sum_of_binomial_probabilities(b, c):
-    first = [1] * b + [0] * c + [1, 0, 1]
-    second = [0] * b + [1] * c + [1, 0, 1]
-    n = b + c
-    tail = sum(math.comb(n, k) for k in range(min(b, c) + 1)) / 2**n
-    found = mcnemar_test(first, second)
-    assert (found.only_first, found.only_second) == (b, c)
-    assert found.difference == pytest.approx((c - b) / len(first))
-    assert found.p_value == pytest.approx(min(1.0, 2 * tail))
-
-
-def test_mcnemar_needs_the_same_examples():
-    with pytest.raises(ValueError, match="one answer each"):
-        mcnemar_test([1, 0], [1])

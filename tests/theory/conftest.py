@@ -24,7 +24,7 @@ import torch
 from scipy import optimize
 from torch import Tensor
 
-from subspace_lab.theory.mask_law import MaskLaw
+from subspace_lab.theory.mask_law import MaskMoments
 from subspace_lab.theory.regulariser import expected_squared_loss
 
 START, END = "<!-- theory table: start -->", "<!-- theory table: end -->"
@@ -71,7 +71,7 @@ def minimise_masked_loss() -> Callable[..., tuple[Tensor, Tensor]]:
     """Minimise the exact expected loss over (B, A) by BFGS: the independent route to an optimum."""
 
     def minimise(
-        X: Tensor, Y: Tensor, law: MaskLaw, *, scaling: float, rescale: float, starts: int = 2
+        X: Tensor, Y: Tensor, law: MaskMoments, *, scaling: float, rescale: float, starts: int = 2
     ) -> tuple[Tensor, Tensor]:
         m, n, r = len(Y), len(X), len(law.mean)
 

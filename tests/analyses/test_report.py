@@ -1,0 +1,111 @@
+"""The report's numbers, and those of the learning curves, are those of the runs' files."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+import shutil
+import statistics
+
+import pyarrow.parquet as pq
+import pytest
+
+from analyses import learning_curves
+from analyses._tables import concatenate
+from analyses.report import render
+from subspace_lab.errors import UserError
+from subspace_lab.recording.run import Run
+from subspace_lab.training.config import TrainConfig
+from subspace_lab.training.trainer import train
+from tests.analyses.test_command import assert_one_sentence
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Run]:
+    """Short runs that evaluate test rows, validation rows and none."""
+    folder = tmp_path_factory.mktemp("report")
+    for split in ("test", "validation", "none"):
+        config = TrainConfig(
+            method="droplora", steps=6, train_size=48, eval_size=12, eval_split=split, cores="light"
+        )  # fmt: skip
+        train(config, folder / split)
+    return {split: Run(folder / split) for split in ("test", "validation", "none")}
+
+
+def cells(page: str) -> dict[str, dict[str, str]]:
+    """Read the overview, by run and by column."""
+    table = page.partition("<table>")[2].partition("</table>")[0]
+    heads = [re.sub("<br>.*", "", head) for head in re.findall("<th>(.*?)</th>", table)]
+    rows = [re.findall("<td>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    return {row[0]: dict(zip(heads, map(html.unescape, row), strict=True)) for row in rows}
+
+
+def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    centre = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + (z / n / 2) ** 2)
+    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+
+
+def test_the_overview_is_what_the_files_say(runs):
+    shown = cells(render(list(runs.values())))
+    for split in ("test", "validation"):
+        found, folder = shown[split], runs[split].path
+        records = pq.read_table(folder / "metrics.parquet").to_pylist()
+        evaluated = [row for row in records if row["eval_examples"] is not None]
+        evaluated = [row for row in evaluated if not math.isnan(row["eval_examples"])]
+        first, last = evaluated[0], evaluated[-1]
+        assert (first["step"], last["step"]) == (0, 6)
+        losses = f"{first['eval_response_loss']:.2f} → {last['eval_response_loss']:.2f}"
+        assert found["loss when evaluated"] == losses
+        low, high = wilson(last["eval_exact_match"], 12)
+        matches = f"{first['eval_exact_match']:.2f} → {last['eval_exact_match']:.2f}"
+        assert found["exact match"] == f"{matches} [{abs(low):.2f}, {high:.2f}]"
+        assert found["evaluated on"] == f"12 {split} rows"
+        times = [row["seconds"] for row in records if row["step"] > 0]
+        assert found["step time"] == f"{statistics.median(times):.2f} s"
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        assert found["size"] == f"{size / 2**20:.0f} MiB"
+        assert (found["method"], found["steps"]) == ("droplora", "6")
+        assert found["mask"] == "per step, keep_prob 0.5, × 1/keep_prob"
+    assert shown["none"]["evaluated on"] == "nothing" and shown["none"]["exact match"] == ""
+
+
+def test_a_run_of_another_script_gets_a_page(run, command, tmp_path):
+    folder = tmp_path / "own"
+    shutil.copytree(run.path, folder)
+    description = (folder / "run.json").read_text()
+    (folder / "run.json").write_text(description.replace('"config"', '"other"'))
+    out = tmp_path / "report.html"
+    assert command("report", "--run", folder, "--out", out).code == 0
+    assert cells(out.read_text())["own"]["method"] == "?"
+    refused = command("report", "--run", folder, "--out", out / "below")
+    assert_one_sentence(refused, "cannot be written", "--out")
+
+
+def test_curves_name_the_rows_and_stack_in_any_order(runs):
+    tables = {split: learning_curves.compute(run) for split, run in runs.items()}
+    for order in (["none", "validation"], ["validation", "none"]):
+        table = concatenate(tables[split] for split in order)
+        figure = learning_curves.plot(table)
+        titles = [axis.get_title(loc="left") + axis.get_title() for axis in figure.axes]
+        assert titles == ["training loss", "validation loss", "validation exact match"]
+        assert figure.get_suptitle() == "12 validation rows"
+        assert len(learning_curves.summarise(table)) == 4
+    both = concatenate([tables["test"], tables["validation"]])
+    assert learning_curves.plot(both).get_suptitle() == "12 test rows, 12 validation rows"
+    assert any("test exact match" in name for name in learning_curves.summarise(both))
+
+
+def test_curves_choose_among_the_steps_of_the_metrics(runs, command, tmp_path):
+    run = runs["test"].path
+    found = command("learning_curves", "--run", run, "--steps", "3", "--out", tmp_path)
+    assert found.code == 0 and "(1 rows)" in found.out  # cores are of every tenth step
+
+
+def test_a_run_without_losses_is_one_sentence(runs, tmp_path):
+    shutil.copytree(runs["test"].path, tmp_path / "silent")
+    silent = Run(tmp_path / "silent")
+    silent.metrics[["step", "seconds"]].to_parquet(silent.path / "metrics.parquet")
+    with pytest.raises(UserError, match="silent has no losses"):
+        learning_curves.compute(silent)
