@@ -82,8 +82,7 @@ def open_base(run: Run, *, name: str | None = None) -> BaseWeights:
     from subspace_lab import models
 
     adapter = run.snapshots[max(run.snapshots)]
-    # A DoRA, or an adapter that changed its base and was not converted.
-    if notes := [note for note in adapter.modules["note"].unique() if "base" in note]:
+    if notes := [note for note in adapter.modules["note"].unique() if "not converted" in note]:
         raise UserError(str(notes[0]))
     name = name or run.config.get("base") or adapter.config.get("base_model_name_or_path")
     if not name:

@@ -13,6 +13,9 @@ their largest |cosine| with any left singular vector of W0 is below --epsilon (S
 2024). Counted among the --top-k leading ones. For large weights only some base vectors are
 computed; where they cannot settle the matter the vector counts as undecided.
 
+A DoRA also scales the rows of W0 + scaling B A by its magnitudes: merged is that, and the norm is
+of the whole update, but the rows `update` are of its low-rank part, scaling B A, alone.
+
 The base's weights are read one by one; without them (no base named, or out of reach) only the
 update's spectra are given, and so for a module whose weight the base lacks; the output says so. A
 quantised base is named as such: its
@@ -32,8 +35,10 @@ from subspace_lab.errors import UserError, exit_code_2_on_user_error
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from torch import Tensor
 
     from subspace_lab.recording.factors import Factors
+    from subspace_lab.recording.peft_folder import AdapterFolder, DoraUpdate
     from subspace_lab.recording.run import Run
 
 MATRICES = ("update", "base", "merged")  # the first, which no run lacks, carries its label
@@ -85,8 +90,8 @@ def compute(
     weights, remark = _find_base(run, base, names)
 
     def of_module(module: str) -> list[dict[str, Any]]:
-        factors = {step: run.factors(step, module) for step in chosen}
-        rows = _rows(factors, weights, top_k=top_k, epsilon=epsilon)
+        adapters = {step: run.snapshots[step] for step in chosen}
+        rows = _rows(adapters, module, weights, top_k=top_k, epsilon=epsilon)
         lacking = weights is not None and weights.find(module) is None
         said = f"update only: the base has no single weight {module}.weight" if lacking else remark
         return [{**row, "remark": said} for row in rows]
@@ -119,13 +124,19 @@ def _find_base(run: Run, name: str | None, modules: list[str]) -> tuple[BaseWeig
 
 
 def _rows(
-    factors: dict[int, Factors], weights: BaseWeights | None, *, top_k: int, epsilon: float
+    adapters: dict[int, AdapterFolder],
+    module: str,
+    weights: BaseWeights | None,
+    *,
+    top_k: int,
+    epsilon: float,
 ) -> list[dict[str, Any]]:
     """Rows of one module at all steps."""
     from subspace_lab import linalg, models
 
     nan = float("nan")
     rows: list[dict[str, Any]] = []
+    factors = {step: adapter.factors(module) for step, adapter in adapters.items()}
     W0 = None if weights is None else weights.matrix(next(iter(factors.values())))
     if W0 is not None:
         top_k = min(top_k, *W0.shape)
@@ -139,9 +150,18 @@ def _rows(
         sigma = {"update": linalg.singular_values(f.B, f.A, scaling=f.scaling)}
         counts, relative = {"intruders": nan, "undecided": nan}, nan
         if W0 is not None:
-            relative = float(sigma["update"].norm() / W0.double().norm())
+            dora = _dora(adapters[step], f, W0)
+            update = sigma["update"] if dora is None else dora.dense(W0)
+            relative = float(update.norm() / W0.double().norm())
             found = linalg.intruder_dimensions(
-                W0, f.B, f.A, base=svd, top_k=top_k, epsilon=epsilon, scaling=f.scaling
+                W0,
+                f.B,
+                f.A,
+                base=svd,
+                top_k=top_k,
+                epsilon=epsilon,
+                scaling=f.scaling,
+                row_scaling=None if dora is None else dora.row_scaling,
             )
             counts = {
                 "intruders": float(found.intruder.sum()),
@@ -159,6 +179,15 @@ def _rows(
             for matrix, values in sigma.items()
         ]
     return rows
+
+
+def _dora(adapter: AdapterFolder, factors: Factors, W0: Tensor) -> DoraUpdate | None:
+    """Give the whole update where the adapter is a DoRA."""
+    from subspace_lab.recording.peft_folder import dora_whole_update
+
+    if not adapter.modules["variant"].str.contains("dora").any():
+        return None
+    return dora_whole_update(W0, factors, adapter.magnitude(factors.module))
 
 
 def plot(table: pd.DataFrame) -> Figure:

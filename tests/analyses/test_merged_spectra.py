@@ -13,7 +13,7 @@ from subspace_lab.errors import UserError
 from subspace_lab.recording.run import Run
 from tests.analyses.conftest import dense
 from tests.analyses.test_command import assert_one_sentence
-from tests.tiny import tiny_llama
+from tests.tiny import tiny_llama, tiny_lora
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,23 @@ def test_intruders_equal_those_by_definition(run, base, table):
         total += truth
     assert total > 0  # else the comparison says little
     assert table.loc[(table["step"] == 0), "intruders"].dropna().eq(0).all()
+
+
+def test_of_a_dora_merged_is_what_peft_merges(tmp_path, base):
+    model = tiny_lora(trained=True, use_dora=True)
+    for name, parameter in model.named_parameters():
+        if "magnitude" in name:
+            parameter.data *= torch.rand_like(parameter) + 0.5
+    model.save_pretrained(tmp_path / "dora")
+    merged = model.merge_and_unload().state_dict()
+    table = compute(Run(tmp_path / "dora"), base=str(base[0]), top_k=8)
+    for module, rows in table.groupby("module", observed=True):
+        W0, W = base[1][f"{module}.weight"], merged[f"{module}.weight"].double()
+        found = rows.set_index("matrix").loc["merged"]
+        truth = torch.linalg.svdvals(W)[:8].numpy()
+        np.testing.assert_allclose(found["singular_values"], truth, rtol=1e-5)
+        ratio = float((W - W0).norm() / W0.norm())
+        assert found["update_to_base_norm"] == pytest.approx(ratio, rel=1e-5)
 
 
 def test_the_last_adapter_is_the_default_and_the_update_needs_no_base(run):
