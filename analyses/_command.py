@@ -10,10 +10,9 @@ An analysis's own options reach its `compute` by keyword.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,37 +146,27 @@ def write_results(
     paths = [folder / f"{name}.parquet"]
     summary = summarise(table)
     figure = plot(table)
-    with writing(folder):
-        files.write_table(paths[0], table)
-        for form in dict.fromkeys(arguments.format or ("png", "pdf")):
-            paths.append(folder / f"{name}.{form}")
-            with files.replacing(paths[-1]) as unfinished:
-                save(figure, unfinished, format=form)
-        paths.append(folder / f"{name}.json")
-        files.write_json(
-            paths[-1],
-            {
-                "analysis": name,
-                "summary": {key: _jsonable(value) for key, value in summary.items()},
-                "runs": [_describe(run) for run in runs],
-                "arguments": {key: _jsonable(value) for key, value in vars(arguments).items()},
-                "provenance": provenance(),
-            },
-        )
+    files.write_table(paths[0], table)
+    for form in dict.fromkeys(arguments.format or ("png", "pdf")):
+        paths.append(folder / f"{name}.{form}")
+        with files.replacing(paths[-1]) as unfinished:
+            save(figure, unfinished, format=form)
+    paths.append(folder / f"{name}.json")
+    files.write_json(
+        paths[-1],
+        {
+            "analysis": name,
+            "summary": {key: _jsonable(value) for key, value in summary.items()},
+            "runs": [_describe(run) for run in runs],
+            "arguments": {key: _jsonable(value) for key, value in vars(arguments).items()},
+            "provenance": provenance(),
+        },
+    )
     print(f"{name} of {', '.join(run.name for run in runs)} ({len(table):,} rows)")
     for key, value in summary.items():
         print(f"  {key}: {_shown(value)}")
     for path in paths:
         print(f"wrote {path}")
-
-
-@contextlib.contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Turn the system's refusal to write into a sentence about --out."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error}): give another --out") from error
 
 
 def write_comparison(
@@ -198,11 +187,9 @@ def write_comparison(
     }
     for title, figure in figures.items():
         writers[f"{title}.{form}"] = functools.partial(save, figure, format=form)
-    with writing(folder):
-        for file, write in writers.items():
-            with files.replacing(folder / file) as unfinished:
-                write(unfinished)
-    for file in writers:
+    for file, write in writers.items():
+        with files.replacing(folder / file) as unfinished:
+            write(unfinished)
         print(f"wrote {folder / file}")
 
 

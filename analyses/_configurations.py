@@ -108,7 +108,13 @@ def evaluated_split(run: Run) -> str:
 
 
 def method_name(run: Run) -> str:
-    """Name a run's method as the paper's tables do; a masked baseline is told apart."""
+    """Name a run's method as the paper's tables do; a masked baseline is told apart.
+
+    An adapter of another kind, by --peft_config, is named by its PEFT type.
+    """
+    kind = (run.config.get("peft_config") or {}).get("peft_type", "LORA")
+    if kind != "LORA":
+        return str(kind)
     method = run.config["method"]
     masked = run.mask_law is not None and method != "droplora"
     return METHODS[method] + " with a mask" * masked

@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyses._command import default_folder, writing
+from analyses._command import default_folder
 from analyses._runs import open_named_runs
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
@@ -136,11 +136,7 @@ def _remarks(table: pd.DataFrame) -> list[str]:
 
 
 def write(table: pd.DataFrame, folder: Path, runs: Sequence[Run]) -> list[Path]:
-    """Write the table in its four forms, and give the paths.
-
-    Raises:
-        UserError: if the folder cannot be written.
-    """
+    """Write the table in its four forms, and give the paths."""
     from subspace_lab.recording import files
     from subspace_lab.recording.provenance import provenance
 
@@ -152,12 +148,11 @@ def write(table: pd.DataFrame, folder: Path, runs: Sequence[Run]) -> list[Path]:
         "runs": [{"name": run.name, "path": str(run.path)} for run in runs],
         "provenance": provenance(),
     }
-    with writing(folder):
-        files.write_table(paths[0], table)
-        files.write_json(paths[1], content)
-        for path, text in zip(paths[2:], (to_markdown(table), to_html(table)), strict=True):
-            with files.replacing(path) as unfinished:
-                unfinished.write_text(text, encoding="utf-8")
+    files.write_table(paths[0], table)
+    files.write_json(paths[1], content)
+    for path, text in zip(paths[2:], (to_markdown(table), to_html(table)), strict=True):
+        with files.replacing(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
     return paths
 
 

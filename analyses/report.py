@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyses._command import label, writing
+from analyses._command import label
 from analyses._configurations import evaluated_split
 from analyses._explanations import CLAIMS_READING, EXPLANATIONS, Explanation
 from analyses._runs import open_named_runs
@@ -202,7 +202,7 @@ def main() -> None:
     if arguments.claims is not None and not arguments.claims.is_file():
         raise UserError(f"there is no file {arguments.claims}: run analyses.claims first")
     page = render(runs, claims=arguments.claims.read_text() if arguments.claims else "")
-    with writing(arguments.out), files.replacing(arguments.out) as unfinished:
+    with files.replacing(arguments.out) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
     print(f"wrote {arguments.out}")
 

@@ -103,18 +103,18 @@ def test_a_run_has_one_writer_at_a_time(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("module", "arguments"),
+    ("module", "arguments", "reason"),
     [
-        ("subspace_lab.train", ["--config", "pocket"]),
-        ("subspace_lab.sweep", ["--config", "methods"]),
-        ("analyses.report", ["--run", "RUN"]),
+        ("subspace_lab.train", ["--config", "pocket"], "cannot be written"),
+        ("subspace_lab.sweep", ["--config", "methods"], "is no folder"),
+        ("analyses.report", ["--run", "RUN"], "cannot be written"),
     ],
 )
-def test_a_place_that_cannot_be_written_is_named(module, arguments, run, tmp_path):
+def test_a_place_that_cannot_be_written_is_named(module, arguments, reason, run, tmp_path):
     (tmp_path / "file").write_text("mine")
     arguments = [run if argument == "RUN" else argument for argument in arguments]
     result = command(module, *arguments, "--out", tmp_path / "file" / "inside")
-    assert_refused(result, "file", "cannot be written")
+    assert_refused(result, "file", reason)
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -237,7 +237,17 @@ def test_the_command_writes_where_it_says(runs, tmp_path):
     refused = command(
         "analyses.paired_differences", "--runs", f"{tmp_path}/*", "--out", tmp_path / "file"
     )
-    assert refused.returncode == 2 and "give another --out" in refused.stderr
+    assert refused.returncode == 2 and "give another place" in refused.stderr
     missing = command("analyses.paired_differences", "--runs", f"{tmp_path}/nothing-*")
     assert missing.returncode == 2
     assert "no run matches" in missing.stderr
+
+
+def test_adapters_of_another_kind_are_told_apart_from_lora(runs, tmp_path):
+    file = tmp_path / "other.yaml"
+    file.write_text("peft_type: LOHA\nr: 8\n")
+    losses = {"boolq": np.full(ROWS, 0.5)}
+    other = write_run(tmp_path / "loha", seed=0, losses=losses, peft_config=str(file))
+    names = compute([*runs[0], other])["configuration"]
+    assert any(name.startswith("LOHA") for name in names)
+    assert (names == "LoRA").sum() == (compute(runs[0])["configuration"] == "LoRA").sum()
