@@ -18,6 +18,7 @@ from subspace_lab.recording.run import Run
 from subspace_lab.trained import evaluation_examples, load_trained
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.trainer import build, train
+from tests.analyses.documented import documented
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +94,7 @@ def test_the_scale_curve_joins_base_and_full(pocket_run, table):
 
 
 def test_columns_and_figures(pocket_run, table):
-    columns = ["run", "step", "predictor", "masks", "scale", "draw", "loss", "accuracy", "examples"]
-    assert set(columns) <= set(table.columns)
+    assert set(table.columns) == documented("ensemble_vs_single")
     assert len(ensemble_vs_single.plot(table).axes) == 3
     curves = learning_curves.compute(pocket_run)
     assert curves["loss"].notna().sum() == 8

@@ -19,6 +19,7 @@ from subspace_lab.theory.gates import gate_gap
 from subspace_lab.trained import evaluation_examples, load_trained
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.trainer import train
+from tests.analyses.documented import documented
 
 SHORT = {"steps": 4, "train_size": 32, "eval_size": 4, "learning_rate": 1e-2, "rank": 2}
 
@@ -138,6 +139,7 @@ def test_the_table_and_what_mask_theory_makes_of_it(masked, command, tmp_path):
     table = pd.read_parquet(masked.output_folder / "gate_expansion.parquet")
     start, end = table.iloc[0], table.iloc[1]
     assert (start["step"], end["step"]) == (0, 4)
+    assert set(table.columns) == documented("gate_expansion")
     # B = 0 at the start: gates change nothing, at any order.
     assert start["measured"] == start["second"] == start["fourth"] == 0
     assert end["measured"] != 0
