@@ -73,7 +73,7 @@ def plot(table: pd.DataFrame, *, baseline: str) -> Figure:
         places = places + ", " + rows["task"]
     with paper_style():
         names = list(dict.fromkeys(places))[::-1]
-        figure, axes = new_figure(len(shown), row_height=0.5 + 0.25 * len(names), share_x=False)
+        figure, axes = new_figure(len(shown), row_height=0.75 + 0.27 * len(names), share_x=False)
         for panel, measure in zip(axes[:, 0], shown, strict=True):
             title, unit, scale, _ = MEASURES[measure]
             found = rows[rows["measure"] == measure]
