@@ -105,7 +105,8 @@ class RunWriter:
         self._write_chunk("cores", self._cores)
         self._write_chunk("masks", self._masks)
         rows = [{"step": step, **row} for step, row in sorted(self._metrics.items())]
-        self._jobs.put(lambda: _write_metrics(self.folder / "metrics.parquet", rows))
+        if rows:  # a table without rows would lack the column `step`, too
+            self._jobs.put(lambda: _write_metrics(self.folder / "metrics.parquet", rows))
         if wait:
             self._jobs.join()
             self._raise_failure()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.linalg
 import torch
@@ -218,6 +219,15 @@ def test_steps_reach_the_disk_without_a_checkpoint(tmp_path, monkeypatch):
     disk = WaitForTheDisk(tmp_path / "run")
     train_tiny(tmp_path / "run", callbacks=[disk])
     assert disk.found == (1, [0, 1], [1], False)
+
+
+def test_before_the_first_metrics_there_is_no_table_of_them(tmp_path):
+    early = writer.RunWriter(tmp_path / "run", {}, pd.DataFrame())
+    early.flush(wait=True)
+    assert not (tmp_path / "run" / "metrics.parquet").exists()
+    early.add_metrics(1, {"loss": 2.0})
+    early.close()
+    assert Run(tmp_path / "run").metrics.to_dict("records") == [{"step": 1, "loss": 2.0}]
 
 
 def test_what_run_and_recorder_refuse(run, tmp_path):
