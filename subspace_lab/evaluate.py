@@ -81,7 +81,7 @@ def main() -> None:
         task: plan(task, run, arguments, folder / records.FOLDER) for task in arguments.tasks
     }
     trained = load_trained(run, step=arguments.step, base=arguments.base)
-    last = arguments.step is None or trained.step == max(run.snapshots, default=None)
+    last = trained.step == max(run.adapter_folders)
     part = [] if last else [f"step-{trained.step}"]
     part += ["validation"] * (arguments.split == "validation")
     for task, evaluate in evaluations.items():
