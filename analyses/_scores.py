@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
     from subspace_lab.recording.run import Run
 
-# What mt_bench keeps among the settings though it is a result.
-OUTCOMES = ("first_turn", "second_turn", "unscored")
-
 
 @dataclass(frozen=True)
 class Scored:
@@ -80,11 +77,12 @@ def check_same_evaluation(scored: Iterable[Scored]) -> None:
     Raises:
         UserError: if two runs differ in metric, settings or step of a task.
     """
+    from subspace_lab.evaluation.records import way_of_measuring
+
     known: dict[str, tuple[Run, dict[str, Any]]] = {}
     for one in scored:
         for task, summary in one.summaries.items():
-            way = {"metric": summary["metric"], "step": summary["step"], **summary["settings"]}
-            way = {key: value for key, value in way.items() if key not in OUTCOMES}
+            way = way_of_measuring(summary)
             other, others_way = known.setdefault(task, (one.run, way))
             for name in way.keys() | others_way.keys():
                 if way.get(name) != others_way.get(name):

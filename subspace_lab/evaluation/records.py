@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,7 +31,8 @@ if TYPE_CHECKING:
 FOLDER = "evaluations"
 SUMMARY = "summary.json"
 REPLACED = "replaced"
-OUTCOMES = ("value", "standard_error")
+OUTCOMES = ("first_turn", "second_turn", "unscored")
+"""What mt_bench keeps among the settings though it is a result."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,13 @@ def write(
     folder = Path(run) / FOLDER / part
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / f"{summary.task}.parquet"
-    row = _finite(asdict(summary))
+    row = files.finite(asdict(summary))
     with FileLock(folder / ".lock"):
         rows = read_summaries(run, part=part)
         earlier, replaced = rows.get(summary.task), None
         if earlier is not None and table.is_file():
             same_rows = _prompts(files.read_table(table)) == _prompts(records)
-            if not same_rows or _way(earlier) != _way(row):
+            if not same_rows or way_of_measuring(earlier) != way_of_measuring(row):
                 replaced = _keep(table, earlier)
         files.write_table(table, records)
         files.write_json(folder / SUMMARY, {**rows, summary.task: row})
@@ -140,14 +140,15 @@ def read_summaries(run: Path | str, *, part: str = "") -> dict[str, dict[str, An
     return files.read_json(path) if path.is_file() else {}
 
 
-def _way(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a summary row says about how it was measured."""
-    return {key: value for key, value in row.items() if key not in OUTCOMES}
+def way_of_measuring(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what a summary row says about how it was measured: metric, step and settings."""
+    settings = {key: value for key, value in row["settings"].items() if key not in OUTCOMES}
+    return {"metric": row["metric"], "step": row["step"], **settings}
 
 
-def _prompts(records: pd.DataFrame) -> list[str]:
-    """Which rows were evaluated (empty where the table does not say)."""
-    return list(records.get("prompt_hash", ()))
+def _prompts(records: pd.DataFrame) -> list[Any]:
+    """Which rows were evaluated (their numbers, where the table does not say)."""
+    return list(records.get("prompt_hash", range(len(records))))
 
 
 def _keep(table: Path, row: Mapping[str, Any]) -> Path:
@@ -158,10 +159,3 @@ def _keep(table: Path, row: Mapping[str, Any]) -> Path:
         shutil.copyfile(table, unfinished)
     files.write_json(kept.with_suffix(".json"), row)
     return kept
-
-
-def _finite(value: Any) -> Any:
-    """Put None for numbers that JSON cannot hold, however deep."""
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
