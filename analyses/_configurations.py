@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from subspace_lab.errors import UserError
-from subspace_lab.stats.seeds import MASK_FIELDS, SEED_AND_RECORDING
+from subspace_lab.stats.seeds import MASK_FIELDS, SEED_AND_RECORDING, setting_text
 
 if TYPE_CHECKING:
     from subspace_lab.recording.run import Run
@@ -62,13 +62,14 @@ def check_same_problem(runs: Sequence[Run], *, but: Sequence[str] = ()) -> None:
     Raises:
         UserError: if two runs differ in a setting of the problem, except those in `but`.
     """
+    first, *others = [(run, settings_of(run)) for run in runs]
     for name in PROBLEM:
-        first, *others = [(run, settings_of(run).get(name)) for run in runs]
-        for run, value in others:
-            if name not in but and value != first[1]:
+        usual = first[1].get(name)
+        for run, settings in others:
+            if name not in but and settings.get(name) != usual:
                 raise UserError(
-                    f"{first[0].path} has {name} {first[1]} and {run.path} has {value}: compare "
-                    "runs that share base, data and length of training"
+                    f"{first[0].path} has {name} {usual} and {run.path} has {settings.get(name)}: "
+                    "compare runs that share base, data and length of training"
                 )
 
 
@@ -88,23 +89,9 @@ def unusual_settings(runs: Sequence[Run]) -> dict[Run, str]:
         usual = collections.Counter(texts.values()).most_common(1)[0][0]
         for run, text in texts.items():
             if text != usual:
-                told[run].append(f"{name} {_short(json.loads(text))}")
+                value = settings[run].get(name)
+                told[run].append(f"{name} {'default' if value is None else setting_text(value)}")
     return {run: ", ".join(found) for run, found in told.items()}
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return "default"
-    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def evaluated_split(run: Run) -> str:
-    """Name the rows that a run is evaluated on; test rows, where its training evaluated none.
-
-    A run of another script does not say which rows it was.
-    """
-    split = str(run.config.get("eval_split", "held-out"))
-    return "test" if split == "none" else split
 
 
 def method_name(run: Run) -> str:

@@ -30,7 +30,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from analyses._command import Summary, analysis_parser, run_analysis
-from analyses._configurations import evaluated_split
 from analyses._tables import rows_note
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
@@ -108,7 +107,7 @@ def _at_step(
             "loss": tally.nats / tally.tokens,
             "accuracy": sum(tally.rows) / len(tally.rows),
             "examples": len(tally.rows),
-            "split": evaluated_split(run),
+            "split": run.evaluated_split,
             "jensen_gap": tally.jensen_gap / tally.tokens if predictor.masks > 1 else float("nan"),
             "predicted_scale": predicted,
             "keep_prob": (run.mask_law or {}).get("keep_prob", float("nan")),

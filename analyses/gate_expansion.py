@@ -27,7 +27,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from analyses._command import Summary, analysis_parser, run_analysis
-from analyses._configurations import evaluated_split
 from analyses._mask_laws import UNMASKED
 from analyses._tables import rows_note
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
@@ -138,7 +137,7 @@ def _at_step(
         "tolerance": found.tolerance,
         "masks": masks,
         "examples": len(rows),
-        "split": evaluated_split(run),
+        "split": run.evaluated_split,
         "granularity": law["granularity"],
         "keep_prob": law["keep_prob"],
         "factor": factor,

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from analyses._command import Summary, analysis_parser, run_analysis
-from analyses._configurations import evaluated_split
 from analyses._tables import evaluated_rows, rows_note
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
@@ -56,7 +55,7 @@ def compute(
     if table.reindex(columns=list(COLUMNS)).isna().all(axis=None):
         raise UserError(f"{run.path} has no losses: its training logged none and evaluated nothing")
     table.insert(0, "run", run.name)
-    table.insert(1, "split", evaluated_split(run))
+    table.insert(1, "split", run.evaluated_split)
     return table if steps is None else table[table["step"].isin(steps)]
 
 

@@ -18,8 +18,7 @@ of the whole update, but the rows `update` are of its low-rank part, scaling B A
 
 The base's weights are read one by one; without them (no base named, or out of reach) only the
 update's spectra are given, and so for a module whose weight the base lacks; the output says so. A
-quantised base is named as such: its
-singular values are those of the dequantised weights.
+quantised base is named as such: its singular values are those of the dequantised weights.
 """
 
 from __future__ import annotations

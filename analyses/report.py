@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analyses._command import label
-from analyses._configurations import evaluated_split
 from analyses._explanations import CLAIMS_READING, EXPLANATIONS, Explanation
 from analyses._runs import open_named_runs
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
@@ -112,7 +111,7 @@ def _facts(run: Run) -> list[str]:
         examples = int(sizes[-1])
         interval = accuracy_interval(round(matches[-1] * examples), examples)
         exact_match = f"{_change(matches)} [{interval.low:.2f}, {interval.high:.2f}]"
-        evaluated = f"{examples} {evaluated_split(run)} rows"
+        evaluated = f"{examples} {run.evaluated_split} rows"
     mask = "none"
     if law is not None:
         rescale = "× 1/keep_prob" if law["rescale"] else "not rescaled"

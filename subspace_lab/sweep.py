@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from subspace_lab.errors import UserError, exit_code_2_on_user_error
+from subspace_lab.errors import exit_code_2_on_user_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,11 +64,8 @@ def main() -> None:
     elif arguments.select:
         chosen = select(sweep, out)
         _print(chosen)
-        try:
-            with replacing(out / "selection.csv") as unfinished:
-                chosen.to_csv(unfinished, index=False)
-        except OSError as error:
-            raise UserError(f"{out / 'selection.csv'} cannot be written ({error})") from error
+        with replacing(out / "selection.csv") as unfinished:
+            chosen.to_csv(unfinished, index=False)
         print(f"wrote {out / 'selection.csv'}")
     elif arguments.executor == "slurm":
         jobs = submit(sweep, out)

@@ -52,17 +52,19 @@ def load_trained(run: Run, *, step: int | None = None, base: str | None = None) 
             )
     if step not in adapters:
         raise UserError(f"{run.path} has no snapshot of step {step}, only of {sorted(adapters)}")
-    name = base or run.config.get("base")
-    name = name or PeftConfig.from_pretrained(str(adapters[step])).base_model_name_or_path
+    folder = str(adapters[step])
+    name = (
+        base or run.config.get("base") or PeftConfig.from_pretrained(folder).base_model_name_or_path
+    )
     if not name:
         raise UserError(f"{run.path} does not say which base model it belongs to: give --base")
     found = models.find_base(str(name))
     try:
-        model = PeftModel.from_pretrained(models.load_model(found), str(adapters[step]))
+        model = PeftModel.from_pretrained(models.load_model(found), folder)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"the adapter {adapters[step]} does not go onto {found.name} ({first_line}): give "
+            f"the adapter {folder} does not go onto {found.name} ({first_line}): give "
             "another --step or --base"
         ) from error
     model.to(models.preferred_device())
@@ -78,10 +80,9 @@ def evaluation_examples(run: Run, *, size: int | None = None) -> list[Example]:
     config = run.config
     if "task" not in config:
         raise UserError(f"{run.path} is no recorded run and names no task to evaluate it on")
-    split = config.get("eval_split", "test")
     examples = tasks.load(
         config["task"],
-        "test" if split == "none" else split,
+        run.evaluated_split,
         size=config.get("eval_size"),
         seed=config.get("seed", 0),
         data_dir=config.get("data_dir"),

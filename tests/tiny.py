@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 
@@ -40,3 +40,13 @@ def batch(rows: int = 4, length: int = 6, seed: int = 0) -> dict[str, torch.Tens
     """Draw token ids with themselves as labels."""
     ids = torch.randint(0, 64, (rows, length), generator=torch.Generator().manual_seed(seed))
     return {"input_ids": ids, "labels": ids}
+
+
+class StopAfter(TrainerCallback):
+    """Stops training after a step, before its last."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step

@@ -153,12 +153,11 @@ class _Pair:
 
 
 def _pair(run: Run, lora: Run) -> _Pair | None:
-    from analyses._configurations import evaluated_split
 
     first, second = _score(run), _score(lora)
     if first is None or second is None:
         return None
-    config, split = run.config, evaluated_split(run)
+    config, split = run.config, run.evaluated_split
     return _Pair(config["seed"], config["rank"], first[0], second[0], first[1], split)
 
 

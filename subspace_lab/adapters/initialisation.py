@@ -27,7 +27,7 @@ def split_off_minor_directions(model: PeftModel, *, adapter: str = "default") ->
     The decomposition is taken in fp32 where the weight lies; W_res is rounded to its dtype.
     """
     modules = lora_modules(model, adapter=adapter)
-    for module in tqdm(modules, desc="singular directions", unit="module", delay=2):
+    for module in tqdm(modules, desc="singular directions", delay=1, disable=None):
         _split_off(module)
 
 

@@ -39,16 +39,11 @@ def generated_accuracy(
         batch_size=batch_size,
     )
     # Comparing two expressions as mathematics can take a tenth of a second.
-    pairs = tqdm(
-        zip(examples, texts, strict=True),
-        total=len(texts),
-        desc="comparing answers",
-        delay=1,
-        disable=None,
-    )
+    pairs = list(zip(examples, texts, strict=True))
+    told = tqdm(pairs, desc="comparing answers", delay=1, disable=None)
     return example_records(
         examples,
         gold=[example.answer for example in examples],
         prediction=texts,
-        correct=[tasks.score(example, text) == 1.0 for example, text in pairs],
+        correct=[tasks.score(example, text) == 1.0 for example, text in told],
     )

@@ -133,14 +133,9 @@ def evaluate_code(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     )
-    cut = tqdm(
-        zip(task_ids, answers, strict=True),
-        total=len(answers),
-        desc="cutting out programs",
-        delay=1,
-        disable=None,
-    )
-    programs = {task_id: program(benchmark.problems[task_id], answer) for task_id, answer in cut}
+    answered = list(zip(task_ids, answers, strict=True))
+    told = tqdm(answered, desc="cutting out programs", delay=1, disable=None)
+    programs = {task_id: program(benchmark.problems[task_id], answer) for task_id, answer in told}
     verdicts = check_programs(benchmark, programs)
     records = example_records(
         examples,

@@ -76,6 +76,16 @@ class Run:
         return dict(self.description.get("config", {}))
 
     @property
+    def evaluated_split(self) -> str:
+        """Which rows the run is evaluated on; test rows, where its training evaluated none.
+
+        A run of another script does not say which rows it was: "held-out".
+        """
+        otherwise = "test" if "task" in self.config else "held-out"
+        split = str(self.config.get("eval_split", otherwise))
+        return "test" if split == "none" else split
+
+    @property
     def mask_law(self) -> dict[str, Any] | None:
         """The law of the rank masks, as `MaskLaw`'s fields; None where nothing was masked."""
         return self.description.get("mask")

@@ -179,8 +179,10 @@ def discard_unfinished(folder: Path) -> None:
     Raises:
         UserError: if `folder` holds anything else; then nothing is deleted.
     """
-    record = ("run.json", "metrics.parquet", GATES_FILE, "cores", "masks", "snapshots")
-    known = {*record, "checkpoints", "analyses", "evaluations"}
+    known = {
+        "run.json", "metrics.parquet", GATES_FILE, "cores", "masks", "snapshots", "checkpoints",
+        "analyses", "evaluations",
+    }  # fmt: skip
     found = sorted(folder.iterdir())
     others = [path for path in found if path.name not in known and path.suffix != ".unfinished"]
     if others:

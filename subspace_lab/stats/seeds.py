@@ -37,10 +37,12 @@ def label_configurations(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, 
         if not values[run]:
             return run
         told = {key: configs[run][key] for key in differing if key in configs[run]}
-        return ", ".join(f"{key} {_short(value)}" for key, value in told.items()) or "all runs"
+        texts = [f"{key} {setting_text(value)}" for key, value in told.items()]
+        return ", ".join(texts) or "all runs"
 
     return {run: label(run) for run in configs}
 
 
-def _short(value: Any) -> str:
+def setting_text(value: Any) -> str:
+    """Write the value of a setting; a list as its elements joined by "+"."""
     return "+".join(map(str, value)) if isinstance(value, list) else str(value)

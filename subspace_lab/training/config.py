@@ -12,10 +12,13 @@ from subspace_lab.errors import UserError
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 FOR_OTHER_COMMANDS = ("accelerate", "sweeps")  # folders of CONFIGS that hold no presets
-SIZES = ("rank", "snapshot_rank", "train_size", "eval_size", "max_length")
-BATCHES = ("batch_size", "accumulation", "global_batch")
-INTERVALS = ("eval_every", "checkpoint_every")
-NOT_NEGATIVE = ("seed", "warmup_steps", "weight_decay", "max_grad_norm", *INTERVALS)
+COUNTS = (
+    "rank", "snapshot_rank", "train_size", "eval_size", "max_length",
+    "batch_size", "accumulation", "global_batch",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "seed", "warmup_steps", "weight_decay", "max_grad_norm", "eval_every", "checkpoint_every",
+)  # fmt: skip
 
 PEFT_NAMES = {
     "rank": "r",
@@ -143,8 +146,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not 0 < self.keep_prob <= 1:
             raise UserError(f"keep_prob must lie in (0, 1], not {self.keep_prob}")
-        for name in (*SIZES, *BATCHES, *NOT_NEGATIVE):
-            value, least = getattr(self, name), int(name not in NOT_NEGATIVE)
+        for name in (*COUNTS, *NOT_NEGATIVE):
+            value, least = getattr(self, name), 1 if name in COUNTS else 0
             if value is not None and value < least:
                 raise UserError(f"{name} must be at least {least}, not {value}")
         for name in ("alpha", "learning_rate"):

@@ -35,7 +35,7 @@ def tokenize(
         UserError: if a row is longer than `max_length` tokens.
     """
     rows = []
-    for i, example in enumerate(tqdm(examples, desc="tokenise", unit="row", delay=2)):
+    for i, example in enumerate(tqdm(examples, desc="tokenising", delay=1, disable=None)):
         prompt = encode_prompt(tokenizer, example.prompt)
         target = encode_response(tokenizer, example.response, with_eos=True)
         if len(prompt) + len(target) > max_length:

@@ -18,7 +18,7 @@ from subspace_lab.recording import files, writer
 from subspace_lab.recording.cores import frame_core
 from subspace_lab.recording.run import Run, open_runs
 from tests.recording.conftest import train_tiny
-from tests.tiny import batch, tiny_llama
+from tests.tiny import StopAfter, batch, tiny_llama
 
 
 def dense(run: Run, step: int, module: str) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -177,14 +177,6 @@ def test_a_run_is_readable_while_it_is_written_and_damage_is_named(run, tmp_path
     with files.open_tensors(run.path / "cores" / chunk.name) as whole:
         lost = set(whole.get_tensor("steps").tolist())
     assert Run(copy).steps == sorted(set(run.steps) - lost)
-
-
-class StopAfter(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step >= self.step
 
 
 def test_a_run_that_stops_early_keeps_its_trained_adapter(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM
 
 from subspace_lab import models
 from subspace_lab.errors import UserError
@@ -19,6 +19,7 @@ from subspace_lab.trained import load_trained
 from subspace_lab.training import trainer as training
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.trainer import build, train, training_arguments
+from tests.tiny import StopAfter
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,7 @@ def test_resumed_run_equals_the_uninterrupted_one(config, tmp_path, method):
     train(wanted, tmp_path / "whole")
     _, trainer = build(wanted, tmp_path / "cut")
     trainer.args.max_steps = 3
-    trainer.add_callback(_StopAfter(2))
+    trainer.add_callback(StopAfter(2))
     trainer.train()
     description = json.loads((tmp_path / "cut/run.json").read_text())
     (tmp_path / "cut/run.json").write_text(json.dumps(description | {"status": "running"}))
@@ -220,11 +221,3 @@ def test_validation_rows_are_evaluated_on_request(config, tmp_path):
     _, other = build(config, tmp_path / "b")
     assert trainer.eval_dataset != other.eval_dataset
     assert list(trainer.train_dataset) == list(other.train_dataset)
-
-
-class _StopAfter(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step >= self.step
