@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,23 @@ class CoreBatch:
     modules: pd.DataFrame
     core: RankCore
 
+    def at(self, steps: NDArray[np.bool_]) -> CoreBatch:
+        """Keep some of the steps, (T,) True = kept."""
+        return CoreBatch(self.steps[steps], self.modules, self.core[torch.from_numpy(steps)])
+
+
+@dataclass(frozen=True)
+class PendingBatch:
+    """A batch of cores that is not in memory yet.
+
+    Attributes:
+        count: how many cores it holds.
+        load: reads or computes it; safe to call in any thread.
+    """
+
+    count: int
+    load: Callable[[], CoreBatch]
+
 
 def recorded_batches(
     chunks: Sequence[tuple[NDArray[np.int64], Path]],
@@ -48,8 +66,8 @@ def recorded_batches(
     modules: Collection[str],
     steps: Collection[int] | None = None,
     motions: bool = True,
-) -> Iterator[CoreBatch]:
-    """Read cores from chunks, `CORES_PER_BATCH` at a time (one step's, if they are more).
+) -> Iterator[PendingBatch]:
+    """List cores in chunks, `CORES_PER_BATCH` at a time (one step's, if they are more).
 
     Args:
         chunks: the steps of each chunk and its file, in ascending order.
@@ -72,12 +90,28 @@ def recorded_batches(
             length = max(1, CORES_PER_BATCH // len(group))
             for start in range(0, len(wanted), length):
                 places = wanted[start : start + length]
-                with files.open_tensors(path) as tensors:
-                    arrays = {
-                        name: _read(tensors.get_slice(f"r{rank}/{name}"), places, chosen)
-                        for name in _array_names(motions)
-                    }
-                yield CoreBatch(chunk_steps[places], group, _unpack(arrays, int(rank), scaling))
+                load = functools.partial(
+                    _load_recorded, path, chunk_steps, group, places, chosen, scaling, motions
+                )
+                yield PendingBatch(len(places) * len(group), load)
+
+
+def _load_recorded(
+    path: Path,
+    chunk_steps: NDArray[np.int64],
+    modules: pd.DataFrame,
+    places: NDArray[np.int64],
+    chosen: NDArray[np.bool_],
+    scaling: torch.Tensor,
+    motions: bool,
+) -> CoreBatch:
+    rank = int(modules["r"].iloc[0])
+    with files.open_tensors(path) as tensors:
+        arrays = {
+            name: _read(tensors.get_slice(f"r{rank}/{name}"), places, chosen)
+            for name in _array_names(motions)
+        }
+    return CoreBatch(chunk_steps[places], modules, _unpack(arrays, rank, scaling))
 
 
 def computed_batches(
@@ -86,8 +120,8 @@ def computed_batches(
     modules: Collection[str],
     steps: Collection[int] | None = None,
     ranks: Mapping[str, int],
-) -> Iterator[CoreBatch]:
-    """Compute cores from the adapters themselves, one module at a time.
+) -> Iterator[PendingBatch]:
+    """List cores that are computed from the adapters themselves, one module at a time.
 
     The module table is each adapter's own: ranks differ from step to step in AdaLoRA.
 
@@ -106,15 +140,20 @@ def computed_batches(
         table = table[table["module"].isin(list(modules))]
         for place in range(len(table)):
             row = table.iloc[[place]].reset_index(drop=True)
-            factors = adapters[step].factors(row["module"].iloc[0])
-            rank = min(factors.rank, ranks.get(factors.module, factors.rank))
-            row["r"] = rank
-            core = RankCore(
-                Frame(linalg.triangular_factor(factors.A[:rank].mT)),
-                Frame(linalg.triangular_factor(factors.B[:, :rank])),
-                torch.tensor(factors.scaling, dtype=torch.float64),
-            )
-            yield CoreBatch(np.array([step]), row, core[None, None])
+            yield PendingBatch(1, functools.partial(_compute, adapters[step], step, row, ranks))
+
+
+def _compute(
+    adapter: AdapterFolder, step: int, module: pd.DataFrame, ranks: Mapping[str, int]
+) -> CoreBatch:
+    factors = adapter.factors(module["module"].iloc[0])
+    rank = min(factors.rank, ranks.get(factors.module, factors.rank))
+    core = RankCore(
+        Frame(linalg.triangular_factor(factors.A[:rank].mT)),
+        Frame(linalg.triangular_factor(factors.B[:, :rank])),
+        torch.tensor(factors.scaling, dtype=torch.float64),
+    )
+    return CoreBatch(np.array([step]), module.assign(r=rank), core[None, None])
 
 
 def _read(stored: Any, steps: NDArray[np.int64], modules: NDArray[np.bool_]) -> torch.Tensor:

@@ -21,6 +21,7 @@ from subspace_lab.recording import files
 from subspace_lab.recording.core_batches import (
     MODULE_COLUMNS,
     CoreBatch,
+    PendingBatch,
     computed_batches,
     recorded_batches,
 )
@@ -219,6 +220,17 @@ class Run:
             motions: also read the displacements since the previous step and since the start
                 (snapshots of other tools have none).
         """
+        for pending in self.pending_cores(steps=steps, modules=modules, motions=motions):
+            yield pending.load()
+
+    def pending_cores(
+        self,
+        *,
+        steps: Collection[int] | None = None,
+        modules: Collection[str] | None = None,
+        motions: bool = True,
+    ) -> Iterator[PendingBatch]:
+        """List what `cores` gives, for loading in threads; arguments as there."""
         table = self.modules
         chosen = table["module"] if modules is None else modules
         if chunks := self._chunks("cores"):

@@ -1,0 +1,160 @@
+"""The command line of every analysis: `python -m analyses.NAME --run RUN`.
+
+if __name__ == "__main__":
+    run_analysis(ANALYSIS)
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analyses.kit.analysis import Analysis
+from analyses.kit.needs import Needs, check_needs
+from analyses.kit.selection import open_named_runs, select_modules, select_steps
+from analyses.kit.tables import concatenate
+from analyses.kit.writing import default_folder, write_results
+from subspace_lab.errors import UserError, exit_code_2_on_user_error
+from subspace_lab.recording.run import Run
+from subspace_lab.stats.seeds import label_configurations
+
+FORMATS = ("png", "pdf", "svg", "none")
+
+
+@exit_code_2_on_user_error
+def run_analysis(analysis: Analysis, arguments: Sequence[str] | None = None) -> None:
+    """Run an analysis from the command line: open runs, compute, draw, write, and say where.
+
+    Args:
+        analysis: the analysis.
+        arguments: of the command line; None: those of the process.
+
+    Raises:
+        UserError: if a run, step or module is not available, or a run lacks what is needed.
+    """
+    chosen = parser_of(analysis).parse_args(arguments)
+    runs = open_named_runs(chosen.run)
+    for run in runs:
+        check_needs(run, analysis.needs)
+    table = table_of(
+        analysis,
+        runs,
+        steps=chosen.steps,
+        modules=chosen.modules,
+        options={name: getattr(chosen, name) for name in analysis.options},
+    )
+    write_results(
+        analysis,
+        runs,
+        table,
+        folder=chosen.out or default_folder(runs),
+        forms=chosen.format or ["png", "pdf"],
+        csv=chosen.csv,
+        arguments=vars(chosen),
+    )
+
+
+def parser_of(analysis: Analysis) -> argparse.ArgumentParser:
+    """Make an analysis's parser; its help is the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m analyses.{analysis.name}",
+        description=analysis.description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--run",
+        action="append",
+        nargs="+",
+        required=True,
+        metavar="RUN",
+        help="a run directory, a PEFT adapter folder, a Trainer output folder with checkpoints, "
+        "a hub id, or a quoted glob of run directories; may be given several times",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where to write (default: RUN/analyses; for several runs comparisons/NAMES)",
+    )
+    parser.add_argument(
+        "--format",
+        action="append",
+        choices=FORMATS,
+        help="of the figure; may be given several times; none: no figure (default: png and pdf)",
+    )
+    parser.add_argument("--csv", action="store_true", help="write the tables as CSV, too")
+    parser.add_argument(
+        "--steps",
+        metavar="STEPS",
+        help="which recorded steps: a list such as 0,10,100, every:K, log:K (K per decade), "
+        "or last (default: all)",
+    )
+    parser.add_argument(
+        "--modules",
+        nargs="+",
+        metavar="PATTERN",
+        help="which modules: projections such as q_proj, full paths, or quoted globs such as "
+        "'*.layers.0.*' (default: all)",
+    )
+    for name, settings in analysis.options.items():
+        parser.add_argument(f"--{name}", **settings)
+    return parser
+
+
+def table_of(
+    analysis: Analysis,
+    runs: Sequence[Run],
+    *,
+    steps: str | None = None,
+    modules: Sequence[str] | None = None,
+    options: dict[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Make one table of several runs, with a column `configuration` where some share theirs.
+
+    Args:
+        analysis: the analysis.
+        runs: the runs.
+        steps: which of each run's steps, as --steps; None: all.
+        modules: which modules, as --modules; None: all.
+        options: the analysis's own options.
+
+    Raises:
+        UserError: if a step or module is not available, or nothing is left.
+    """
+    whole_model = Needs.FACTORS not in analysis.needs
+
+    def selected(run: Run) -> dict[str, Any]:
+        return {
+            "steps": select_steps(run, steps_of(analysis, run), steps),
+            "modules": modules if whole_model else select_modules(run, modules),
+        }
+
+    options = options or {}
+    if analysis.compares:
+        table = analysis.compute(runs, **selected(runs[0]), **options)
+    else:
+        table = concatenate(analysis.compute(run, **selected(run), **options) for run in runs)
+    if table.empty:
+        raise UserError("the selected steps hold no data for this analysis: omit --steps")
+    return label(table, runs)
+
+
+def steps_of(analysis: Analysis, run: Run) -> Sequence[int]:
+    """List the steps among which --steps chooses: those of what the analysis reads."""
+    if Needs.CORES in analysis.needs:
+        return run.steps
+    if Needs.SNAPSHOTS in analysis.needs or Needs.MODEL in analysis.needs:
+        return sorted(run.adapter_folders)
+    return [int(step) for step in run.metrics["step"]]
+
+
+def label(table: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
+    """Add a column `configuration` where some runs differ in their seed only, and so share it."""
+    labels = label_configurations({run.name: run.config for run in runs})
+    if len(set(labels.values())) < len(runs) and "run" in table:
+        table["configuration"] = table["run"].astype(str).map(labels).astype("category")
+    return table

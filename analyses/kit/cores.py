@@ -1,0 +1,164 @@
+"""Tables from rank cores: iterate over all cores of a run on all processors.
+
+A table's row is one entry of an array (T, M, *axes): steps, modules that share a rank, and axes of
+the analysis's own, such as side or measure.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from analyses.kit.tables import concatenate, grid_table
+from subspace_lab.recording.core_batches import CoreBatch
+from subspace_lab.recording.cores import RankCore
+from subspace_lab.recording.run import Run
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Compute(Protocol):
+    """Makes the table of one run."""
+
+    def __call__(
+        self,
+        run: Run,
+        *,
+        steps: Collection[int] | None = None,
+        modules: Collection[str] | None = None,
+    ) -> pd.DataFrame:
+        """Compute the table of the chosen steps and modules (None: all)."""
+        ...
+
+
+def over_cores(
+    *, axes: Mapping[str, Sequence[str]] | None = None, **columns: Callable[[RankCore], Tensor]
+) -> Compute:
+    """Make the `compute` of an analysis whose columns are functions of a core alone.
+
+    Args:
+        axes: name and labels of each axis that the functions' values have beyond (T, M).
+        columns: name of each column, and its function of a batch of cores, batch dimensions
+            (T, M), to values (T, M, *axes).
+    """
+
+    def compute(
+        run: Run,
+        *,
+        steps: Collection[int] | None = None,
+        modules: Collection[str] | None = None,
+    ) -> pd.DataFrame:
+        def of_batch(batch: CoreBatch) -> pd.DataFrame:
+            values = {name: function(batch.core) for name, function in columns.items()}
+            return grid_table(run, batch, values, axes=axes)
+
+        return concatenate(over_batches(run, of_batch, steps=steps, modules=modules))
+
+    return compute
+
+
+def over_batches(
+    run: Run,
+    function: Callable[[CoreBatch], Result],
+    *,
+    steps: Collection[int] | None,
+    modules: Collection[str] | None,
+    displacements: bool = False,
+) -> Iterator[Result]:
+    """Apply a function to all cores of a run, a few steps at a time, in order.
+
+    Reading and factorising take place in the pool, too.
+
+    Args:
+        run: the run.
+        function: of a batch of cores (T, M) of modules that share a rank.
+        steps: only these; None: all.
+        modules: only these; None: all.
+        displacements: whether the function needs them.
+    """
+    chosen = len(run.modules if modules is None else modules)
+    return map_parallel(
+        lambda pending: function(pending.load()),
+        run.pending_cores(steps=steps, modules=modules, motions=displacements),
+        total=chosen * len(run.steps if steps is None else steps),
+        unit="core",
+        description=run.name,
+        size=lambda pending: pending.count,
+    )
+
+
+def map_parallel(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    total: int,
+    unit: str,
+    description: str,
+    size: Callable[[Item], int] = lambda item: 1,
+) -> Iterator[Result]:
+    """Apply a function to items, in order, with a progress bar.
+
+    LAPACK works outside Python's lock, so threads use all processors, one each. At most two items
+    per thread are held at once, so memory stays bounded however many there are.
+
+    Args:
+        function: of an item.
+        items: taken as they are needed.
+        total: sum of the items' sizes.
+        unit: what sizes count.
+        description: shown before the bar.
+        size: of an item.
+    """
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    waiting: collections.deque[tuple[int, Future[Result]]] = collections.deque()
+    with (
+        ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        tqdm(total=total, unit=unit, desc=description, disable=None) as bar,
+    ):
+        for item in items:
+            waiting.append((size(item), pool.submit(function, item)))
+            if len(waiting) > 2 * (threads or 1):
+                done, result = waiting.popleft()
+                yield result.result()
+                bar.update(done)
+        for done, result in waiting:
+            yield result.result()
+            bar.update(done)
+
+
+class StepMasks:
+    """All step masks of a run, for looking them up in batches.
+
+    Args:
+        run: the run.
+
+    Raises:
+        UserError: if the run has no step masks.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._masks: dict[str, NDArray[np.bool_]] = {}
+        for rank in run.modules["r"].unique():
+            self._steps, masks = run.masks_of_rank(int(rank))
+            names = run.modules.loc[run.modules["r"] == rank, "module"]
+            self._masks |= dict(zip(names, masks.swapaxes(0, 1), strict=True))
+
+    def has(self, steps: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell whether the masks of the given steps were recorded (T,)."""
+        return np.isin(steps, self._steps)
+
+    def at(self, steps: NDArray[np.int64], modules: Collection[str]) -> NDArray[np.bool_]:
+        """Give the masks (T, M, r) of recorded steps and of modules that share a rank."""
+        places = np.searchsorted(self._steps, steps)
+        return np.stack([self._masks[module][places] for module in modules], axis=1)

@@ -1,0 +1,77 @@
+"""Which runs, steps and modules a command line names."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+
+from subspace_lab.errors import UserError
+from subspace_lab.recording import schedule
+from subspace_lab.recording.run import Run, open_runs
+
+
+def open_named_runs(patterns: Sequence[Sequence[str]]) -> list[Run]:
+    """Open the runs of all --run options, and give them names that tell them apart."""
+    runs = open_runs([pattern for group in patterns for pattern in group])
+    folders = [run.path.resolve() for run in runs]
+    for depth in range(2, max(len(folder.parts) for folder in folders)):
+        if len({run.name for run in runs}) == len(runs):
+            break
+        for run, folder in zip(runs, folders, strict=True):
+            run.name = "/".join(folder.parts[-depth:])
+    return runs
+
+
+def select_steps(run: Run, available: Sequence[int], text: str | None) -> list[int] | None:
+    """Read --steps against the steps that a run has; None: all.
+
+    Raises:
+        UserError: if a listed step is not there, or none is selected.
+    """
+    if text is None:
+        return None
+    if not available:
+        raise UserError(f"{run.path} has recorded no step for this analysis: leave --steps out")
+    if text == "last":
+        return list(available[-1:])
+    due = schedule.parse(text)
+    chosen = [step for step in available if due(step)]
+    asked = {int(step) for step in text.split(",")} if text[:1].isdigit() else set(chosen)
+    if missing := sorted(asked.difference(chosen)):
+        raise UserError(
+            f"{run.path} has nothing recorded at step {', '.join(map(str, missing))}: it has "
+            f"{len(available)} steps from {available[0]} to {available[-1]}"
+        )
+    if not chosen:
+        raise UserError(f"--steps {text} selects none of the {len(available)} steps of {run.path}")
+    return chosen
+
+
+def select_modules(run: Run, patterns: Sequence[str] | None) -> list[str] | None:
+    """Read --modules against a run's modules: by projection, full path, or a glob of either.
+
+    Raises:
+        UserError: if the run has no modules, or a pattern matches nothing.
+    """
+    if run.modules.empty:
+        raise UserError(
+            f"{run.path} has no modules with factors B and A: its adapter is of another kind"
+        )
+    if patterns is None:
+        return None
+    chosen: dict[str, None] = {}
+    pairs = list(zip(run.modules["module"], run.modules["projection"], strict=True))
+    for pattern in patterns:
+        found = [
+            module
+            for module, projection in pairs
+            if fnmatch.fnmatchcase(module, pattern) or fnmatch.fnmatchcase(projection, pattern)
+        ]
+        if not found:
+            known = ", ".join(dict.fromkeys(run.modules["projection"]))
+            raise UserError(
+                f"{run.path} has no module {pattern!r}: its projections are {known}, its modules "
+                f"are named like {pairs[0][0]}"
+            )
+        chosen |= dict.fromkeys(found)
+    return list(chosen)

@@ -1,0 +1,111 @@
+"""Tidy tables of millions of rows, built column by column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pandas.api.types import union_categoricals
+
+from subspace_lab.recording.core_batches import CoreBatch
+from subspace_lab.recording.run import Run
+
+
+def grid_table(
+    run: Run,
+    batch: CoreBatch,
+    columns: Mapping[str, Any],
+    *,
+    axes: Mapping[str, Sequence[str]] | None = None,
+) -> pd.DataFrame:
+    """Make a table from arrays over steps, modules and the given axes, a row for each entry.
+
+    Args:
+        run: the run; its name becomes the column `run`.
+        batch: the steps (T,) and modules (M,).
+        columns: name of each column to its values, (T, M, *axes) or broadcastable to it.
+        axes: further axes of the arrays: name of the column, and its labels along the axis.
+
+    Returns:
+        Columns run, step, module, layer, projection, one for each axis, and `columns`.
+
+    Raises:
+        ValueError: if an array does not fit steps, modules and labels.
+    """
+    axes = axes or {}
+    shape = (len(batch.steps), len(batch.modules), *map(len, axes.values()))
+    places = [place.ravel() for place in np.indices(shape, dtype=np.int32)]
+
+    def labelled(values: Sequence[str], codes: NDArray[np.int32]) -> Any:
+        return pd.Categorical.from_codes(codes, categories=pd.Index(values))
+
+    def of_modules(column: str) -> Any:
+        known = list(dict.fromkeys(run.modules[column]))
+        codes = np.array([known.index(value) for value in batch.modules[column]], dtype=np.int32)
+        return labelled(known, codes[places[1]])
+
+    table = {
+        "run": labelled([run.name], np.zeros_like(places[0])),
+        "step": batch.steps[places[0]],
+        "module": of_modules("module"),
+        "layer": batch.modules["layer"].to_numpy()[places[1]],
+        "projection": of_modules("projection"),
+    }
+    for (name, labels), place in zip(axes.items(), places[2:], strict=True):
+        table[name] = labelled(labels, place)
+    for name, values in columns.items():
+        table[name] = np.broadcast_to(np.asarray(values), shape).ravel()
+    return pd.DataFrame(table)
+
+
+def concatenate(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Stack tables; columns of labels stay categorical, with the union of their categories.
+
+    A column that only some tables have is missing (nan) in the rows of the others.
+    """
+    parts = [table for table in tables if len(table)]
+    names = dict.fromkeys(name for part in parts for name in part.columns)
+
+    def column(name: str) -> Any:
+        kind = next(part[name].dtype for part in parts if name in part)
+        labels = isinstance(kind, pd.CategoricalDtype)
+        filled = [
+            part[name]
+            if name in part
+            else pd.Series(index=part.index, dtype=kind if labels else "float64")
+            for part in parts
+        ]
+        return union_categoricals(filled) if labels else pd.concat(filled, ignore_index=True)
+
+    return pd.DataFrame({name: column(name) for name in names})
+
+
+def evaluated_rows(table: pd.DataFrame, *, examples: str = "examples") -> dict[str, int]:
+    """Give the largest number of rows that were evaluated, by split; empty where none were.
+
+    Args:
+        table: with the column `split`, which tables of earlier versions lack.
+        examples: name of the column of numbers of rows.
+    """
+    if examples not in table:
+        return {}
+    split = table["split"].fillna("held-out") if "split" in table else ["held-out"] * len(table)
+    largest = table[examples].groupby(split, sort=False).max().dropna()
+    return {str(name): int(count) for name, count in largest.items()}
+
+
+def rows_note(table: pd.DataFrame, *, examples: str = "examples") -> str:
+    """Say how many rows of which split were evaluated, such as "64 test rows"."""
+    found = evaluated_rows(table, examples=examples)
+    return ", ".join(f"{count} {split} row{'s' * (count != 1)}" for split, count in found.items())
+
+
+def ragged(values: NDArray[np.float64]) -> NDArray[np.object_]:
+    """Turn rows (N, k) padded with nan into N arrays of their own lengths."""
+    present = ~np.isnan(values)
+    flat, ends = values[present], present.sum(1).cumsum()
+    rows = (flat[start:end] for start, end in zip(np.r_[0, ends[:-1]], ends, strict=True))
+    return np.fromiter(rows, dtype=object, count=len(values))
