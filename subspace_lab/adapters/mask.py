@@ -190,19 +190,21 @@ class RankMask:
         """Follow the optimizers that train the masked modules, and the Trainers."""
         from subspace_lab.adapters.trainer_steps import FollowTrainers
 
-        self._parts = [
-            part for hook in self._hooks.values() for part in (hook.A_module, hook.B_module)
-        ]
         self._watch = OptimizerWatch(
-            self._parts,
+            weights=self._weights,
             forward_seen=lambda: any(hook.calls for hook in self._hooks.values()),
             before=self._before_optimizer_step,
             after=self._after_optimizer_step,
         )
-        self._trainers = FollowTrainers(self._parts[0], self._trainer_begins)
+        self._trainers = FollowTrainers(self._trainer_begins)
+
+    def _weights(self) -> list[Tensor]:
+        """Give the weights A and B in use: some wrappers replace the parameters."""
+        parts = [(hook.A_module, hook.B_module) for hook in self._hooks.values()]
+        return [part.weight for pair in parts for part in pair]
 
     def _before_optimizer_step(self, optimizer: Optimizer) -> None:
-        if not self._step_is_certain and (taken := steps_taken(optimizer, self._parts)):
+        if not self._step_is_certain and (taken := steps_taken(optimizer, self._weights())):
             raise UserError(
                 f"the optimizer has taken {taken} steps, but the rank mask uses the masks of step "
                 f"{self.step}: call set_step({taken + 1}) before a resumed training continues, or "
@@ -224,7 +226,9 @@ class RankMask:
         self._checked += 1
         self._use(self.step + 1)
 
-    def _trainer_begins(self, step: int) -> None:
+    def _trainer_begins(self, model: nn.Module, step: int) -> None:
+        if find_rank_mask(model) is not self:
+            return
         self.set_step(step)
         self._trainer_steps += 1
         if self._trainer_steps == self.checked_steps + 1 and not self._gradients_seen:
@@ -241,7 +245,7 @@ class RankMask:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Follow the training of the copied model."""
         self.__dict__.update(state)
-        if self._hooks:
+        if self.ranks:
             self._follow_training()
 
     def _check(self, modules: list[LoraModule], adapter: str) -> None:

@@ -1,4 +1,4 @@
-"""Follow the Trainer's own count of optimizer steps, in every Trainer that trains a module."""
+"""Follow the Trainers' own count of optimizer steps, whoever builds them."""
 
 from __future__ import annotations
 
@@ -11,30 +11,27 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class FollowTrainers(TrainerCallback):
-    """Says which step begins, in every Trainer built from now on whose model has a given module.
+    """Says which step begins in every Trainer that is built from now on.
 
-    The callback joins transformers' default callbacks until `stop`; it keeps neither the module nor
-    the listener alive.
+    The callback joins transformers' default callbacks until `stop`, or until the listener is gone.
 
     Args:
-        module: a module of the model.
-        step_begins: a method, called with the number of the optimizer step that begins, from 1.
+        step_begins: a method, called with the model and the number of the step, from 1.
     """
 
-    def __init__(self, module: nn.Module, step_begins: Callable[[int], None]) -> None:
-        self._module = weakref.ref(module)
-        self._step_begins = weakref.WeakMethod(step_begins)
-        self._concerned = False
+    def __init__(self, step_begins: Callable[[nn.Module, int], None]) -> None:
+        self._step_begins = weakref.WeakMethod(step_begins, self._forget)
         trainer.DEFAULT_CALLBACKS.append(self)
-        weakref.finalize(module, self.stop)
 
     def stop(self) -> None:
-        """Leave the default callbacks; Trainers built before say nothing any more."""
-        self._module = lambda: None
-        if self in trainer.DEFAULT_CALLBACKS:
-            trainer.DEFAULT_CALLBACKS.remove(self)
+        """Leave the default callbacks; Trainers that were built before still call."""
+        trainer.DEFAULT_CALLBACKS.remove(self)
 
-    def on_train_begin(
+    def _forget(self, _: object) -> None:
+        if self in trainer.DEFAULT_CALLBACKS:
+            self.stop()
+
+    def on_step_begin(
         self,
         args: TrainingArguments,
         state: TrainerState,
@@ -43,14 +40,7 @@ class FollowTrainers(TrainerCallback):
         model: nn.Module,
         **kwargs: Any,
     ) -> None:
-        """Find out whether this Trainer trains the module."""
-        module = self._module()
-        self._concerned = any(part is module for part in model.modules())
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
         """Pass the step on."""
         step_begins = self._step_begins()
-        if self._concerned and step_begins is not None:
-            step_begins(state.global_step + 1)
+        if step_begins is not None:
+            step_begins(model, state.global_step + 1)
