@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from subspace_lab.errors import UserError
+from subspace_lab.recording.names import base_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-PEFT_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,8 @@ class LoraModule:
     """One adapted linear layer: dW = scaling * B A.
 
     Attributes:
-        name: path of the layer in the base model, such as `model.layers.0.self_attn.q_proj`.
+        name: path of the layer in the base model, such as `model.layers.0.self_attn.q_proj`,
+            whatever wraps the model (torch.compile, FSDP, DDP).
         layer: the PEFT layer.
         A_module: the linear map x -> A x, whose output the rank mask multiplies.
         A: its weight, (r, n).
@@ -62,7 +62,7 @@ def _walk(model: nn.Module, adapter: str) -> Iterator[LoraModule]:
     for path, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
-        name = path.removeprefix(PEFT_PREFIX)
+        name = base_name(path)
         if adapter in layer.lora_embedding_A or (
             adapter in layer.lora_A and not isinstance(layer.lora_A[adapter], nn.Linear)
         ):

@@ -1,4 +1,4 @@
-"""What a module's path says: its layer and its projection."""
+"""The names of modules: one name whatever wraps the model, its layer and its projection."""
 
 from __future__ import annotations
 
@@ -8,6 +8,25 @@ import re
 # every stage counts its own from 0.
 _STACKS = r"(?:^|\.)(?:layers?|h|blocks?)|^(?:transformer\.)?(?:single_)?transformer_blocks"
 _LAYER = re.compile(rf"(?:{_STACKS})\.(\d+)(?:\.|$)")
+
+PEFT_PREFIX = "base_model.model."
+# What torch.compile, FSDP and the checkpoint wrapper put into a path.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+
+def base_name(path: str) -> str:
+    """Name a module, or a tensor of it, as the unwrapped base model names it.
+
+    Removes what PEFT, torch.compile, FSDP, the checkpoint wrapper and, at the front, data-parallel
+    wrappers (`module`) put into the path.
+
+    >>> base_name("module._orig_mod.base_model.model.model.layers.0._fsdp_wrapped_module.mlp")
+    'model.layers.0.mlp'
+    """
+    unwrapped = ".".join(part for part in path.split(".") if part not in _WRAPPERS)
+    while unwrapped.startswith("module."):
+        unwrapped = unwrapped.removeprefix("module.")
+    return unwrapped.removeprefix(PEFT_PREFIX)
 
 
 def layer_and_projection(module: str) -> tuple[int, str]:

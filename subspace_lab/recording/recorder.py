@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from subspace_lab.adapters.mask import RankMask, find_rank_mask
-from subspace_lab.adapters.modules import PEFT_PREFIX, LoraModule, lora_modules
+from subspace_lab.adapters.modules import LoraModule, lora_modules
 from subspace_lab.recording import files, schedule
 from subspace_lab.recording.cores import frame_arrays, frame_core
 from subspace_lab.recording.groups import make_groups
-from subspace_lab.recording.names import layer_and_projection
+from subspace_lab.recording.names import PEFT_PREFIX, layer_and_projection
 from subspace_lab.recording.provenance import provenance
 from subspace_lab.recording.witness import STEPS as WITNESSED_STEPS
 from subspace_lab.recording.witness import GateWitness
@@ -33,7 +34,7 @@ from subspace_lab.recording.writer import RunWriter
 
 
 class SubspaceRecorder(TrainerCallback):
-    """Records a training run into a run directory, and drives its rank mask.
+    """Records a training run, and the masks of its rank mask, into a run directory.
 
     Args:
         folder: the run directory; new or empty.
@@ -84,7 +85,10 @@ class SubspaceRecorder(TrainerCallback):
         """Open the run directory and record step 0."""
         self._model: nn.Module = kwargs["model"]
         self.mask = self.mask or find_rank_mask(self._model)
+        if self.mask is not None:  # which may have been attached after the Trainer was built
+            self.mask.set_step(state.global_step + 1)
         self._core_is_due_now = False
+        self._kept: Mapping[str, NDArray[np.bool_]] = {}
         if not state.is_world_process_zero:
             return
         self._modules = self._module_table()
@@ -115,11 +119,9 @@ class SubspaceRecorder(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Set the masks of the coming step and keep the weights that it starts from."""
+        """Keep the weights that the coming step starts from."""
         step = state.global_step + 1
         self._started = time.perf_counter()
-        if self.mask is not None:
-            self.mask.set_step(step)
         if self._writer is None:
             return
         self._writer.flush_now_and_then()
@@ -131,6 +133,12 @@ class SubspaceRecorder(TrainerCallback):
             for group in self._groups:
                 group.previous = group.stacked()
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep the masks in use: the optimizer's step brings those of the next one."""
+        self._kept = {} if self.mask is None else self.mask.kept
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -139,8 +147,8 @@ class SubspaceRecorder(TrainerCallback):
             return
         step = state.global_step
         self._writer.add_metrics(step, {"seconds": time.perf_counter() - self._started})
-        if self.mask is not None and self.mask.kept:
-            self._writer.add_masks(step, self._masks_by_rank(self.mask))
+        if self._kept:
+            self._writer.add_masks(step, self._masks_by_rank(self._kept))
         if self._witness is not None and step == min(WITNESSED_STEPS, state.max_steps):
             self._witness.stop(self.folder)
             self._witness = None
@@ -241,10 +249,12 @@ class SubspaceRecorder(TrainerCallback):
                 recorded[key][group.places] = values.to(recorded[key].device)
         return recorded
 
-    def _masks_by_rank(self, mask: RankMask) -> dict[int, np.ndarray[Any, np.dtype[np.bool_]]]:
+    def _masks_by_rank(
+        self, kept: Mapping[str, NDArray[np.bool_]]
+    ) -> dict[int, NDArray[np.bool_]]:
         names = self._modules["module"]
         return {
-            rank: np.stack([mask.kept[name] for name in names[self._modules["r"] == rank]])
+            rank: np.stack([kept[name] for name in names[self._modules["r"] == rank]])
             for rank in self._modules["r"].unique().tolist()
         }
 

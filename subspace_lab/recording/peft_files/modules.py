@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from subspace_lab.recording.factors import Kind
+from subspace_lab.recording.names import base_name
 from subspace_lab.recording.peft_files.configuration import AdapterConfig
 
 Shape = tuple[int, ...]
 
-_PREFIX = "base_model.model."
 _LORA_KEY = re.compile(r"(?P<module>.+)\.(?P<tensor>lora_\w+)(?:\.(?P<part>.+))?")
 _KINDS: dict[int, Kind] = {2: "linear", 3: "conv1d", 4: "conv2d", 5: "conv3d"}
 
@@ -68,9 +68,9 @@ def sort_tensors(
     grouped: dict[str, dict[str, str]] = defaultdict(dict)
     skipped: list[tuple[str, str]] = []
     for key in shapes:
-        match = _LORA_KEY.fullmatch(key.removeprefix(_PREFIX))
+        match = _LORA_KEY.fullmatch(base_name(key))
         if match is None:
-            skipped.append(_no_lora_tensor(key.removeprefix(_PREFIX)))
+            skipped.append(_no_lora_tensor(base_name(key)))
         else:
             part = "" if match["part"] in (None, "weight") else f".{match['part']}"
             grouped[match["module"]][match["tensor"] + part] = key
