@@ -96,6 +96,16 @@ class Run:
         return not self.recorded or self.description.get("status") == "finished"
 
     @property
+    def diverged_at(self) -> int | None:
+        """The step after which weights were seen not to be finite; None if they always were."""
+        return self.description.get("diverged_at")
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best model by its evaluations, if the Trainer loaded it at its end."""
+        return self.description.get("best_step")
+
+    @property
     def adapter_folders(self) -> dict[int, Path]:
         """The saved adapters by step, of any kind; `snapshots` are those with factors B and A."""
         folders = checkpoint_folders(self.path) or {

@@ -80,7 +80,7 @@ def test_a_run_of_another_script_gets_a_page(run, command, tmp_path):
     assert command("report", "--run", folder, "--out", out).code == 0
     assert cells(out.read_text())["own"]["method"] == "?"
     refused = command("report", "--run", folder, "--out", out / "below")
-    assert_one_sentence(refused, "cannot be written", "give another place")
+    assert_one_sentence(refused, "cannot be written", "choose another location")
 
 
 def test_curves_name_the_rows_and_stack_in_any_order(runs):
