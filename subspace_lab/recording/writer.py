@@ -218,7 +218,7 @@ class RunWriter:
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
-            raise UserError(f"the run {self.folder} could not be written: {self._failure}")
+            raise self._failure
 
 
 def refuse_if_occupied(folder: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers import (
+    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -22,6 +23,7 @@ from transformers.trainer_utils import EvalPrediction
 from subspace_lab import models, tasks
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.batching import context_length
+from subspace_lab.recording import files
 from subspace_lab.recording.provenance import provenance
 from subspace_lab.recording.recorder import SubspaceRecorder
 from subspace_lab.recording.run import Run
@@ -81,13 +83,23 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> int | None
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except BaseException as error:
+        _close_progress_bar(trainer)
         recorder.interrupt()
         if isinstance(error, KeyboardInterrupt) and trainer.is_world_process_zero():
             error.add_note(how_to_continue(out))
+        if isinstance(error, Exception) and (full := files.storage_error(error, out)):
+            raise full from error
         raise
     if trainer.is_world_process_zero():
         print(f"wrote {out}")
     return recorder.diverged_at
+
+
+def _close_progress_bar(trainer: Trainer) -> None:
+    """End its line, so that what is printed next stands on a line of its own."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
+            callback.training_bar.close()
 
 
 def build(
