@@ -149,13 +149,12 @@ class Run:
     @property
     def steps(self) -> list[int]:
         """The steps that have cores: recorded ones, else those of the snapshots."""
-        recorded = {int(step) for steps, _ in self._chunks("cores") for step in steps}
-        return sorted(recorded or self.snapshots)
+        return self._recorded_steps("cores") or sorted(self.snapshots)
 
     @property
     def mask_steps(self) -> list[int]:
         """The steps whose masks were recorded."""
-        return sorted({int(step) for steps, _ in self._chunks("masks") for step in steps})
+        return self._recorded_steps("masks")
 
     @property
     def steps_without_mask(self) -> list[int]:
@@ -163,7 +162,8 @@ class Run:
         if (self.mask_law or {}).get("granularity") != "step":
             return []
         recorded = self.mask_steps
-        return sorted(set(range(1, max([*recorded, *self.steps], default=0) + 1)) - set(recorded))
+        last = max([*recorded, *self._recorded_steps("cores")], default=0)
+        return sorted(set(range(1, last + 1)) - set(recorded))
 
     @property
     def gates(self) -> list[Gates]:
@@ -276,6 +276,9 @@ class Run:
         row = found.iloc[0]
         same_rank = self.modules[self.modules["r"] == row.r]
         return row, int(np.flatnonzero(same_rank["module"] == module)[0])
+
+    def _recorded_steps(self, kind: str) -> list[int]:
+        return [int(step) for steps, _ in self._chunks(kind) for step in steps]
 
     def _chunks(self, kind: str) -> list[tuple[NDArray[np.int64], Path]]:
         """List the chunks of a kind in order, with the steps that each holds.
