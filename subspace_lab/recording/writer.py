@@ -133,20 +133,20 @@ class RunWriter:
             self._raise_failure()
 
     def close(self, status: str = "finished") -> None:
-        """Write what is left and the run's final status; after that, do nothing."""
+        """Write what is left and the run's final status, once: `interrupted` if that fails."""
         if self.closed:
             return
         try:
             self.flush(wait=True)
-            self._status = status
-            self._write_description()
-        finally:
-            self._stop()
+        except BaseException:
+            self._stop("interrupted")
+            raise
+        self._stop(status)
 
     def abandon(self) -> None:
         """Write nothing more; what is on disk stays."""
         self._jobs.join()
-        self._stop()
+        self._stop(None)
 
     def add_metrics_after_the_end(self, step: int, values: Mapping[str, float]) -> None:
         """Add columns to the metrics row of one step of a closed run, and write them at once."""
@@ -166,11 +166,14 @@ class RunWriter:
                 "more is written there; start again with another --out"
             )
 
-    def _stop(self) -> None:
+    def _stop(self, status: str | None) -> None:
         self.closed = True
         atexit.unregister(self._close_at_exit)
         self._jobs.put(None)
         self._thread.join()
+        if status is not None and (self.folder / "run.json").is_file():
+            self._status = status
+            self._write_description()
 
     def _close_at_exit(self) -> None:
         try:
