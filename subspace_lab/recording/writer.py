@@ -161,6 +161,7 @@ class RunWriter:
             UserError: if the folder was moved or deleted since the run began.
         """
         if not (self.folder / "run.json").is_file():
+            self._stop(None)
             raise UserError(
                 f"{self.folder} was moved or deleted while the run was being recorded: nothing "
                 "more is written there; start again with another --out"
