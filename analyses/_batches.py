@@ -90,7 +90,9 @@ def map_cores(
 
 
 class StepMasks:
-    """All step masks of a run, for looking them up in batches.
+    """All step masks of a run, for looking them up by step and module.
+
+    Warns of steps whose masks are missing from the record, since analyses leave them out.
 
     Args:
         run: the run.
@@ -100,6 +102,17 @@ class StepMasks:
     """
 
     def __init__(self, run: Run) -> None:
+        import warnings
+
+        from subspace_lab.recording.run import ranges
+
+        if missing := run.steps_without_mask:
+            warnings.warn(
+                f"{run.path} lacks the masks of the steps {ranges(missing)}, which are left out: "
+                f"restore the missing chunk in {run.path / 'masks'}",
+                stacklevel=2,
+            )
+        self._path = run.path
         self._masks: dict[str, NDArray[np.bool_]] = {}
         for rank in run.modules["r"].unique():
             self._steps, masks = run.masks_of_rank(int(rank))
@@ -113,8 +126,17 @@ class StepMasks:
         return np.isin(steps, self._steps)
 
     def at(self, steps: NDArray[np.int64], modules: Collection[str]) -> NDArray[np.bool_]:
-        """Give the masks (T, M, r) of recorded steps and of modules that share a rank."""
+        """Give the masks (T, M, r) of recorded steps and of modules that share a rank.
+
+        Raises:
+            UserError: if the mask of a step was not recorded.
+        """
         import numpy as np
 
+        from subspace_lab.errors import UserError
+        from subspace_lab.recording.run import ranges
+
+        if missing := steps[~self.has(steps)].tolist():
+            raise UserError(f"{self._path} has no masks of the steps {ranges(missing)}")
         places = np.searchsorted(self._steps, steps)
         return np.stack([self._masks[module][places] for module in modules], axis=1)

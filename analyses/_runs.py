@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def open_named_runs(patterns: Sequence[Sequence[str]]) -> list[Run]:
-    """Open the runs of all --run options, and give them names that tell them apart."""
+    """Open the runs of all --run options, and give them names that tell them apart.
+
+    The name of a run that diverged says so, wherever it is shown.
+    """
     from subspace_lab.recording.run import open_runs
 
     runs = open_runs([pattern for group in patterns for pattern in group])
@@ -23,6 +26,9 @@ def open_named_runs(patterns: Sequence[Sequence[str]]) -> list[Run]:
             break
         for run, folder in zip(runs, folders, strict=True):
             run.name = "/".join(folder.parts[-depth:])
+    for run in runs:
+        if run.diverged_at is not None:
+            run.name += f" (diverged at step {run.diverged_at})"
     return runs
 
 

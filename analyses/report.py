@@ -104,8 +104,11 @@ def _facts(run: Run) -> list[str]:
     from subspace_lab.stats.intervals import accuracy_interval
 
     metrics, law = run.metrics, run.mask_law
-    losses, matches = _known(metrics, "eval_response_loss"), _known(metrics, "eval_exact_match")
-    seconds, sizes = _known(metrics, "seconds"), _known(metrics, "eval_examples")
+    evaluations = run.evaluations.to_dict(orient="list")
+    losses, matches, sizes = (
+        evaluations.get(f"eval_{name}", []) for name in ("response_loss", "exact_match", "examples")
+    )
+    seconds = metrics["seconds"].dropna().tolist() if "seconds" in metrics else []
     exact_match, evaluated = "", "nothing"
     if sizes:
         examples = int(sizes[-1])
@@ -128,10 +131,6 @@ def _facts(run: Run) -> list[str]:
         f"{statistics.median(seconds):.2f} s" if seconds else "",
         f"{size / 2**20:.0f} MiB",
     ]
-
-
-def _known(metrics: pd.DataFrame, column: str) -> list[float]:
-    return metrics[column].dropna().tolist() if column in metrics else []
 
 
 def _change(values: Sequence[float]) -> str:

@@ -50,6 +50,17 @@ def load_trained(run: Run, *, step: int | None = None, base: str | None = None) 
             warnings.warn(
                 f"{run.path} is not finished: this is its adapter of step {step}", stacklevel=2
             )
+        if run.best_step is not None and run.best_step != step:
+            warnings.warn(
+                f"this is the last adapter of {run.path}, of step {step}; the best one by its "
+                f"evaluations is of step {run.best_step}: choose it with --step {run.best_step}",
+                stacklevel=2,
+            )
+    if run.diverged_at is not None:
+        warnings.warn(
+            f"{run.path} has diverged: its weights are not finite from step {run.diverged_at} on",
+            stacklevel=2,
+        )
     if step not in adapters:
         raise UserError(f"{run.path} has no snapshot of step {step}, only of {sorted(adapters)}")
     folder = str(adapters[step])

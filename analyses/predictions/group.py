@@ -91,18 +91,34 @@ class Group:
 
     @cached_property
     def masks(self) -> NDArray[np.bool_] | None:
-        """All step masks (T, M, r), True = kept; None where there are none."""
-        if self.law is None or not len(self.mask_steps):
+        """All step masks (T, M, r), True = kept; None where there are none.
+
+        Raises:
+            UserError: if the run had one mask a step, and they are missing.
+        """
+        if self.law is None or not (len(self.mask_steps) or self.run.steps_without_mask):
             return None
         same_rank = self.run.modules[self.run.modules["r"] == self.rank]
         return self.run.masks_of_rank(self.rank)[1][:, same_rank["module"].isin(self.names)]
 
     def masks_of(self, steps: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Give the masks (T, M, r) of steps that have one; all True in a run without masks."""
+        """Give the masks (T, M, r) of steps that have one; all True in a run without masks.
+
+        Raises:
+            UserError: if the mask of a step is missing.
+        """
         import numpy as np
+
+        from subspace_lab.errors import UserError
+        from subspace_lab.recording.run import ranges
 
         if self.masks is None:
             return np.ones((len(steps), len(self.modules), self.rank), dtype=bool)
+        if missing := steps[~np.isin(steps, self.mask_steps)].tolist():
+            raise UserError(
+                f"{self.run.path} lacks the masks of the steps {ranges(missing)}: restore the "
+                f"missing chunk in {self.run.path / 'masks'}"
+            )
         return self.masks[np.searchsorted(self.mask_steps, steps)]
 
     @cached_property

@@ -96,6 +96,16 @@ class Run:
         return not self.recorded or self.description.get("status") == "finished"
 
     @property
+    def diverged_at(self) -> int | None:
+        """The step after which weights were seen not to be finite; None if they always were."""
+        return self.description.get("diverged_at")
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best model by its evaluations, if the Trainer loaded it at its end."""
+        return self.description.get("best_step")
+
+    @property
     def adapter_folders(self) -> dict[int, Path]:
         """The saved adapters by step, of any kind; `snapshots` are those with factors B and A."""
         folders = checkpoint_folders(self.path) or {
@@ -132,15 +142,28 @@ class Run:
         return files.read_table(path)
 
     @property
+    def evaluations(self) -> pd.DataFrame:
+        """The rows of `metrics` whose step was evaluated; a loss that was not finite is nan."""
+        return evaluations(self.metrics)
+
+    @property
     def steps(self) -> list[int]:
         """The steps that have cores: recorded ones, else those of the snapshots."""
-        recorded = {int(step) for steps, _ in self._chunks("cores") for step in steps}
-        return sorted(recorded or self.snapshots)
+        return self._recorded_steps("cores") or sorted(self.snapshots)
 
     @property
     def mask_steps(self) -> list[int]:
         """The steps whose masks were recorded."""
-        return sorted({int(step) for steps, _ in self._chunks("masks") for step in steps})
+        return self._recorded_steps("masks")
+
+    @property
+    def steps_without_mask(self) -> list[int]:
+        """The steps whose masks are missing from the record of a run that has one mask a step."""
+        if (self.mask_law or {}).get("granularity") != "step":
+            return []
+        recorded = self.mask_steps
+        last = max([*recorded, *self._recorded_steps("cores")], default=0)
+        return sorted(set(range(1, last + 1)) - set(recorded))
 
     @property
     def gates(self) -> list[Gates]:
@@ -153,13 +176,15 @@ class Run:
         Modules are in the order of `modules`; True = kept.
 
         Raises:
-            UserError: if the run has no step masks.
+            UserError: if the run has no step masks, or they are missing.
         """
         steps, packed = [], []
         for chunk_steps, path in self._chunks("masks"):
             with files.open_tensors(path) as tensors:
                 packed.append(tensors.get_tensor(f"r{rank}").numpy())
             steps.append(chunk_steps)
+        if not steps and self.steps_without_mask:
+            raise UserError(f"{self.path / 'masks'} was deleted: restore it")
         if not steps:
             raise UserError(
                 f"{self.path} has no step masks: train with --method droplora --granularity step"
@@ -252,13 +277,54 @@ class Run:
         same_rank = self.modules[self.modules["r"] == row.r]
         return row, int(np.flatnonzero(same_rank["module"] == module)[0])
 
+    def _recorded_steps(self, kind: str) -> list[int]:
+        return [int(step) for steps, _ in self._chunks(kind) for step in steps]
+
     def _chunks(self, kind: str) -> list[tuple[NDArray[np.int64], Path]]:
-        """List the chunks of a kind in order, with the steps that each holds."""
-        found = []
+        """List the chunks of a kind in order, with the steps that each holds.
+
+        Raises:
+            UserError: if two chunks hold the same step.
+        """
+        chunks: list[tuple[NDArray[np.int64], Path]] = []
+        last = -1
         for path in sorted((self.path / kind).glob("steps-*.safetensors")):
             with files.open_tensors(path) as tensors:
-                found.append((tensors.get_tensor("steps").numpy(), path))
-        return found
+                steps = tensors.get_tensor("steps").numpy()
+            if steps[0] <= last:
+                raise UserError(
+                    f"{chunks[-1][1]} and {path.name} both hold step {steps[0]}: delete the one "
+                    "that does not belong to this run"
+                )
+            last = steps[-1]
+            chunks.append((steps, path))
+        return chunks
+
+
+def evaluations(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Select the rows of a metrics table whose step was evaluated.
+
+    Those that say on how many examples; where none does, those with a number in any `eval_*`.
+    """
+    columns = [name for name in metrics if str(name).startswith("eval_")]
+    if "eval_examples" in metrics and metrics["eval_examples"].notna().any():
+        columns = ["eval_examples"]
+    return metrics[metrics[columns].notna().any(axis=1)]
+
+
+def ranges(steps: Collection[int]) -> str:
+    """Write ascending steps in short.
+
+    >>> ranges([1, 2, 3, 7, 9, 10])
+    '1 to 3, 7, 9 to 10'
+    """
+    runs: list[list[int]] = []
+    for step in steps:
+        if runs and step == runs[-1][-1] + 1:
+            runs[-1].append(step)
+        else:
+            runs.append([step])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
 
 
 def open_runs(patterns: Collection[str]) -> list[Run]:

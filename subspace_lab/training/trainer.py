@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers import (
+    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -25,7 +26,8 @@ from subspace_lab.evaluation.batching import context_length
 from subspace_lab.recording import files
 from subspace_lab.recording.provenance import provenance
 from subspace_lab.recording.recorder import SubspaceRecorder
-from subspace_lab.recording.writer import discard_unfinished, refuse_if_occupied
+from subspace_lab.recording.run import Run
+from subspace_lab.recording.writer import refuse_if_occupied
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.coreless import CorelessRecorder
 from subspace_lab.training.data import (
@@ -36,6 +38,7 @@ from subspace_lab.training.data import (
     tokenize,
 )
 from subspace_lab.training.preparation import Prepared, prepare, restrict_to_shards
+from subspace_lab.training.resuming import FINISHED, how_to_continue, resume_point
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,32 +48,58 @@ if TYPE_CHECKING:
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "auto": None}
 
 
-def train(config: TrainConfig, out: Path, *, resume: bool = False) -> None:
+def train(config: TrainConfig, out: Path, *, resume: bool = False) -> int | None:
     """Train as `config` says and record into the run directory `out`.
+
+    Whatever stops the training, what was recorded is on disk then. A `KeyboardInterrupt` gets a
+    note that says how to continue.
 
     Args:
         config: the configuration.
         out: the run directory.
-        resume: go on with an unfinished run of the same configuration in `out` from its last
+        resume: continue an unfinished run of the same configuration in `out` from its last
             checkpoint; a finished one is left as it is.
 
+    Returns:
+        The step after which the weights were not finite; None for a run that did not diverge.
+
     Raises:
-        UserError: if `out` is occupied, or anything that the configuration names is missing.
+        UserError: if `out` is occupied or cannot be written, or anything that the configuration
+            names is missing.
     """
-    resume_at = _resume_point(config, out) if resume else None
+    resume_at = resume_point(config, out, processes=_processes()) if resume else None
     if resume_at == FINISHED:
         print(f"{out} is finished: nothing to do")
-        return
+        return Run(out).diverged_at
     if resume_at is None:
         refuse_if_occupied(out)
     _, trainer = build(config, out, resume_at=resume_at)
+    (recorder,) = (
+        callback
+        for callback in trainer.callback_handler.callbacks
+        if isinstance(callback, SubspaceRecorder)
+    )
     checkpoint = out / "checkpoints" / f"checkpoint-{resume_at}" if resume_at else None
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except BaseException as error:
+        _close_progress_bar(trainer)
+        recorder.interrupt()
+        if isinstance(error, KeyboardInterrupt) and trainer.is_world_process_zero():
+            error.add_note(how_to_continue(out))
+        if isinstance(error, Exception) and (full := files.storage_error(error, out)):
+            raise full from error
+        raise
     if trainer.is_world_process_zero():
         print(f"wrote {out}")
+    return recorder.diverged_at
 
 
-FINISHED = -1
+def _close_progress_bar(trainer: Trainer) -> None:
+    """End its line, so that what is printed next stands on a line of its own."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
+            callback.training_bar.close()
 
 
 def build(
@@ -231,6 +260,7 @@ def training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
         torch_compile=config.compile,
         ddp_find_unused_parameters=False,
         logging_steps=1,
+        logging_nan_inf_filter=False,
         include_num_input_tokens_seen="all",
         eval_strategy="steps" if evaluated and config.eval_every else "no",
         eval_steps=config.eval_every or None,
@@ -268,33 +298,3 @@ def _processes() -> int:
 
 def _metrics(prediction: EvalPrediction) -> dict[str, float]:
     return summarise(prediction.predictions)
-
-
-def _resume_point(config: TrainConfig, out: Path) -> int | None:
-    """Find the step to resume at: None for a new run, FINISHED, or a checkpoint's step.
-
-    A checkpoint counts only if the record on disk reaches its step: a run can be killed between
-    the Trainer's writing of a checkpoint and the recorder's.
-    """
-    if not (out / "run.json").exists():
-        return None
-    description = files.read_json(out / "run.json")
-    if description.get("config") != config.to_dict():
-        raise UserError(
-            f"{out} holds a run of another configuration (see {out / 'run.json'}): choose another "
-            "--out"
-        )
-    if description["status"] == "finished":
-        return FINISHED
-    recorded = 0
-    if (out / "metrics.parquet").exists():
-        recorded = int(files.read_table(out / "metrics.parquet")["step"].max())
-    steps = [int(p.name.split("-")[1]) for p in (out / "checkpoints").glob("checkpoint-*")]
-    usable = [step for step in steps if step <= recorded]
-    if not usable:
-        if _processes() > 1:  # which would race for it
-            raise UserError(f"{out} was stopped before its first checkpoint: delete it first")
-        print(f"{out} was stopped before its first checkpoint: it starts again from step 0")
-        discard_unfinished(out)
-        return None
-    return max(usable)

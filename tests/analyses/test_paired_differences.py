@@ -237,7 +237,7 @@ def test_the_command_writes_where_it_says(runs, tmp_path):
     refused = command(
         "analyses.paired_differences", "--runs", f"{tmp_path}/*", "--out", tmp_path / "file"
     )
-    assert refused.returncode == 2 and "give another place" in refused.stderr
+    assert refused.returncode == 2 and "choose another location" in refused.stderr
     missing = command("analyses.paired_differences", "--runs", f"{tmp_path}/nothing-*")
     assert missing.returncode == 2
     assert "no run matches" in missing.stderr
