@@ -170,6 +170,7 @@ def main() -> None:
     runs = open_named_runs(arguments.run)
     table = compute(runs)
     print(to_text(table))
+    print_notes({run.name: notes(run) for run in runs})
     for path in write(table, arguments.out or default_folder(runs), runs):
         print(f"wrote {path}")
 
