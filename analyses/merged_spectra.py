@@ -161,11 +161,11 @@ def _rows(
         )
     for step, f in factors.items():
         counts, relative = {"intruders": nan, "undecided": nan}, nan
-        sigma = {"update": torch.full((f.rank,), nan)}
+        sigma = {"update": torch.full((f.rank,), nan, dtype=torch.float64)}
         if f.finite:
             sigma = {"update": linalg.singular_values(f.B, f.A, scaling=f.scaling)}
         if W0 is not None:
-            sigma |= {"base": svd.S[:top_k], "merged": torch.full((top_k,), nan)}
+            sigma |= {"base": svd.S[:top_k], "merged": torch.full_like(svd.S[:top_k], nan)}
         dora = None if W0 is None else _dora(run.snapshots[step], f, W0)
         if W0 is not None and f.finite and (dora is None or dora.row_scaling.isfinite().all()):
             update = sigma["update"] if dora is None else dora.dense(W0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import sys
 from collections.abc import Callable
 from typing import ParamSpec
@@ -24,11 +25,15 @@ NOT_WRITABLE = (
 def exit_code_2_on_user_error(main: Callable[P, None]) -> Callable[P, None]:
     """Let a command line print a `UserError` as one sentence and exit with code 2.
 
-    A file or folder that cannot be written is the user's to mend as well.
+    A file or folder that cannot be written is the user's to mend as well. What the console cannot
+    show (an arrow, a letter of a run's name) is printed as an escape.
     """
 
     @functools.wraps(main)
     def command(*args: P.args, **kwargs: P.kwargs) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             main(*args, **kwargs)
         except UserError as error:
