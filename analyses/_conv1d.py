@@ -33,13 +33,17 @@ def is_conv1d(module: str, folder: Path) -> bool | None:
 def _layers(folder: Path) -> dict[str, bool]:
     """List the layers with a weight: whether each is Conv1D. Empty for an unknown model."""
     import torch
-    from transformers import AutoConfig, AutoModel
+    import transformers
     from transformers.pytorch_utils import Conv1D
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with_head = getattr(transformers, (config.architectures or [""])[0], None)
         with torch.device("meta"):  # shapes and classes only, no memory
-            model = AutoModel.from_config(config, trust_remote_code=False)
+            if with_head is not None:
+                model = with_head(config)
+            else:
+                model = transformers.AutoModel.from_config(config, trust_remote_code=False)
     except Exception:  # each model class has errors of its own
         return {}
     return {
