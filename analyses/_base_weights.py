@@ -175,7 +175,7 @@ def open_base(run: Run, *, name: str | None = None) -> BaseWeights:
     """Open the base of a run: the one it names, or `name`.
 
     Raises:
-        UserError: if no base is named, it is not available, or scaling * B A is not an update of it.
+        UserError: if no base is named or available, or scaling * B A is not an update of it.
     """
     from subspace_lab import models
 
@@ -196,7 +196,8 @@ def open_base(run: Run, *, name: str | None = None) -> BaseWeights:
 def _stores_transposed(weights: BaseWeights, modules: pd.DataFrame) -> bool:
     """Tell whether the shape of some linear weight shows that it is stored as (in, out)."""
     linear = modules[(modules["kind"] == "linear") & (modules["m"] != modules["n"])]
-    return any(weights.shape(row.module) == (row.n, row.m) for row in linear.itertuples())
+    sizes = zip(linear["module"], linear["n"], linear["m"], strict=True)
+    return any(weights.shape(module) == (n, m) for module, n, m in sizes)
 
 
 def _folder(location: str) -> Path:

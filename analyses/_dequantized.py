@@ -1,10 +1,10 @@
 """The numbers that quantised weights stand for, where the file says so without doubt.
 
-| stored as | with | weight |
-|---|---|---|
-| FP8, int8 | `weight_scale`, per tensor or output row (compressed-tensors, FBGEMM, ModelOpt) | code * scale |
-| FP8 | `weight_scale_inv`, per tensor or block (DeepSeek, transformers) | code * scale of its block |
-| int8 | `SCB`, per output row (bitsandbytes LLM.int8()) | code * SCB / 127 |
+| stored as | with | weight | written by |
+|---|---|---|---|
+| FP8, int8 | `weight_scale`, per tensor or row | code * scale | compressed-tensors, FBGEMM |
+| FP8 | `weight_scale_inv`, per tensor or block | code * scale | DeepSeek, transformers |
+| int8 | `SCB`, per row | code * SCB / 127 | bitsandbytes LLM.int8() |
 
 Everything else, such as 4-bit codes, FP8 without scales, or zero points, is refused: codes are
 never taken for weights.
@@ -12,7 +12,7 @@ never taken for weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from subspace_lab.errors import UserError
@@ -67,7 +67,7 @@ def dequantized(codes: Tensor, scale: Tensor, *, name: str, block: Sequence[int]
         return codes.float() * scale.reshape(())
     if scale.numel() == m and scale.shape in ((m,), (m, 1)):
         return codes.float() * scale.reshape(m, 1)
-    if block and scale.shape == tuple(-(-size // step) for size, step in zip((m, n), block)):
+    if block and scale.shape == (-(-m // block[0]), -(-n // block[1])):
         rows = scale.repeat_interleave(block[0], 0)[:m]
         return codes.float() * rows.repeat_interleave(block[1], 1)[:, :n]
     raise UserError(f"the scales {tuple(scale.shape)} do not say how to read its {m} x {n} codes")

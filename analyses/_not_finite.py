@@ -65,11 +65,13 @@ def _finite_core(core: RankCore, finite: torch.Tensor) -> RankCore:
 def _blank(table: pd.DataFrame, bad: set[tuple[int, str]]) -> pd.DataFrame:
     """Replace the numbers in the rows of the given steps and modules."""
     import numpy as np
+    from pandas.api.types import is_float_dtype, is_object_dtype
 
     pairs = zip(table["step"], table["module"], strict=True)
     rows = np.fromiter((pair in bad for pair in pairs), dtype=bool, count=len(table))
-    for column in table.select_dtypes("floating"):
-        table.loc[rows, column] = np.nan
-    for column in table.select_dtypes(object):
-        table.loc[rows, column] = table.loc[rows, column].map(lambda values: values[:0])
+    for name, column in table.items():
+        if is_float_dtype(column):
+            table[name] = column.mask(rows)
+        elif is_object_dtype(column):  # lists of angles
+            table[name] = column.mask(rows, column.map(lambda values: values[:0]))
     return table

@@ -21,7 +21,7 @@ def notes(run: Run) -> list[str]:
     for (kind, reason), rows in run.left_out.groupby(["kind", "reason"], sort=False):
         parameters = rows["parameters"].sum()
         size = f"; {parameters:,} parameters" if parameters else ""
-        found.append(f"not analyzed: {reason} ({_names(rows['name'], kind)}{size})")
+        found.append(f"not analyzed: {reason} ({_names(rows['name'], str(kind))}{size})")
     analyzed, all_parameters = run.coverage
     if analyzed < all_parameters:
         share = analyzed / all_parameters
@@ -29,7 +29,9 @@ def notes(run: Run) -> list[str]:
             f"analyzed: {analyzed:,} of {all_parameters:,} parameters of the adapter ({share:.1%})"
         )
     if steps := sorted(run.not_finite):
-        modules = list(dict.fromkeys(name for step in steps for name in run.not_finite[step]))
+        modules = list(
+            dict.fromkeys(name for step in steps for name in sorted(run.not_finite[step]))
+        )
         span = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
         found.append(
             f"not finite (nan or infinite weights) at {span}: {_names(modules, 'module')}; their "

@@ -204,7 +204,9 @@ def main() -> None:
 
     if arguments.claims is not None and not arguments.claims.is_file():
         raise UserError(f"there is no file {arguments.claims}: run analyses.claims first")
-    page = render(runs, claims=arguments.claims.read_text(encoding="utf-8") if arguments.claims else "")
+    page = render(
+        runs, claims=arguments.claims.read_text(encoding="utf-8") if arguments.claims else ""
+    )
     with files.replacing(arguments.out) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
     print(f"wrote {arguments.out}")

@@ -118,7 +118,8 @@ def legend_below(figure: Figure, axes: Axes | Iterable[Axes], *, columns: int = 
     found: dict[str, LegendHandle] = {}
     for panel in [axes] if isinstance(axes, Axes) else axes:
         # Not get_legend_handles_labels, which leaves out names that begin with an underscore.
-        for handle in [*panel.lines, *panel.patches, *panel.collections, *panel.containers]:
+        handles: list[LegendHandle] = [*panel.lines, *panel.patches, *panel.collections]
+        for handle in [*handles, *panel.containers]:
             label = str(handle.get_label() or "")
             if not _NO_LABEL.fullmatch(label):
                 found[label] = handle

@@ -45,7 +45,7 @@ def find_root_adapter(path: Path, checkpoints: Mapping[int, Path]) -> RootAdapte
     if not checkpoints or not (path / CONFIG_FILE).is_file() or find_weights(path) is None:
         return None
     where = f"the adapter at the root of {path.name}"
-    for step, folder in reversed(checkpoints.items()):
+    for step, folder in sorted(checkpoints.items(), reverse=True):
         if _same_adapter(path, folder):
             return RootAdapter(folder, step, f"{where} is that of {folder.name}: the final one")
     last = max(checkpoints)

@@ -53,7 +53,9 @@ def write_base(folder, stored, **config):
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     tensors = {f"{m}.{name}": value for m, of_m in stored.items() for name, value in of_m.items()}
-    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "a.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in tensors.items()}, folder / "a.safetensors"
+    )
     return str(folder)
 
 
@@ -102,7 +104,9 @@ def spectra(table, matrix):
         (int8_by_row, 1 / 127),
     ],
 )
-def test_codes_are_read_as_the_weights_that_they_stand_for(adapter, weights, tmp_path, store, error):
+def test_codes_are_read_as_the_weights_that_they_stand_for(
+    adapter, weights, tmp_path, store, error
+):
     stored = {module: store(W) for module, W in weights.items()}
     quantization = {"quant_method": "any", "weight_block_size": [5, 5]}
     base = write_base(tmp_path / "base", stored, quantization_config=quantization)
