@@ -124,3 +124,13 @@ def test_the_command_names_steps_and_modules(command, checkpoints, tmp_path, nam
     assert f"at {steps}: 2 modules: layers.0.q_proj, layers.1.q_proj" in line
     (of_run,) = json.loads((tmp_path / f"{name}.json").read_text())["runs"]
     assert any("not finite" in note for note in of_run["notes"])
+
+
+def test_theory_is_held_against_the_steps_before(run, broken):
+    from analyses import claims, mask_theory
+
+    damaged, where = broken
+    before = mask_theory.compute(run, steps=range(min(step for step, _ in where)))
+    pd.testing.assert_frame_equal(mask_theory.compute(damaged), before)
+    assert len(before) > 20
+    claims.compute([damaged])
