@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import collections
+import functools
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
+
+from analyses._not_finite import Tables, nan_where_not_finite
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,24 +66,25 @@ def map_parallel(
 
 def map_cores(
     run: Run,
-    function: Callable[[CoreBatch], Result],
+    function: Callable[[CoreBatch], Tables],
     *,
     steps: Collection[int] | None,
     modules: Collection[str] | None,
     motions: bool = False,
-) -> Iterator[Result]:
+) -> Iterator[Tables]:
     """Apply a function to all cores of a run, a few steps at a time, in order.
 
     Args:
         run: the run.
-        function: of a batch of cores (T, M) of modules that share a rank.
+        function: from a batch of cores (T, M) of modules that share a rank to tables with the
+            columns `step` and `module`; of cores that are not finite their numbers are nan.
         steps: only these; None: all.
         modules: only these; None: all.
         motions: whether the function needs the displacements.
     """
     chosen = len(run.modules if modules is None else modules)
     return map_parallel(
-        function,
+        functools.partial(nan_where_not_finite, function),
         run.cores(steps=steps, modules=modules, motions=motions),
         total=chosen * len(run.steps if steps is None else steps),
         unit="core",

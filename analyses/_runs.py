@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from analyses._notes import why_nothing
 from subspace_lab.errors import UserError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def select_modules(run: Run, patterns: Sequence[str] | None) -> list[str] | None
     """
     if run.modules.empty:
         raise UserError(
-            f"{run.path} has no modules with factors B and A: its adapter is of another kind"
+            f"{run.path} has no modules with factors B and A that can be read: {why_nothing(run)}"
         )
     if patterns is None:
         return None

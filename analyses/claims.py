@@ -25,7 +25,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyses._command import default_folder
+from analyses._command import default_folder, print_notes
+from analyses._notes import notes
 from analyses._runs import open_named_runs
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
@@ -170,6 +171,7 @@ def main() -> None:
     runs = open_named_runs(arguments.run)
     table = compute(runs)
     print(to_text(table))
+    print_notes({run.name: notes(run) for run in runs})
     for path in write(table, arguments.out or default_folder(runs), runs):
         print(f"wrote {path}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -27,10 +28,14 @@ def exit_code_2_on_user_error(main: Callable[P, None]) -> Callable[P, None]:
 
     A file or folder that cannot be written is the user's to fix as well. A command that is
     interrupted prints the notes of its `KeyboardInterrupt` and exits with a shell's code for it.
+    What the console cannot show (an arrow, a letter of a run's name) is printed as an escape.
     """
 
     @functools.wraps(main)
     def command(*args: P.args, **kwargs: P.kwargs) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             main(*args, **kwargs)
         except UserError as error:

@@ -80,8 +80,10 @@ def main() -> None:
     evaluations = {
         task: plan(task, run, arguments, folder / records.FOLDER) for task in arguments.tasks
     }
+    if root := run.snapshots.root:
+        print(root.note)
     trained = load_trained(run, step=arguments.step, base=arguments.base)
-    last = trained.step == max(run.adapter_folders)
+    last = trained.step == run.final_step
     part = [] if last else [f"step-{trained.step}"]
     part += ["validation"] * (arguments.split == "validation")
     for task, evaluate in evaluations.items():

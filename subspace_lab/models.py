@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pickle
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -132,6 +133,11 @@ def cache_folder() -> Path:
 def _from_pretrained(auto: Any, base: Base, **kwargs: object) -> Any:
     try:
         return auto.from_pretrained(base.location, **kwargs)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"the weights of the base model {base.name!r} are pickled objects, which are never "
+            "executed: give a base with safetensors weights"
+        ) from error
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(

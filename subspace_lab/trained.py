@@ -32,7 +32,7 @@ def load_trained(run: Run, *, step: int | None = None, base: str | None = None) 
 
     Args:
         run: a recorded run or a foreign adapter.
-        step: which snapshot; None: the last (with a warning where the run is not finished).
+        step: which snapshot; None: the final one (with a warning where the run is not finished).
         base: the base model; None: the one that the run or the adapter names.
 
     Raises:
@@ -45,7 +45,7 @@ def load_trained(run: Run, *, step: int | None = None, base: str | None = None) 
     if not adapters:
         raise UserError(f"{run.path} has no saved adapters: name its folder of checkpoints instead")
     if step is None:
-        step = max(adapters)
+        step = run.final_step
         if not run.finished:
             warnings.warn(
                 f"{run.path} is not finished: this is its adapter of step {step}", stacklevel=2

@@ -239,7 +239,7 @@ def _turned(run: Run) -> tuple[float, int, int, int] | None:
     ranks: list[int] = []
     for batch in run.cores(steps=[run.steps[-1]]):
         start = batch.core.row.start
-        if start is None:
+        if start is None or not batch.finite.all():
             return None
         found = linalg.principal_angles(batch.core.row.now(), batch.core.row.then(start))
         angles += torch.rad2deg(found[..., -1]).flatten().tolist()

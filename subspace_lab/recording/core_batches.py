@@ -40,6 +40,14 @@ class CoreBatch:
     modules: pd.DataFrame
     core: RankCore
 
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """Whether a core's numbers are all finite, (T, M); training that diverged leaves nan."""
+        return np.asarray(
+            self.core.row.R.isfinite().all(-1).all(-1)
+            & self.core.column.R.isfinite().all(-1).all(-1)
+        )
+
 
 def recorded_batches(
     chunks: Sequence[tuple[NDArray[np.int64], Path]],

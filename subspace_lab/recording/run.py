@@ -8,7 +8,7 @@ cores, masks and factors, and never learn which of these it is.
 from __future__ import annotations
 
 import glob
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +25,11 @@ from subspace_lab.recording.core_batches import (
     recorded_batches,
 )
 from subspace_lab.recording.factors import Factors
+from subspace_lab.recording.left_out import coverage, left_out
 from subspace_lab.recording.peft_files.configuration import CONFIG_FILE
 from subspace_lab.recording.peft_folder import (
     AdapterFolder,
+    Checkpoints,
     checkpoint_folders,
     open_checkpoints,
     resolve_adapter,
@@ -46,6 +48,10 @@ class Run:
     Args:
         path: a run directory, a PEFT adapter folder, a Trainer output folder, or a hub id.
 
+    Attributes:
+        snapshots: the saved adapters with factors B and A, by step.
+        not_finite: the modules, by step, in which nan or infinities were met while reading.
+
     Raises:
         UserError: if `path` is none of these.
     """
@@ -55,9 +61,10 @@ class Run:
         self.name = self.path.resolve().name
         self.description: dict[str, Any] = {}
         self.recorded = (self.path / "run.json").is_file()
+        self.not_finite: dict[int, set[str]] = {}
         if self.recorded:
             self.description = files.read_json(self.path / "run.json")
-            self.snapshots: Mapping[int, AdapterFolder] = open_checkpoints(self.path / "snapshots")
+            self.snapshots = open_checkpoints(self.path / "snapshots")
         else:
             self.snapshots = self._open_foreign(path)
 
@@ -65,10 +72,15 @@ class Run:
         """Name the run."""
         return f"Run({str(self.path)!r})"
 
-    def _open_foreign(self, path: str | Path) -> Mapping[int, AdapterFolder]:
-        if self.path.is_dir() and (checkpoints := open_checkpoints(self.path)):
+    def _open_foreign(self, path: str | Path) -> Checkpoints:
+        checkpoints = open_checkpoints(self.path)
+        if checkpoints:
             return checkpoints
-        return {0: AdapterFolder(resolve_adapter(path))}
+        if len(checkpoints.left_out):
+            folder, reason = checkpoints.left_out.iloc[-1]
+            raise UserError(f"{self.path} has no checkpoint that can be read ({folder}: {reason})")
+        adapter = AdapterFolder(resolve_adapter(path))
+        return Checkpoints({0: adapter}, checkpoints.left_out, None)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -111,7 +123,39 @@ class Run:
         folders = checkpoint_folders(self.path) or {
             step: adapter.path for step, adapter in self.snapshots.items()
         }
+        if root := self.snapshots.root:
+            folders |= {root.step: root.folder}
         return {step: path for step, path in folders.items() if (path / CONFIG_FILE).is_file()}
+
+    @property
+    def final_step(self) -> int:
+        """The step of the adapter that the run ended with.
+
+        It is the last one, or that at the root of a Trainer's output folder (the best, maybe).
+
+        Raises:
+            UserError: if the run has no saved adapters.
+        """
+        if root := self.snapshots.root:
+            return root.step
+        if not self.adapter_folders:
+            raise UserError(f"{self.path} has no saved adapters: record them with --snapshots")
+        return max(self.adapter_folders)
+
+    @property
+    def final_snapshot(self) -> int:
+        """The step of the final adapter, or the last that can be read as factors."""
+        return self.final_step if self.final_step in self.snapshots else max(self.snapshots)
+
+    @property
+    def left_out(self) -> pd.DataFrame:
+        """What of the saved adapters is not analyzed, and why: see `left_out`'s own module."""
+        return left_out(self.snapshots, modules=self.modules["module"])
+
+    @property
+    def coverage(self) -> tuple[int, int]:
+        """How many trained parameters of the last saved adapter are analyzed, and of how many."""
+        return coverage(self.snapshots)
 
     @property
     def output_folder(self) -> Path:
@@ -125,7 +169,7 @@ class Run:
             if "modules" not in self.description:
                 raise UserError(f"{self.path / 'run.json'} lists no modules: restore it")
             return pd.DataFrame(self.description["modules"], columns=MODULE_COLUMNS)
-        return self._any_snapshot().modules[MODULE_COLUMNS].reset_index(drop=True)
+        return self._last_snapshot().modules[MODULE_COLUMNS].reset_index(drop=True)
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -247,10 +291,14 @@ class Run:
         table = self.modules
         chosen = table["module"] if modules is None else modules
         if chunks := self._chunks("cores"):
-            yield from recorded_batches(chunks, table, modules=chosen, steps=steps, motions=motions)
+            batches = recorded_batches(chunks, table, modules=chosen, steps=steps, motions=motions)
         else:
             ranks = dict(zip(table["module"], table["r"], strict=True)) if self.recorded else {}
-            yield from computed_batches(self.snapshots, modules=chosen, steps=steps, ranks=ranks)
+            batches = computed_batches(self.snapshots, modules=chosen, steps=steps, ranks=ranks)
+        for batch in batches:
+            for row, module in np.argwhere(~batch.finite):
+                self._note_not_finite(int(batch.steps[row]), batch.modules["module"].iloc[module])
+            yield batch
 
     def factors(self, step: int, module: str) -> Factors:
         """Give B (m, r), A (r, n) and the scaling of a module, from the snapshot at `step`.
@@ -263,10 +311,16 @@ class Run:
                 f"{self.path} has no snapshot of step {step}, only of {sorted(self.snapshots)}: "
                 "record more with --snapshots"
             )
-        return self.snapshots[step].factors(module)
+        factors = self.snapshots[step].factors(module)
+        if not factors.finite:
+            self._note_not_finite(step, module)
+        return factors
 
-    def _any_snapshot(self) -> AdapterFolder:
-        return self.snapshots[min(self.snapshots)]
+    def _note_not_finite(self, step: int, module: str) -> None:
+        self.not_finite.setdefault(step, set()).add(module)
+
+    def _last_snapshot(self) -> AdapterFolder:
+        return self.snapshots[max(self.snapshots)]
 
     def _place(self, module: str) -> tuple[Any, int]:
         """Find a module's row of the table and its place among the modules of its rank."""

@@ -130,3 +130,21 @@ def test_a_run_without_losses_is_one_sentence(runs, tmp_path):
     silent.metrics[["step", "seconds"]].to_parquet(silent.path / "metrics.parquet")
     with pytest.raises(UserError, match="silent has no losses"):
         learning_curves.compute(silent)
+
+
+def test_everything_that_a_run_says_is_escaped(runs, tmp_path):
+    copy = tmp_path / "<b>run</b>"
+    shutil.copytree(runs["test"].path, copy)
+    table = learning_curves.compute(Run(copy))
+    table.attrs["notes"] = {"run": ["not analyzed: <i>reason</i>"]}
+    (copy / "analyses").mkdir(exist_ok=True)
+    table.to_parquet(copy / "analyses" / "learning_curves.parquet")
+    run = Run(copy)
+    evil = "<script>alert(1)</script>&"
+    run.description["config"] |= dict.fromkeys(("method", "eval_split", "task", "base"), evil)
+    run.description["mask"] |= {"granularity": evil}
+    run.description["provenance"] |= {"base": evil, "base_remark": evil}
+    page = render([run])
+    assert not re.search("<script|<b>|<i>reason", page)
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;&amp;") == 5
+    assert "not analyzed: &lt;i&gt;reason&lt;/i&gt;." in page
