@@ -183,7 +183,7 @@ def _draw(table: pd.DataFrame) -> Figure:
     axes[2, 0].set_ylim(0, 1)
     masks = int(table["masks"].max())
     figure.suptitle(
-        f"Mask ensembles\n{rows_note(table)}, {masks} masks, {table['dtype'].iloc[0]}; "
+        f"Mask ensembles\n{rows_note(table)}, {masks} mask{'s' * (masks != 1)}, {table['dtype'].iloc[0]}; "
         "bars: 95 % (Wilson)",
         fontsize="medium",
     )

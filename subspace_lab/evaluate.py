@@ -87,9 +87,7 @@ def main() -> None:
     evaluations = {
         task: plan(task, run, arguments, folder / records.FOLDER) for task in arguments.tasks
     }
-    trained = load_trained(
-        run, step=arguments.step, base=arguments.base, dtype=arguments.dtype
-    )
+    trained = load_trained(run, step=arguments.step, base=arguments.base, dtype=arguments.dtype)
     last = trained.step == max(run.adapter_folders)
     part = [] if last else [f"step-{trained.step}"]
     part += ["validation"] * (arguments.split == "validation")

@@ -106,13 +106,12 @@ def _with_adapter(base: PreTrainedModel, folder: Path, base_name: str) -> PeftMo
             f"the adapter {folder} does not go onto {base_name} ({first_line}): give "
             "another --step or --base"
         ) from error
-    if not config.is_prompt_learning:  # whose one tensor PEFT loads apart from the others
-        misfit = _misfit(model, missing=result.missing_keys, unexpected=result.unexpected_keys)
-        if misfit:
-            raise UserError(
-                f"the adapter {folder} does not fit {base_name}: {misfit}; name the base that it "
-                "was trained on with --base, or rename the tensors in its file"
-            )
+    misfit = _misfit(model, missing=result.missing_keys, unexpected=result.unexpected_keys)
+    if misfit and not config.is_prompt_learning:  # whose one tensor PEFT loads by itself
+        raise UserError(
+            f"the adapter {folder} does not fit {base_name}: {misfit}. Name the base that it was "
+            "trained on with --base, or correct its file"
+        )
     return model
 
 
@@ -130,7 +129,10 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 def _misfit(model: PeftModel, *, missing: Iterable[str], unexpected: list[str]) -> str:
     """Say how many adapted modules lack weights and which tensors fit nowhere; empty if all fit."""
-    prefix = model.base_model.prefix  # such as lora_, which begins the names of PEFT's weights
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+
+    # Such as lora_, with which the names of an adapter's weights begin.
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING[model.active_peft_config.peft_type]
     parameters = dict(model.named_parameters(remove_duplicate=False))
     # What several modules share, such as a bank of vectors, is stored under one of their names.
     absent = set(missing)
@@ -143,8 +145,10 @@ def _misfit(model: PeftModel, *, missing: Iterable[str], unexpected: list[str]) 
     whole = len(modules - {adapted[name] for name in lacking})
     text = f"{whole} of the {len(modules)} modules that it adapts have their weights in its file"
     if unexpected:
-        return f"{text}, and {len(unexpected)} of its tensors fit no module, such as {unexpected[0]}"
-    return f"{text}; {lacking[0]} is missing"
+        return (
+            f"{text}, and {len(unexpected)} of its tensors fit no module, such as {unexpected[0]}"
+        )
+    return f"{text}; {lacking[0].replace('.default', '')} is missing"
 
 
 def evaluation_examples(run: Run, *, size: int | None = None) -> list[Example]:
