@@ -18,7 +18,7 @@ fit.
 Gates are those of the run's own masks: one per rank direction for step masks, one per row and
 direction for sample masks, one per token and direction for token masks; for a run without masks,
 step masks of keep_prob 0.5, rescaled. A fourth derivative is slow, so a few rows and masks are
-taken; the intervals say what that costs.
+taken; the intervals say what that costs. The model computes in fp32 on every machine.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def compute(
         mean is zero), `second`, `third`, `fourth`, each with its standard error over masks,
         `..._error`, `excess_error` (that of measured - second), `trustworthy`, `tolerance`
         (relative, of that flag), `masks`, `examples`, `split` (which rows), `granularity`,
-        `keep_prob`, `factor` (s), `assumed` (whether the law is not the run's own). Losses
-        are in nats per response token.
+        `keep_prob`, `factor` (s), `assumed` (whether the law is not the run's own), `dtype`
+        (what the model computed in). Losses are in nats per response token.
 
     Raises:
         UserError: if the run has no adapter to load, its masks are not independent, or an argument
@@ -142,6 +142,7 @@ def _at_step(
         "keep_prob": law["keep_prob"],
         "factor": factor,
         "assumed": run.mask_law is None,
+        "dtype": trained.dtype,
     }
 
 
@@ -164,7 +165,7 @@ def plot(table: pd.DataFrame) -> Figure:
         axes[-1, 0].margins(x=0.15)
         figure.suptitle(
             f"Cost of random gates; {rows_note(table)}, {table['masks'].max()} masks, "
-            "95 % over masks",
+            f"{table['dtype'].iloc[0]}, 95 % over masks",
             fontsize=7,
         )
         legend_below(figure, axes[:, 0], columns=1)

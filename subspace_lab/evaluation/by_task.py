@@ -238,8 +238,8 @@ def _data_dir(run: Run, arguments: argparse.Namespace) -> str | None:
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Which rows and which base were asked for, where that is not what the run says."""
-    names = ("examples", "seed", "difficulty", "base")
+    """The dtype, and which rows and base were asked for where that is not what the run says."""
+    names = ("dtype", "examples", "seed", "difficulty", "base")
     return {name: given for name in names if (given := getattr(arguments, name)) is not None}
 
 

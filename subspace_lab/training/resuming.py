@@ -12,14 +12,16 @@ from subspace_lab.training.config import TrainConfig
 FINISHED = -1
 
 
-def resume_point(config: TrainConfig, out: Path, *, processes: int) -> int | None:
+def resume_point(
+    config: TrainConfig, out: Path, *, processes: int, base_dtype: str
+) -> int | None:
     """Find the step to resume at: None for a new run, FINISHED, or a checkpoint's step.
 
     A run that was stopped before its first checkpoint is deleted, and starts again.
 
     Raises:
-        UserError: if `out` holds a run of another configuration, or several processes would delete
-            it.
+        UserError: if `out` holds a run of another configuration or precision, or several processes
+            would delete it.
     """
     if not (out / "run.json").exists():
         return None
@@ -31,6 +33,12 @@ def resume_point(config: TrainConfig, out: Path, *, processes: int) -> int | Non
         )
     if description["status"] == "finished":
         return FINISHED
+    used = description.get("provenance", {}).get("base_dtype")
+    if used not in (None, base_dtype):
+        raise UserError(
+            f"{out} was trained in {used} so far, and base_dtype {config.base_dtype} is {base_dtype} "
+            "on this machine: resume it on a machine like its first, or choose another --out"
+        )
     checkpoints = usable_checkpoints(out)
     if not checkpoints:
         if processes > 1:  # which would race for it

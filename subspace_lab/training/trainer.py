@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
     from subspace_lab.tasks import Example
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "auto": None}
-
 
 def train(config: TrainConfig, out: Path, *, resume: bool = False) -> int | None:
     """Train as `config` says and record into the run directory `out`.
@@ -67,7 +65,10 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> int | None
         UserError: if `out` is occupied or cannot be written, or anything that the configuration
             names is missing.
     """
-    resume_at = resume_point(config, out, processes=_processes()) if resume else None
+    resume_at = None
+    if resume:
+        dtype = models.DTYPES[base_dtype(config, models.find_base(config.base))]
+        resume_at = resume_point(config, out, processes=_processes(), base_dtype=dtype)
     if resume_at == FINISHED:
         print(f"{out} is finished: nothing to do")
         return Run(out).diverged_at
@@ -110,14 +111,13 @@ def build(
     base = models.find_base(config.base)
     tokenizer = models.load_tokenizer(base)
     tokenized = {split: _tokenize(config, examples, tokenizer) for split, examples in rows.items()}
-    arguments = training_arguments(config, out)
-    dtype = torch.float32 if config.method == "full" else DTYPES[config.base_dtype]
+    dtype = base_dtype(config, base)
+    arguments = training_arguments(config, out, dtype=dtype)
     model = models.load_model(base, dtype=dtype)
     _refuse_rows_beyond_the_context(model, tokenized)
     model.config.use_cache = False
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    base_dtype = str(model.dtype).removeprefix("torch.")
     prepared = prepare(config, model, device=arguments.device)
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":  # set by accelerate launch
         prepared = restrict_to_shards(config, prepared)
@@ -128,7 +128,7 @@ def build(
             "base": base.name,
             "base_remark": base.remark,
             "base_hash": models.content_hash(base),
-            "base_dtype": base_dtype,
+            "base_dtype": models.DTYPES[dtype],
             "data_hashes": {split: data_hash(examples) for split, examples in rows.items()},
             "rows": {split: len(tokens) for split, tokens in tokenized.items()},
             "rows_dropped": {split: len(rows[split]) - len(tokenized[split]) for split in rows},
@@ -150,6 +150,13 @@ def build(
         ],
     )
     return prepared.model, trainer
+
+
+def base_dtype(config: TrainConfig, base: models.Base) -> models.Precision:
+    """Give the dtype of the base and of what is computed, which `auto` leaves to the machine."""
+    if config.method == "full":
+        return "fp32"
+    return models.training_dtype(base) if config.base_dtype == "auto" else config.base_dtype
 
 
 class EvaluateTheEnd(TrainerCallback):
@@ -231,17 +238,19 @@ def _recorder(
     return SubspaceRecorder(out, cores=config.cores, **shared)
 
 
-def training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
-    """Translate the configuration for the Trainer.
+def training_arguments(
+    config: TrainConfig, out: Path, *, dtype: models.Precision = "fp32"
+) -> TrainingArguments:
+    """Translate the configuration for the Trainer, which computes in `dtype`.
 
     Raises:
         UserError: if the global batch cannot be made of whole batches on all processes.
     """
     evaluated = config.eval_split != "none"
-    mixed = torch.cuda.is_available() and DTYPES[config.base_dtype] != torch.float32
     return TrainingArguments(
-        # Without GPUs, several processes find each other only where the CPU is asked for.
-        use_cpu=_processes() > 1 and not torch.cuda.is_available(),
+        # Without GPUs, several processes find each other, and bf16 is accepted, only where the
+        # CPU is asked for.
+        use_cpu=(_processes() > 1 or dtype == "bf16") and not torch.cuda.is_available(),
         output_dir=str(out / "checkpoints"),
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=4 * config.batch_size,
@@ -256,7 +265,7 @@ def training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
         weight_decay=config.weight_decay,
         optim="adamw_torch_fused" if config.optimizer == "adamw" else "sgd",
         max_grad_norm=config.max_grad_norm,
-        bf16=mixed and torch.cuda.is_bf16_supported(including_emulation=False),
+        bf16=dtype == "bf16",
         torch_compile=config.compile,
         ddp_find_unused_parameters=False,
         logging_steps=1,

@@ -42,6 +42,7 @@ def gated(run: Run, granularity: str = "step") -> tuple[GatedLoss, list]:
     return GatedLoss(trained, rows, ranks=ranks, granularity=granularity), rows
 
 
+@pytest.mark.usefixtures("processor")
 def test_the_closure_is_the_model_s_loss_under_a_mask(masked):
     trained, rows = load_trained(masked), evaluation_examples(masked)
     with pytest.warns(UserWarning, match="changes the model's function"):
@@ -58,6 +59,7 @@ def test_the_closure_is_the_model_s_loss_under_a_mask(masked):
     assert full.item() != pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.usefixtures("processor")
 def test_the_gap_over_all_masks_is_that_of_models_without_the_dropped_directions(tmp_path):
     """One direction in each of four modules: 2^4 models, each with columns of B set to zero."""
     run = short_run(tmp_path / "small", method="droplora", rank=1, targets=["q_proj"], eval_size=1)
@@ -85,13 +87,19 @@ def test_the_gap_over_all_masks_is_that_of_models_without_the_dropped_directions
     assert float(found.orders.sum()) == pytest.approx(gap, rel=0.05)
 
 
-def test_a_half_precision_model_is_differentiated_in_float32(masked):
-    trained, rows = load_trained(masked), evaluation_examples(masked)
-    trained.model.bfloat16()
-    with GatedLoss(
-        trained, rows, ranks=dict.fromkeys(masked.modules["module"], 2), granularity="step"
-    ):
-        assert {p.dtype for p in trained.model.parameters()} == {torch.float32}
+def test_a_run_that_was_trained_in_bf16_is_differentiated_in_fp32(tmp_path, monkeypatch):
+    run = short_run(tmp_path / "bf16", method="droplora", base_dtype="bf16")
+    dtypes = set()
+
+    def spy(loss: GatedLoss, *gates: torch.Tensor) -> torch.Tensor:
+        dtypes.update(parameter.dtype for parameter in loss._model.parameters())
+        return original(loss, *gates)
+
+    original = GatedLoss.__call__
+    monkeypatch.setattr(GatedLoss, "__call__", spy)
+    table = gate_expansion.compute(run, masks=2, examples=1)
+    assert dtypes == {torch.float32}
+    assert table["dtype"].tolist() == ["fp32"]
 
 
 @pytest.mark.parametrize("granularity", ["step", "sample", "token"])
@@ -119,6 +127,7 @@ def test_the_second_derivative_is_that_of_finite_differences(masked, granularity
         assert (8 * near - far) / (12 * h) == pytest.approx(exact, rel=0.02, abs=1e-4)
 
 
+@pytest.mark.usefixtures("processor")
 def test_the_start_that_pissa_subtracts_has_no_gate(tmp_path):
     run = short_run(tmp_path / "pissa", method="pissa", rank_mask=True)
     loss, rows = gated(run)
