@@ -28,7 +28,8 @@ EXACT = ("--metric", "exact_match")
 def trained(tmp_path_factory) -> Path:
     """A run of a few steps on the pocket task, of a seed and difficulty of its own."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    rows: dict[str, Any] = {"seed": SEED, "difficulty": "medium", "eval_size": ROWS}
+    rows: dict[str, Any] = {"difficulty": "medium", "eval_size": ROWS, "eval_split": "test"}
+    rows["seed"] = SEED
     config = TrainConfig(**rows, train_size=96, steps=STEPS, learning_rate=5e-3, base_dtype="fp32")
     train(config, out)
     return out
@@ -108,15 +109,18 @@ def test_generated_answers_are_counted_right_whatever_the_batch_size(run, comman
     assert not (run / "evaluations" / "replaced").exists()
 
 
-def test_rows_are_those_of_the_run_unless_the_command_line_says_otherwise(run, command):
+def test_examples_are_one_set_for_all_seeds_unless_the_command_line_says_otherwise(run, command):
     command(run, "pocket", *EXACT)
-    own = tasks.load("pocket", "test", size=ROWS, seed=SEED, difficulty="medium")
-    assert table(run, "pocket")["prompt_hash"].tolist() == hashes(own)
-    command(run, "pocket", *EXACT, "--seed", 0, "--difficulty", "hard", "--examples", 4)
-    other = tasks.load("pocket", "test", size=4, seed=0, difficulty="hard")
+    fixed = tasks.load("pocket", "test", size=ROWS, seed=0, difficulty="medium")
+    assert table(run, "pocket")["prompt_hash"].tolist() == hashes(fixed)
+    alike = summaries(run)["pocket"]["settings"]
+    command(run, "pocket", *EXACT, "--seed", 0)
+    assert summaries(run)["pocket"]["settings"] == alike
+    command(run, "pocket", *EXACT, "--seed", SEED, "--difficulty", "hard", "--examples", 4)
+    other = tasks.load("pocket", "test", size=4, seed=SEED, difficulty="hard")
     assert table(run, "pocket")["prompt_hash"].tolist() == hashes(other)
-    settings = {"split": "test", "examples": 4, "seed": 0, "difficulty": "hard"}
-    assert summaries(run)["pocket"]["settings"] == settings
+    settings = summaries(run)["pocket"]["settings"]
+    assert settings == {**alike, "examples": 4, "seed": SEED, "difficulty": "hard"}
 
 
 def test_an_adapter_folder_knows_no_rows_of_its_own(run, command):

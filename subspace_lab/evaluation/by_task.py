@@ -42,7 +42,7 @@ def plan(task: str, run: Run, arguments: argparse.Namespace, folder: Path) -> Ev
 
     Args:
         task: a name, or several of `subspace_lab.tasks` joined by "+".
-        run: the run, whose own seed, difficulty and data folder are used where none is given.
+        run: the run, whose own difficulty and data folder are used where none is given.
         arguments: of the command line.
         folder: where what takes long is kept.
 
@@ -92,7 +92,7 @@ def _scored(task: str, run: Run, arguments: argparse.Namespace) -> Evaluation:
 
 
 def _rows(task: str, run: Run, arguments: argparse.Namespace) -> list[tasks.Example]:
-    """Load the rows: of a run's own built-in task those that its training evaluated."""
+    """Load the rows; of a run's own built-in task as many as its training evaluated."""
     config, parts = run.config, task.split("+")
     known = (*tasks.names(), "mt_bench")
     for part in parts:
@@ -100,14 +100,14 @@ def _rows(task: str, run: Run, arguments: argparse.Namespace) -> list[tasks.Exam
             raise UserError(
                 f"there is no task {part!r}: choose {LM_EVAL}NAME or {', '.join(known)}"
             )
-    size = arguments.examples
+    size, seed = arguments.examples, arguments.seed
     if size is None and task == config.get("task") and set(parts) <= set(tasks.GENERATED):
         size = config.get("eval_size")
     examples = tasks.load(
         task,
         arguments.split,
         size=size,
-        seed=_chosen("seed", run, arguments, otherwise=0),
+        seed=tasks.EVALUATION_SEED if seed is None else seed,
         data_dir=_data_dir(run, arguments),
         difficulty=_chosen("difficulty", run, arguments, otherwise="easy"),
         draw=False,
@@ -238,9 +238,12 @@ def _data_dir(run: Run, arguments: argparse.Namespace) -> str | None:
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Which rows and which base were asked for, where that is not what the run says."""
+    """Which rows and which base were asked for, where they are not those without options."""
     names = ("examples", "seed", "difficulty", "base")
-    return {name: given for name in names if (given := getattr(arguments, name)) is not None}
+    given = {name: getattr(arguments, name) for name in names}
+    if given["seed"] == tasks.EVALUATION_SEED:
+        given["seed"] = None
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _new_tokens(task: str, arguments: argparse.Namespace) -> int:
