@@ -17,8 +17,12 @@ other snapshots than the last, and for validation rows, into folders of their ow
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from subspace_lab.errors import check_counts, exit_code_2_on_user_error
+
+if TYPE_CHECKING:
+    from subspace_lab.evaluation.records import Summary
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,6 +65,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _result(summary: Summary) -> str:
+    """Write a score with its 95 % interval, or else with its standard error."""
+    if summary.low is not None:
+        spread = f" [{summary.low:.4f}, {summary.high:.4f}] (95 %)"
+    elif summary.standard_error is not None:
+        spread = f" ± {summary.standard_error:.4f}"
+    else:
+        spread = ""
+    return f"{summary.metric} {summary.value:.4f}{spread}, n = {summary.examples}"
+
+
 @exit_code_2_on_user_error
 def main() -> None:
     """Evaluate the run on each task, and say where the results are."""
@@ -87,8 +102,7 @@ def main() -> None:
     for task, evaluate in evaluations.items():
         found, summary = evaluate(trained)
         path, replaced = records.write(folder, found, summary, part="-".join(part))
-        spread = f" ± {summary.standard_error:.4f}" if summary.standard_error is not None else ""
-        print(f"{task}: {summary.metric} {summary.value:.4f}{spread}, n = {summary.examples}")
+        print(f"{task}: {_result(summary)}")
         if replaced is not None:
             print(f"an earlier result, of other rows or another way, is now {replaced}")
         print(f"wrote {path}")

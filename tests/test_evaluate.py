@@ -13,8 +13,10 @@ import pandas as pd
 import pytest
 
 from subspace_lab import evaluate, tasks
+from subspace_lab.evaluation.lm_eval_bridge import LmEvalResults
 from subspace_lab.evaluation.records import prompt_hash
 from subspace_lab.recording import files
+from subspace_lab.stats.intervals import accuracy_interval
 from subspace_lab.tasks.commonsense import FOLDERS
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.trainer import train
@@ -92,7 +94,10 @@ def test_a_runs_own_task_is_scored_as_its_training_scored_it(run, command):
     assert row["examples"] == len(found) == measured["eval_examples"] == ROWS
     loss = (found["loss"] * found["tokens"]).sum() / found["tokens"].sum()
     assert loss == pytest.approx(measured["eval_response_loss"], rel=1e-5)
-    assert f"exact_match {row['value']:.4f} ± {row['standard_error']:.4f}, n = {ROWS}" in said
+    wilson = accuracy_interval(int(found["correct"].sum()), ROWS)
+    assert (row["low"], row["high"]) == (wilson.low, wilson.high)
+    interval = f"[{wilson.low:.4f}, {wilson.high:.4f}] (95 %)"
+    assert f"exact_match {row['value']:.4f} {interval}, n = {ROWS}" in said
 
 
 def test_generated_answers_are_counted_right_whatever_the_batch_size(run, command):
@@ -173,6 +178,23 @@ def test_no_result_is_lost_to_another(run, command, tmp_path):
     assert f"{kept.with_suffix('.parquet')}" in said
     assert files.read_json(kept) == first
     pd.testing.assert_frame_equal(files.read_table(kept.with_suffix(".parquet")), first_table)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "said"),
+    [
+        (0.0, 0.0, "acc 0.0000 [0.0000, 0.0876] (95 %), n = 40"),
+        (0.5, 0.08, "acc 0.5000 ± 0.0800, n = 40"),
+    ],
+)
+def test_lm_eval_at_0_percent_has_an_interval(run, command, monkeypatch, value, error, said):
+    score = {"task": "piqa", "filter": "none", "metric": "acc", "value": value}
+    scores = pd.DataFrame([{**score, "standard_error": error, "examples": 40}])
+    results = LmEvalResults(scores=scores, records=pd.DataFrame({"task": ["piqa"]}))
+    monkeypatch.setattr(
+        "subspace_lab.evaluation.lm_eval_bridge.evaluate_with_lm_eval", lambda *_, **__: results
+    )
+    assert f"lm_eval:piqa: {said}" in command(run, "lm_eval:piqa")
 
 
 @pytest.mark.parametrize(

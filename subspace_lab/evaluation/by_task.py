@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from subspace_lab.evaluation import (
     records,
 )
 from subspace_lab.evaluation.records import Summary
+from subspace_lab.stats.intervals import accuracy_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,16 +164,21 @@ def _lm_eval(task: str, run: Run, arguments: argparse.Namespace) -> Evaluation:
             limit=arguments.examples,
         )
         score = results.first_score(name)
+        value, count = float(score["value"]), int(score["examples"])
         error = float(score["standard_error"])
-        return results.records, Summary(
+        summary = Summary(
             task.replace(":", "-").replace("/", "-"),
             str(score["metric"]),
-            float(score["value"]),
+            value,
             error if error == error else None,
-            int(score["examples"]),
+            count,
             trained.step,
             {"library": "lm-eval", "filter": score["filter"], **_given(arguments)},
         )
+        if value in (0, 1) and error == 0:  # a standard error that says nothing
+            interval = accuracy_interval(round(value * count), count)
+            summary = replace(summary, low=float(interval.low), high=float(interval.high))
+        return results.records, summary
 
     return evaluate
 
