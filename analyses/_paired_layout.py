@@ -38,7 +38,8 @@ def as_markdown(table: pd.DataFrame, *, baseline: str, remarks: Sequence[str] = 
                 return ""
             low, high = scale * row.difference_low, scale * row.difference_high
             interval = "" if math.isnan(low) else f" [{low:+{form}}, {high:+{form}}]"
-            return f"{scale * row.difference:+{form}}{interval} ({scale * row.examples_error:{form}})"
+            error = f"{scale * row.examples_error:{form}}"
+            return f"{scale * row.difference:+{form}}{interval} ({error})"
 
         others = rows[rows["configuration"] != baseline]
         parts += [
