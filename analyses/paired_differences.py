@@ -9,9 +9,10 @@ named. Two measures, where the records have them: accuracy, and the loss of the 
 nats per token (of `--metric exact_match`), which moves long before answers turn right.
 
 A mean's interval is Student's t over seeds (95 %), for accuracies within 0 and 100 %; where all
-seeds score 0 or all 100 %, it is Wilson's interval over the test examples. The difference to the
-baseline pairs runs of one seed, which trained on the same examples in the same order, example by
-example; its interval and its p-value (sign-flip test) are over seeds. With n seeds that p-value is
+seeds have the same accuracy, such as 0 or 100 %, it is Wilson's interval over the test examples. The
+difference to the baseline pairs runs of one seed, which trained on the same examples in the same
+order, example by example; its interval and its p-value (sign-flip test) are over seeds, and there
+is no interval where all seeds differ alike, whose spread says nothing. With n seeds that p-value is
 at least 2 / 2^n, 0.25 for three, so three seeds can never reach significance. The standard error
 over test examples says what other test examples could have changed, the seeds being fixed. Nothing
 is corrected for many comparisons.
@@ -203,7 +204,7 @@ def _difference(
     baseline: Configuration, found: Configuration, tasks: Sequence[str], measure: str
 ) -> dict[str, Any]:
     """Pair runs by seed, and their scores by example; empty where no seed is in both."""
-    from subspace_lab.stats.intervals import mean_interval
+    from subspace_lab.stats.intervals import all_alike, mean_interval
     from subspace_lab.stats.paired import sign_flip_test
 
     both = [one.seeds(task, measure) for one in (baseline, found) for task in tasks]
@@ -226,12 +227,10 @@ def _difference(
     if any(map(math.isnan, by_seed)):
         return row
     interval = mean_interval(by_seed)
-    return row | {
-        "difference": interval.estimate,
-        "difference_low": interval.low,
-        "difference_high": interval.high,
-        "p_value": sign_flip_test(by_seed).p_value,
-    }
+    row |= {"difference": interval.estimate, "p_value": sign_flip_test(by_seed).p_value}
+    if not all_alike(by_seed):
+        row |= {"difference_low": interval.low, "difference_high": interval.high}
+    return row
 
 
 def _of_seeds(

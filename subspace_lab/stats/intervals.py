@@ -11,6 +11,9 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from scipy import stats
 
+ROUNDING = 1e-12
+"""Spread of accuracies, or of mean losses in nats, that double precision alone can make."""
+
 Numbers = float | Float[np.ndarray, " *batch"]
 
 
@@ -86,8 +89,8 @@ def accuracy_interval(correct: int, total: int, *, level: float = 0.95) -> Inter
 def accuracy_over_seeds(values: ArrayLike, *, examples: int, level: float = 0.95) -> Interval:
     """Mean accuracy of n seeds with Student's t interval over seeds, cut off at 0 and 1.
 
-    Where all seeds score 0, or all 1, their spread says nothing; the interval is then Wilson's for
-    one seed's examples.
+    Where all seeds score the same, or one scores 0 or 1, their spread says nothing; the interval is
+    then Wilson's for one seed's examples.
 
     Args:
         values: accuracies (n,), in [0, 1].
@@ -99,10 +102,22 @@ def accuracy_over_seeds(values: ArrayLike, *, examples: int, level: float = 0.95
     (0.0, 0.0, 0.088)
     """
     found = mean_interval(values, level=level)
-    if found.estimate in (0, 1):
-        return accuracy_interval(int(found.estimate) * examples, examples, level=level)
+    if found.estimate in (0, 1) or all_alike(values):
+        correct = round(float(found.estimate) * examples)
+        wilson = accuracy_interval(correct, examples, level=level)
+        return replace(found, low=wilson.low, high=wilson.high)
     low, high = np.clip([found.low, found.high], 0, 1).tolist()
     return replace(found, low=low, high=high)
+
+
+def all_alike(values: ArrayLike) -> bool:
+    """Tell whether several values are the same up to rounding, so that their spread says nothing.
+
+    >>> all_alike([0.1 + 0.2, 0.3]), all_alike([0.3, 0.4]), all_alike([0.3])
+    (True, False, False)
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    return sample.size > 1 and bool(np.ptp(sample) < ROUNDING)
 
 
 def spread_text(interval: Interval, form: str, *, scale: float = 1.0) -> str:

@@ -156,9 +156,7 @@ def test_repeated_prompts_are_kept_and_the_mean_is_the_summarys(tmp_path):
     losses = {method: rng.uniform(0.5, 1.5, ROWS) for method in ("lora", "dora")}
     losses["lora"][:2], losses["dora"][:2] = [0.5, 1.5], [1.5, 1.5]
     found = [
-        write_run(
-            tmp_path / method, seed=0, method=method, losses={"boolq": values}, prompts=twice
-        )
+        write_run(tmp_path / method, seed=0, method=method, losses={"boolq": values}, prompts=twice)
         for method, values in losses.items()
     ]
     table = compute(found)
@@ -200,6 +198,24 @@ def test_accuracies_of_0_and_100_percent_have_wilsons_interval(tmp_path, loss, e
         for seed in range(3)
     ]  # fmt: skip
     assert f"| LoRA | {ends} (3) |" in as_markdown(compute(found), baseline="LoRA")
+
+
+def test_seeds_that_all_differ_alike_have_no_interval(tmp_path):
+    losses = np.full(ROWS, 2.0)
+    found = []
+    for seed in range(3):
+        for method, right in (("lora", 10), ("dora", 14)):
+            values = losses.copy()
+            values[seed : seed + right] = 0.5  # other examples under each seed
+            folder = tmp_path / f"{method}{seed}"
+            found.append(write_run(folder, seed=seed, method=method, losses={"boolq": values}))
+    table = compute(found)
+    accuracy = row(table, "DoRA", "boolq", "accuracy")
+    assert accuracy["difference"] == pytest.approx(0.1)
+    assert np.isnan(accuracy["difference_low"])
+    text = as_markdown(table, baseline="LoRA")
+    assert f"| DoRA | +10.0 ({100 * accuracy['examples_error']:.1f}) |" in text
+    assert "| LoRA | 25.0 [14.2, 40.2] (3) |" in text  # Wilson's for 10 of 40
 
 
 def test_a_diverged_run_makes_no_mean(runs, tmp_path):

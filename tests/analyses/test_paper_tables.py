@@ -248,7 +248,7 @@ def test_math_stands_at_rank_64(make_run):
 
 def test_layout(make_run):
     text = as_markdown(compute([make_run(f"{s}", commonsense(0.8), seed=s) for s in (0, 1)]))
-    assert "84.38 / 80.00 ± 0.00 (2)" in text
+    assert "84.38 / 80.00 [71.12, 86.66] (2)" in text  # Wilson's for 80 of 100
     assert "| LLaMA3-8B | MiLoRA [6] |" in text
     assert "[6] this row equals" in text
     assert "| 84.91 [2] /" in text and "[2] the row's eight values average 84.901" in text
