@@ -9,13 +9,13 @@ named. Two measures, where the records have them: accuracy, and the loss of the 
 nats per token (of `--metric exact_match`), which moves long before answers turn right.
 
 A mean's interval is Student's t over seeds (95 %), for accuracies within 0 and 100 %; where all
-seeds have the same accuracy, such as 0 or 100 %, it is Wilson's interval over the test examples. The
+seeds have the same accuracy, such as 0 %, it is Wilson's interval over the test examples. The
 difference to the baseline pairs runs of one seed, which trained on the same examples in the same
-order, example by example; its interval and its p-value (sign-flip test) are over seeds, and there
-is no interval where all seeds differ alike, whose spread says nothing. With n seeds that p-value is
-at least 2 / 2^n, 0.25 for three, so three seeds can never reach significance. The standard error
-over test examples says what other test examples could have changed, the seeds being fixed. Nothing
-is corrected for many comparisons.
+order, example by example; its interval and its p-value (sign-flip test) are over seeds. Where all
+seeds have the same difference it has no interval, since their spread says nothing. With n seeds
+that p-value is at least 2 / 2^n, 0.25 for three, so three seeds can never reach significance. The
+standard error over test examples says what other test examples could have changed, the seeds being
+fixed. Nothing is corrected for many comparisons.
 """
 
 from __future__ import annotations

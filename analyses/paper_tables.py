@@ -5,8 +5,8 @@
 Each cell reads "published / measured". Measured is the mean over seeds with the half width of its
 95 % interval and the number of seeds: Student's t, for accuracies within 0 and 100 %, and where all
 seeds have the same accuracy, Wilson's interval over the test examples. Runs that differ in their
-seed only are repetitions, and runs of one base must share data, length of training, test examples and
-the way of evaluating. It comes from RUN/evaluations, test examples only (see
+seed only are repetitions, and runs of one base must share data, length of training, test examples
+and the way of evaluating. It comes from RUN/evaluations, test examples only (see
 `python -m subspace_lab.evaluate`); runs that were not evaluated are named. Blank where nothing was
 run; an average only where every column was. Known errors of the published tables carry a footnote.
 Table 6, the sizes of the data sets, is as published.

@@ -36,8 +36,8 @@ TABLE_6 = (
     DataSet("BoolQ", "CS", "9.4K", "3,270", "Yes/No"),
     DataSet(
         "PIQA", "CS", "16.1K", "1,830", "Option",
-        test_note="seven of the PIQA accuracies in Table 1 are not possible with 1,830 examples; all "
-        "of them are with 1,838, the size of the published set",
+        test_note="seven of the PIQA accuracies in Table 1 are not possible with 1,830 examples; "
+        "all of them are with 1,838, the size of the published set",
     ),
     DataSet("SIQA", "CS", "33.4K", "1,954", "Option"),
     DataSet("HellaSwag", "CS", "39.9K", "10,042", "Option"),
