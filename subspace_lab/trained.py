@@ -175,7 +175,7 @@ def evaluation_examples(run: Run, *, size: int | None = None) -> list[Example]:
         config["task"],
         run.evaluated_split,
         size=config.get("eval_size"),
-        seed=config.get("seed", 0),
+        seed=tasks.EVALUATION_SEED,
         data_dir=config.get("data_dir"),
         difficulty=config.get("difficulty", "easy"),
     )

@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from subspace_lab import evaluate, tasks
+from subspace_lab.evaluation.lm_eval_bridge import LmEvalResults
 from subspace_lab.evaluation.records import prompt_hash
 from subspace_lab.models import POCKET
 from subspace_lab.recording import files
+from subspace_lab.stats.intervals import accuracy_interval
 from subspace_lab.tasks.commonsense import FOLDERS
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.trainer import train
@@ -33,7 +35,8 @@ EXACT = ("--metric", "exact_match")
 def trained(tmp_path_factory) -> Path:
     """A run of a few steps on the pocket task, of a seed and difficulty of its own."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    rows: dict[str, Any] = {"seed": SEED, "difficulty": "medium", "eval_size": ROWS}
+    rows: dict[str, Any] = {"difficulty": "medium", "eval_size": ROWS, "eval_split": "test"}
+    rows["seed"] = SEED
     config = TrainConfig(**rows, train_size=96, steps=STEPS, learning_rate=5e-3, base_dtype="fp32")
     train(config, out)
     return out
@@ -97,7 +100,10 @@ def test_a_runs_own_task_is_scored_as_its_training_scored_it(run, command):
     assert row["examples"] == len(found) == measured["eval_examples"] == ROWS
     loss = (found["loss"] * found["tokens"]).sum() / found["tokens"].sum()
     assert loss == pytest.approx(measured["eval_response_loss"], rel=1e-5)
-    assert f"exact_match {row['value']:.4f} ± {row['standard_error']:.4f}, n = {ROWS}" in said
+    wilson = accuracy_interval(int(found["correct"].sum()), ROWS)
+    assert (row["low"], row["high"]) == (wilson.low, wilson.high)
+    interval = f"[{wilson.low:.4f}, {wilson.high:.4f}] (95 %)"
+    assert f"exact_match {row['value']:.4f} {interval}, n = {ROWS}" in said
 
 
 @pytest.mark.usefixtures("processor")
@@ -115,15 +121,18 @@ def test_generated_answers_are_counted_right_whatever_the_batch_size(run, comman
     assert not (run / "evaluations" / "replaced").exists()
 
 
-def test_rows_are_those_of_the_run_unless_the_command_line_says_otherwise(run, command):
+def test_examples_are_one_set_for_all_seeds_unless_the_command_line_says_otherwise(run, command):
     command(run, "pocket", *EXACT)
-    own = tasks.load("pocket", "test", size=ROWS, seed=SEED, difficulty="medium")
-    assert table(run, "pocket")["prompt_hash"].tolist() == hashes(own)
-    command(run, "pocket", *EXACT, "--seed", 0, "--difficulty", "hard", "--examples", 4)
-    other = tasks.load("pocket", "test", size=4, seed=0, difficulty="hard")
+    fixed = tasks.load("pocket", "test", size=ROWS, seed=0, difficulty="medium")
+    assert table(run, "pocket")["prompt_hash"].tolist() == hashes(fixed)
+    alike = summaries(run)["pocket"]["settings"]
+    command(run, "pocket", *EXACT, "--seed", 0)
+    assert summaries(run)["pocket"]["settings"] == alike
+    command(run, "pocket", *EXACT, "--seed", SEED, "--difficulty", "hard", "--examples", 4)
+    other = tasks.load("pocket", "test", size=4, seed=SEED, difficulty="hard")
     assert table(run, "pocket")["prompt_hash"].tolist() == hashes(other)
-    settings = {"split": "test", "dtype": "fp32", "examples": 4, "seed": 0, "difficulty": "hard"}
-    assert summaries(run)["pocket"]["settings"] == settings
+    settings = summaries(run)["pocket"]["settings"]
+    assert settings == {**alike, "examples": 4, "seed": SEED, "difficulty": "hard"}
 
 
 def test_the_dtype_is_part_of_how_a_task_was_measured(run, command):
@@ -234,6 +243,23 @@ def test_no_result_is_lost_to_another(run, command, tmp_path):
     assert f"{kept.with_suffix('.parquet')}" in said
     assert files.read_json(kept) == first
     pd.testing.assert_frame_equal(files.read_table(kept.with_suffix(".parquet")), first_table)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "said"),
+    [
+        (0.0, 0.0, "acc 0.0000 [0.0000, 0.0876] (95 %), n = 40"),
+        (0.5, 0.08, "acc 0.5000 ± 0.0800, n = 40"),
+    ],
+)
+def test_lm_eval_at_0_percent_has_an_interval(run, command, monkeypatch, value, error, said):
+    score = {"task": "piqa", "filter": "none", "metric": "acc", "value": value}
+    scores = pd.DataFrame([{**score, "standard_error": error, "examples": 40}])
+    results = LmEvalResults(scores=scores, records=pd.DataFrame({"task": ["piqa"]}))
+    monkeypatch.setattr(
+        "subspace_lab.evaluation.lm_eval_bridge.evaluate_with_lm_eval", lambda *_, **__: results
+    )
+    assert f"lm_eval:piqa: {said}" in command(run, "lm_eval:piqa")
 
 
 @pytest.mark.parametrize(

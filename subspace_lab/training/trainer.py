@@ -175,23 +175,24 @@ def trainable_parameters(model: nn.Module) -> int:
 
 
 def _load_rows(config: TrainConfig) -> dict[str, list[Example]]:
-    shared: dict[str, Any] = {
-        "seed": config.seed,
-        "data_dir": config.data_dir,
-        "difficulty": config.difficulty,
-    }
+    shared: dict[str, Any] = {"data_dir": config.data_dir, "difficulty": config.difficulty}
     rows: dict[str, list[Example]] = {
         config.train_split: tasks.load(
             config.task,
             config.train_split,
             size=config.train_size,
+            seed=config.seed,
             label_noise=config.label_noise,
             **shared,
         )
     }
     if config.eval_split != "none":
         rows[config.eval_split] = tasks.load(
-            config.task, config.eval_split, size=config.eval_size, **shared
+            config.task,
+            config.eval_split,
+            size=config.eval_size,
+            seed=tasks.EVALUATION_SEED,
+            **shared,
         )
     return rows
 

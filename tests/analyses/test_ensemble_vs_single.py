@@ -124,7 +124,7 @@ def test_steps_are_chosen_among_the_snapshots(pocket_run, command, tmp_path):
     found = command("ensemble_vs_single", "--run", pocket_run.path, "--steps", "every:2", *few)
     assert found.code == 0, found.err
     table = pd.read_parquet(tmp_path / "ensemble_vs_single.parquet")
-    assert set(table["step"]) == {0, 8} and set(table["split"]) == {"test"}
+    assert set(table["step"]) == {0, 8} and set(table["split"]) == {"validation"}
 
 
 def test_what_it_refuses(pocket_run):

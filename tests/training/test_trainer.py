@@ -233,8 +233,8 @@ def test_rows_beyond_the_context_are_refused(config, tmp_path, monkeypatch):
     train(dataclasses.replace(config, max_length=40, drop_long_rows=True), tmp_path / "run")
 
 
-def test_validation_rows_are_evaluated_on_request(config, tmp_path):
-    _, trainer = build(dataclasses.replace(config, eval_split="validation"), tmp_path / "a")
-    _, other = build(config, tmp_path / "b")
+def test_validation_examples_are_evaluated_by_default(config, tmp_path):
+    _, trainer = build(config, tmp_path / "a")
+    _, other = build(dataclasses.replace(config, eval_split="test"), tmp_path / "b")
     assert trainer.eval_dataset != other.eval_dataset
     assert list(trainer.train_dataset) == list(other.train_dataset)
