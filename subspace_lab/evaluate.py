@@ -54,6 +54,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--batch_size", type=int, default=16, help="rows in one forward pass (default: 16)")
     add("--max_new_tokens", type=int, help="tokens of one answer (default: by task)")
+    add(
+        "--unsafe_execution",
+        choices=("true", "false"),
+        default="false",
+        help="run generated programs (humaneval, mbpp) also where no sandbox works: they can then "
+        "delete your files and read your keys (default: false)",
+    )
     add("--judge", metavar="MODEL", help="the judge of mt_bench; its key: OPENAI_API_KEY")
     add("--judge_url", metavar="URL", help="an OpenAI-compatible endpoint (default: OpenAI)")
     add("--questions", metavar="FILE", help="FastChat's question.jsonl (default: its package)")
