@@ -217,5 +217,8 @@ def check_program(
         return dict.fromkeys(columns, "timed out")
     if finished.returncode != 0:
         return dict.fromkeys(columns, f"failed: the checker ended with code {finished.returncode}")
-    verdicts: dict[str, str] = json.loads(finished.stdout)
+    try:
+        verdicts: dict[str, str] = json.loads(finished.stdout)
+    except ValueError:
+        return dict.fromkeys(columns, "failed: something else than a verdict was written")
     return verdicts

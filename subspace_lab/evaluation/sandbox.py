@@ -39,8 +39,8 @@ def bubblewrap(command: Sequence[str]) -> list[str]:
     """The command inside bubblewrap (`bwrap`)."""
     bound = [word for path in _visible() for word in ("--ro-bind", path, path)]
     return [
-        *(_installed("bwrap"), "--unshare-all", "--die-with-parent", "--new-session"),
-        *("--cap-drop", "ALL", *bound, "--proc", "/proc", "--dev", "/dev"),
+        *(_installed("bwrap"), "--unshare-all", "--as-pid-1", "--die-with-parent"),
+        *("--new-session", "--cap-drop", "ALL", *bound, "--proc", "/proc", "--dev", "/dev"),
         *("--tmpfs", WORKING_FOLDER, "--remount-ro", "/", "--chdir", WORKING_FOLDER),
         *("--", *command),
     ]
@@ -50,7 +50,7 @@ def user_namespaces(command: Sequence[str]) -> list[str]:
     """The command inside new namespaces, in a root folder of its own (see `closed_root`)."""
     return [
         *(_installed("unshare"), "--user", "--map-root-user", "--mount", "--net", "--ipc", "--uts"),
-        *("--pid", "--fork", "--kill-child", "--", sys.executable, "-I", str(CLOSED_ROOT)),
+        *("--pid", "--fork", "--", sys.executable, "-I", str(CLOSED_ROOT)),
         *(*_visible(), "--", *command),
     ]
 

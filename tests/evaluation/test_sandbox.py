@@ -37,15 +37,17 @@ def processes(argument: str) -> list[psutil.Process]:
     return [process for process in running if argument in (process.info["cmdline"] or [])]
 
 
-@pytest.fixture(params=[sandbox.bubblewrap, sandbox.user_namespaces], ids=lambda way: way.__name__)
+WORKS_HERE = {  # asked for apart from the code under test, so that a fault there is not skipped
+    sandbox.bubblewrap: "bwrap --unshare-all --ro-bind / / --proc /proc true",
+    sandbox.user_namespaces: "unshare --user --map-root-user --net --pid --mount-proc --fork true",
+}
+
+
+@pytest.fixture(params=WORKS_HERE, ids=lambda way: way.__name__)
 def confine(request) -> sandbox.Sandbox:
     way: sandbox.Sandbox = request.param
-    try:
-        done = sandbox.run(way, [sys.executable, "-I", "-c", ""], seconds=60)
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    if done.returncode != 0:
-        pytest.skip(f"{way.__name__} does not work here: {done.stderr.decode().strip()}")
+    if subprocess.run(WORKS_HERE[way], shell=True, capture_output=True, check=False).returncode:
+        pytest.skip(f"{way.__name__} does not work here")
     return way
 
 
@@ -134,15 +136,16 @@ def connects_to_a_unix_socket(tmp_path) -> Iterator[Probe]:
 @pytest.fixture
 def reads_the_key_of_a_process() -> Iterator[Probe]:
     name, value = KEY.split("=")
-    holder = subprocess.Popen(["sleep", "600"], env={**os.environ, name: value})
+    sleep = [sys.executable, "-S", "-c", "import time; time.sleep(600)", KEY]
+    holder = subprocess.Popen(sleep, env={**os.environ, name: value})
 
     def probe(confine: sandbox.Sandbox) -> bool:
         search = (
             "import glob\n"
-            "for file in glob.glob('/proc/[0-9]*/environ'):\n"
+            "for file in glob.glob('/proc/[0-9]*/environ') + glob.glob('/proc/[0-9]*/cmdline'):\n"
             "    try: content = open(file).read()\n"
             "    except OSError: continue\n"
-            f"    if {KEY!r} in content: print('key')"
+            f"    if {KEY[::-1]!r}[::-1] in content: print('key')"  # not to find itself
         )
         return "key" in python(confine, search)
 
