@@ -5,8 +5,8 @@
     OPENAI_API_KEY=... python -m subspace_lab.evaluate --run RUN --tasks mt_bench --judge gpt-4
 
 A task is one of `subspace_lab.tasks`, or a mixture of them, boolq+arc_easy (generated greedily and
-scored by the task's own scorer, or by likelihood with --metric), `humaneval` or `mbpp` (programs
-are executed: pass@1), `mt_bench` (80 two-turn questions and a judge at any OpenAI-compatible
+scored by the task's own scorer, or by likelihood with --metric), `humaneval` or `mbpp` (pass@1 of
+programs that run in a sandbox), `mt_bench` (80 two-turn questions and a judge at any OpenAI-compatible
 endpoint), or `lm_eval:NAME` for any task of lm-eval. Rows are those of the run's own data folder,
 seed and difficulty, unless given here.
 

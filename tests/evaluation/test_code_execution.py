@@ -58,6 +58,19 @@ def test_an_answer_may_use_the_imports_of_the_prompt() -> None:
     assert run("def total(xs: List[int]) -> int:\n    return sum(xs)") == "passed"
 
 
+def test_what_a_program_writes_counts_for_nothing() -> None:
+    body = "import os\ndef total(xs):\n    os.write(1, b'a line\\n')\n    print('b')\n    return 3"
+    assert run(body) == "passed"
+
+
+def test_the_reason_of_a_failure_is_one_line() -> None:
+    raises = "def total(xs):\n    raise ValueError('two\\nlines')"
+    assert run(raises) == "failed: ValueError: two lines"
+    undefined = "failed: NameError: name 'undefined' is not defined"
+    assert run("def total(xs, n=undefined):\n    return 3") == undefined
+    assert len(run("def total(xs):\n    raise ValueError('x' * 999)")) == 200
+
+
 def test_an_endless_loop_times_out_even_if_it_swallows_the_alarm() -> None:
     loop = "def total(xs):\n    while True:\n        try:\n            while True: xs.sort()\n"
     loop += "        except BaseException: pass\n    return 3"

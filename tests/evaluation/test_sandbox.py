@@ -79,6 +79,20 @@ def deletes(tmp_path) -> Probe:
 
 
 @pytest.fixture
+def reads() -> Probe:
+    """Read a file of the user's: this one, unless it lies among the system's or Python's own."""
+    file = Path(__file__).resolve()
+    if any(file.is_relative_to(path) for path in sandbox._visible()):
+        pytest.skip("the tests lie in a folder that programs may read")
+
+    def probe(confine: sandbox.Sandbox) -> bool:
+        attempt = f"try: open({str(file)!r}).read(); print('read')\nexcept OSError: pass"
+        return python(confine, attempt) == "read"
+
+    return probe
+
+
+@pytest.fixture
 def changes_packages() -> Probe:
     """Leave a file among the packages of this interpreter, which the sandbox shows."""
     target = Path(sys.prefix) / f"left-by-a-test-{os.getpid()}"
@@ -155,6 +169,7 @@ def reads_the_key_of_a_process() -> Iterator[Probe]:
 
 
 PROBES = [
+    "reads",
     "writes",
     "deletes",
     "changes_packages",
