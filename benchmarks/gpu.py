@@ -176,7 +176,8 @@ def training_costs(shape: str = "llama2-7b", rounds: int = 20) -> Iterator[Row]:
         yield row_of(f"step of {arm}", f"{seconds:.4f} s", detail)
     for name in RATIOS:
         average, low, high = result[name].values()
-        yield row_of(name, f"{average:.3f}", f"95 % interval {low:.3f} to {high:.3f}")
+        kind = next(iter(result[name]))
+        yield row_of(f"{name}, {kind}", f"{average:.3f}", f"95 % interval {low:.3f} to {high:.3f}")
     if result["peak_GiB"] is not None:
         yield row_of("peak memory of the GPU", f"{result['peak_GiB']:.1f} GiB")
     share = result["recorded_step_over_snapshot"]

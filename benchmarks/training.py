@@ -50,7 +50,7 @@ def smollm2() -> tuple[torch.nn.Module, int, Batch]:
 
 
 def random_llama(
-    *, rank: int, rows: int, length: int, **sizes: int
+    *, rank: int, rows: int, length: int, **sizes: Any
 ) -> tuple[torch.nn.Module, int, Batch]:
     """A bf16 Llama with random weights and fp32 adapters, made where it computes."""
     from transformers import LlamaConfig, LlamaForCausalLM

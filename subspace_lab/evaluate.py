@@ -6,9 +6,9 @@
 
 A task is one of `subspace_lab.tasks`, or a mixture of them, boolq+arc_easy (generated greedily and
 scored by the task's own scorer, or by likelihood with --metric), `humaneval` or `mbpp` (pass@1 of
-programs that run in a sandbox), `mt_bench` (80 two-turn questions and a judge at any OpenAI-compatible
-endpoint), or `lm_eval:NAME` for any task of lm-eval. Rows are those of the run's own data folder,
-seed and difficulty, unless given here.
+programs, executed in a sandbox), `mt_bench` (80 two-turn questions and a judge at any
+OpenAI-compatible endpoint), or `lm_eval:NAME` for any task of lm-eval. Rows are those of the run's
+own data folder, seed and difficulty, unless given here.
 
 Writes RUN/evaluations/TASK.parquet, one row per example, and RUN/evaluations/summary.json; for
 other snapshots than the last, and for validation rows, into folders of their own beside them.
