@@ -5,8 +5,8 @@
     OPENAI_API_KEY=... python -m subspace_lab.evaluate --run RUN --tasks mt_bench --judge gpt-4
 
 A task is one of `subspace_lab.tasks`, or a mixture of them, boolq+arc_easy (generated greedily and
-scored by the task's own scorer, or by likelihood with --metric), `humaneval` or `mbpp` (programs
-are executed: pass@1), `mt_bench` (80 two-turn questions and a judge at any OpenAI-compatible
+scored by the task's own scorer, or by likelihood with --metric), `humaneval` or `mbpp` (pass@1 of
+programs, executed in a sandbox), `mt_bench` (80 two-turn questions and a judge at any OpenAI-compatible
 endpoint), or `lm_eval:NAME` for any task of lm-eval. Data folder and difficulty are the run's own,
 unless given here; the examples are the same for all runs, whatever seed a run was trained with.
 
@@ -65,6 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--batch_size", type=int, default=16, help="rows in one forward pass (default: 16)")
     add("--max_new_tokens", type=int, help="tokens of one answer (default: by task)")
+    add(
+        "--unsafe_execution",
+        choices=("true", "false"),
+        default="false",
+        help="run generated programs (humaneval, mbpp) also where no sandbox works: they can then "
+        "delete your files and read your keys (default: false)",
+    )
     add("--judge", metavar="MODEL", help="the judge of mt_bench; its key: OPENAI_API_KEY")
     add("--judge_url", metavar="URL", help="an OpenAI-compatible endpoint (default: OpenAI)")
     add("--questions", metavar="FILE", help="FastChat's question.jsonl (default: its package)")

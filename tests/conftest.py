@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 import torch
 from jaxtyping import install_import_hook
 
-install_import_hook(["subspace_lab.linalg", "subspace_lab.theory"], "beartype.beartype").__enter__()
+if find_spec("beartype"):  # `make gpu` does without
+    packages = ["subspace_lab.linalg", "subspace_lab.theory"]
+    install_import_hook(packages, "beartype.beartype").__enter__()
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["without bf16", "with bf16"])

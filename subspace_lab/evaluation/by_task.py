@@ -23,6 +23,7 @@ from subspace_lab.evaluation import (
     records,
 )
 from subspace_lab.evaluation.records import Summary
+from subspace_lab.evaluation.sandbox import choose_sandbox
 from subspace_lab.stats.intervals import accuracy_interval
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def _rows(task: str, run: Run, arguments: argparse.Namespace) -> list[tasks.Exam
 
 
 def _programs(task: Any, arguments: argparse.Namespace) -> Evaluation:
+    sandbox = choose_sandbox(unsafe_execution=arguments.unsafe_execution == "true")
     benchmark = code_execution.load_benchmark(task)
     # The problems are the benchmark's: a run's own data folder has nothing to do with them.
     data_dir = None if arguments.data_dir == HUB else arguments.data_dir
@@ -136,6 +138,7 @@ def _programs(task: Any, arguments: argparse.Namespace) -> Evaluation:
             trained.tokenizer,
             examples,
             benchmark,
+            sandbox=sandbox,
             max_new_tokens=length,
             batch_size=arguments.batch_size,
         )
