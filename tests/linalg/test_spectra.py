@@ -139,7 +139,7 @@ def test_what_cancellation_leaves_has_its_own_rank(size):
 
 
 def test_rounding_follows_the_terms_not_the_norms():
-    """c b_i and a_i / c give the same update: products of long and short vectors keep their rank."""
+    """c b_i and a_i / c are the same update: a product of long and short vectors keeps its rank."""
     B, A = factors(40, 30, 4)
     lengths = torch.logspace(-9, 9, 4, dtype=torch.float64)
     sigma = singular_values(B * lengths, A / lengths[:, None])
