@@ -118,10 +118,9 @@ def compute(
         columns["expected_rank"] = pd.Series(keep_prob * rank, index=range(len(masked))).where(
             masked
         )
-        products = np.isin(columns["matrix"], ["product", "masked_product"])
-        columns["remark"] = pd.Categorical(
-            np.where(products, remark, ""), dict.fromkeys(["", remark])
-        )
+        of_product = (columns["matrix"] == "product") | (columns["matrix"] == "masked_product")
+        remarks = pd.Index(["", remark] if remark else [""])
+        columns["remark"] = pd.Categorical.from_codes(of_product.astype(np.int8), remarks)
         return pd.DataFrame(columns)
 
     def of_batch(batch: CoreBatch) -> list[pd.DataFrame]:

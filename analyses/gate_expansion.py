@@ -208,8 +208,10 @@ def summarise(table: pd.DataFrame) -> Summary:
     return {
         f"{row.run}, step {row.step}": f"gap {row.measured:.4g} ± {row.measured_error:.2g} "
         f"nats/token, second order {row.second:.4g} ± {row.second_error:.2g}: "
-        + verdict(trustworthy=row.trustworthy, examples=row.examples)
-        for row in table.itertuples()
+        + verdict(trustworthy=trustworthy, examples=examples)
+        for row, trustworthy, examples in zip(
+            table.itertuples(), table["trustworthy"], table["examples"], strict=True
+        )
     }
 
 

@@ -139,7 +139,8 @@ def product_rounding(
     lengths = torch.linalg.vector_norm(B, dim=-2) * torch.linalg.vector_norm(A, dim=-1)
     if mask is not None:
         lengths = lengths * mask
-    return PRODUCT_TOLERANCE * abs(scaling) * lengths.sum(-1)
+    total: Tensor = lengths.sum(-1)
+    return PRODUCT_TOLERANCE * abs(scaling) * total
 
 
 def compressed(X: Float[Tensor, "*batch n k"]) -> Float64[Tensor, "*batch d k"]:
