@@ -87,7 +87,8 @@ CLAIMS = (
         "With rescale 1/q and a (log-)linear adapter it is the geometric ensemble, and the gain "
         "over single masks is the regulariser under another name, which training makes small. "
         "Plain LoRA gains over its masked parts, too: what masks in training add is the "
-        "difference. Without rescale the full model overshoots.",
+        "difference (LoRA's own gain depends on the gauge in which training left B and A). Without "
+        "rescale the full model overshoots.",
         "T9, T12",
         gains.like_an_ensemble,
     ),
