@@ -6,7 +6,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from analyses.frame_drift import compute
+from analyses.frame_drift import SIDES, compute, pooled_leakage, summarise
 from subspace_lab.errors import UserError
 from subspace_lab.recording.run import Run
 from tests.analyses.conftest import dense
@@ -81,8 +81,6 @@ def test_predicted_leakage_is_what_adamw_does_to_gated_noise(table):
 
 
 def test_leakage_of_all_modules_is_the_ratio_of_sums(run, table):
-    from analyses.frame_drift import pooled_leakage
-
     found = pooled_leakage(table, ["step", "side"]).set_index(["step", "side"])["leakage"]
     for step in (2, 5):
         moves: dict[str, list[tuple[float, float]]] = {"row": [], "column": []}
@@ -96,6 +94,17 @@ def test_leakage_of_all_modules_is_the_ratio_of_sums(run, table):
             masked, total = np.sum(sums, axis=0)
             assert found[step, side] == pytest.approx(masked / total, rel=1e-6)
     assert set(found.index.get_level_values("step")) == set(range(1, 7))
+
+
+def test_summary_gives_the_leakage_of_the_second_half_of_the_steps(table):
+    late = table[(table["step"] > 3) & (table["since"] == "previous")]
+    for side, label in SIDES.items():
+        rows = late[late["side"] == side]
+        squares = rows["step_norm"] ** 2
+        expected = (rows["leakage"] * squares).sum() / squares.sum()
+        numbers = summarise(table)[f"{table['run'].iloc[0]}, {label}"]
+        assert numbers["leakage, second half of the steps"] == pytest.approx(expected)
+        assert numbers["expected"] == pytest.approx(0.405)
 
 
 def test_an_adapter_says_that_drift_needs_cores(adapter):
