@@ -185,3 +185,25 @@ def test_bad_arguments_are_refused(masked, tmp_path):
     exact = short_run(tmp_path / "k", method="droplora", sampling="exact-k")
     with pytest.raises(UserError, match="draws exactly k directions"):
         gate_expansion.compute(exact)
+
+
+def test_few_examples_do_not_speak_for_the_model():
+    assert gate_expansion.verdict(trustworthy=True, examples=8) == "holds on 8 examples"
+    assert gate_expansion.verdict(trustworthy=True, examples=1).startswith(
+        "holds on 1 example, too few"
+    )
+    assert "not shown to hold" in gate_expansion.verdict(trustworthy=False, examples=8)
+
+
+@pytest.mark.parametrize(("examples", "filled"), [(1, 0), (8, 1)])
+def test_a_filled_marker_needs_enough_examples(examples, filled):
+    row = {"run": "a", "step": 4, "trustworthy": True, "examples": examples, "split": "test"}
+    row |= {"granularity": "step", "keep_prob": 0.5, "assumed": False, "masks": 4}
+    row |= dict.fromkeys(("measured", "measured_error", "second", "second_error"), 0.1)
+    axis = gate_expansion.plot(pd.DataFrame([row])).axes[0]
+    drawn = [line.get_fillstyle() for line in axis.lines if line.get_linestyle() == "None"]
+    shown = [
+        line for line in axis.lines if line.get_linestyle() == "None" and len(line.get_xdata())
+    ]
+    assert {"full", "none"} <= set(drawn)
+    assert [line.get_fillstyle() for line in shown] == ["full" if filled else "none"]

@@ -11,6 +11,7 @@ from subspace_lab.theory.adam import (
     first_activation_step,
     first_gradient_step,
     leakage,
+    squared_leakage,
     step_correction,
     token_step_ratio,
     weight_decay_ratio,
@@ -257,4 +258,28 @@ def test_unequal_tokens_count_less(deviation):
         token_step_ratio,
         abs(ratio - 1 / (1 + (1 - q) / q / effective).sqrt()),
         1e-14,
+    )
+
+
+@pytest.mark.parametrize("signal", [0.0, 1.0])
+@pytest.mark.parametrize("q", [0.5, 0.7, 0.9])
+def test_share_of_squared_length_made_while_masked(q, signal, deviation):
+    """torch's AdamW on gated noise and gated signal: the sums over coordinates and late steps."""
+    draw = torch.Generator().manual_seed(4)
+    w = torch.zeros(4000, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.AdamW([w], lr=1.0, eps=1e-30, weight_decay=0.0)
+    masked = total = 0.0
+    for t in range(600):
+        kept = torch.rand(4000, generator=draw) < q
+        w.grad = kept * (signal + torch.randn(4000, dtype=torch.float64, generator=draw))
+        before = w.detach().clone()
+        optimizer.step()
+        if t >= 300:
+            squares = (w.detach() - before).square()
+            masked, total = masked + squares[~kept].sum(), total + squares.sum()
+    deviation(
+        "T16: share of squared length made while masked is b1²(1-q), leading order (simulation)",
+        squared_leakage,
+        abs(masked / total - squared_leakage(keep_prob=q)),
+        5e-3,
     )
