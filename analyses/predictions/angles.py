@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from analyses.predictions.laws import law_of_cumulants
 from analyses.predictions.rows import Prediction, Row
 
 if TYPE_CHECKING:
@@ -17,29 +18,47 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from analyses.predictions.group import Group
+    from subspace_lab.linalg.nulls import AngleMoments
 
 MOST_PAIRS = 200  # of masks, whose angles are taken twice
 FLOAT64 = 2.0**-52
 
 FROM_GRAM = Prediction(
-    "angles from the Gram matrix", "T2", "angles of masked row spaces are not those of A A^T"
+    "angles from the Gram matrix",
+    "T2",
+    "identity",
+    "angles of masked row spaces are not those of A A^T",
 )
 ZEROS = Prediction(
-    "exact zero angles", "T2", "zero angles are not as many as the shared directions"
+    "exact zero angles", "T2", "identity", "zero angles are not as many as the shared directions"
 )
 RIGHT = Prediction(
-    "right angles, coordinate picture", "T2", "masks do not overlap as independent draws do"
+    "right angles, coordinate picture",
+    "T2",
+    "masks drawn",
+    "masks do not overlap as independent draws do",
 )
 HALVES = Prediction(
-    "overlap of A's halves at the start", "T3", "the rows of A did not start as independent draws"
+    "overlap of A's halves at the start",
+    "T3",
+    "initialization",
+    "the rows of A did not start as independent draws",
 )
 RESIDUAL = Prediction(
-    "residual cos² at the start", "T3", "the rows of A did not start as independent draws"
+    "residual cos² at the start",
+    "T3",
+    "initialization",
+    "the rows of A did not start as independent draws",
 )
 PHI = Prediction(
-    "overlap phi of masks at the start", "T3", "masked row spaces do not overlap as by chance"
+    "overlap phi of masks at the start",
+    "T3",
+    "initialization",
+    "masked row spaces do not overlap as by chance",
 )
-LEARNED = Prediction("residual cos² at the end", "T3", "the rows of A aligned in training")
+LEARNED = Prediction(
+    "residual cos² at the end", "T3", "training", "the rows of A aligned in training"
+)
 
 
 def from_gram(group: Group) -> Iterator[Row]:
@@ -49,7 +68,7 @@ def from_gram(group: Group) -> Iterator[Row]:
     from subspace_lab import linalg
     from subspace_lab.theory.masked_angles import angles_from_gram
 
-    if group.masks is None:
+    if group.masks is None or not _independent(group):
         return
     places, first, second = _successive(group)
     cores = group.cores[1][torch.from_numpy(places)]
@@ -78,37 +97,31 @@ def from_gram(group: Group) -> Iterator[Row]:
 
 
 def right_angles(group: Group) -> Iterator[Row]:
-    """In coordinates, min(|M|, |M'|) - |I| angles are right: sum_j P(K >= j)^2 - r q^2."""
+    """In coordinates, min(|M|, |M'|) - |I| angles are right."""
     import numpy as np
 
     from analyses.predictions.masks import disjoint_pairs
-    from subspace_lab.theory.masked_angles import expected_right_angles
+    from subspace_lab.theory.masked_angles import right_angles_pmf
 
     if group.masks is None or group.law is None or group.law.sampling != "bernoulli":
         return
     first, second = disjoint_pairs(group.masks, lag=1)
-    if first.size == 0:
-        return
-    smaller = np.minimum(first.sum(-1), second.sum(-1))
-    found = smaller - (first & second).sum(-1)
-    expected = expected_right_angles(group.rank, keep_prob=group.law.keep_prob)
-    yield RIGHT.empirical_mean(found, expected=expected)
+    found = np.minimum(first.sum(-1), second.sum(-1)) - (first & second).sum(-1)
+    pmf = right_angles_pmf(group.rank, keep_prob=group.law.keep_prob)
+    if pmf[0] < 1:
+        yield from RIGHT.mean_count(found, pmf=pmf)
 
 
 def halves_at_start(group: Group) -> Iterator[Row]:
     """The first and last r/2 rows of a random A are independent subspaces of R^n."""
     import torch
 
-    from subspace_lab import linalg
-
     half = group.rank // 2
-    if not group.starts_at_random or not half:
+    if not group.starts_at_random or not half or not _independent(group):
         return
     R = group.core(0).row.R
     first = (torch.arange(group.rank) < half).expand(len(R), -1)
-    angles = linalg.masked_angles(R, first, ~first).angles
-    found = angles.cos().square().nansum(-1)
-    yield HALVES.mean(found.numpy(), **_null(group, [(half, group.rank - half, 0)] * len(R)))
+    yield from _null(HALVES, *_residual(group, R, first, ~first))
 
 
 def residual_at_start(group: Group) -> Iterator[Row]:
@@ -117,46 +130,50 @@ def residual_at_start(group: Group) -> Iterator[Row]:
 
     if group.masks is None or not group.starts_at_random or len(group.masks) < 2:
         return
+    if not _independent(group):
+        return
     masks = torch.from_numpy(group.masks)
-    first, second = masks[0], masks[1]
-    found, sizes = _residual(group.core(0).row.R, first, second)
-    yield RESIDUAL.mean(found.numpy(), **_null(group, sizes))
+    yield from _null(RESIDUAL, *_residual(group, group.core(0).row.R, masks[0], masks[1]))
     last = group.core_steps[-1]
     if last > 0:
-        found, sizes = _residual(group.core(last).row.R, first, second)
-        null = _null(group, sizes)
+        found, nulls = _residual(group, group.core(last).row.R, masks[0], masks[1])
         yield LEARNED.indicative(
-            null["expected"],
+            sum(null.mean for null in nulls) / len(nulls),
             float(found.mean()),
-            scale=4 * (null["variance"] / len(found)) ** 0.5,
+            scale=4 * sum(null.variance for null in nulls) ** 0.5 / len(nulls),
             why="training aligns rows: the random null is where it began",
             samples=len(found),
         )
 
 
 def phi_at_start(group: Group) -> Iterator[Row]:
-    """Normalised overlap phi of two masks of the random A, averaged over masks: about q."""
+    """Overlap phi of two masks of the random A, given the masks: (|I| + ab / (n - |I|)) / min.
+
+    All pairs of masks of a module see the same random frame, so that each module counts once, with
+    the average over its pairs.
+    """
     import torch
 
     from analyses.predictions.masks import disjoint_pairs
-    from subspace_lab import linalg
 
-    if group.masks is None or group.law is None or group.law.sampling != "bernoulli":
+    if group.masks is None or not group.starts_at_random or not _independent(group):
         return
-    first, second = disjoint_pairs(group.masks, lag=1)
-    if not group.starts_at_random or first.size == 0:
+    first, second = (torch.from_numpy(side) for side in disjoint_pairs(group.masks, lag=1))
+    if not len(first):
         return
     R = group.core(0).row.R
-    angles = linalg.masked_angles(R, torch.from_numpy(first), torch.from_numpy(second)).angles
-    smaller = (~angles.isnan()).sum(-1)
-    phi = angles.cos().square().nansum(-1) / smaller
-    expected = [
-        linalg.null_overlap(n, group.rank, keep_prob=group.law.keep_prob).phi
-        for n in group.modules["n"]
-    ]
-    centred = phi - torch.tensor(expected, dtype=phi.dtype)
-    mean = sum(expected) / len(expected)
-    yield PHI.empirical_mean((centred + mean)[smaller > 0].numpy(), expected=mean)
+    excess, expected = torch.zeros(2, len(R), dtype=torch.float64)
+    pairs = 0
+    for one, other in zip(first, second, strict=True):
+        found, nulls = _residual(group, R, one, other)
+        null = torch.tensor([null.mean for null in nulls], dtype=torch.float64)
+        shared = (one & other).sum(-1)
+        smaller = torch.minimum(one.sum(-1), other.sum(-1)).clamp(min=1)
+        excess += (found - null) / smaller
+        expected += (shared + null) / smaller
+        pairs += 1
+    mean = float((expected / pairs).mean())
+    yield from PHI.student((excess / pairs + mean).numpy(), expected=mean)
 
 
 PREDICTIONS = (from_gram, right_angles, halves_at_start, residual_at_start, phi_at_start)
@@ -173,31 +190,49 @@ def _successive(group: Group) -> tuple[NDArray[np.int64], Tensor, Tensor]:
     return places, torch.from_numpy(first), torch.from_numpy(second)
 
 
+def _independent(group: Group) -> bool:
+    """Whether r rows can be independent in R^n, for all modules: theory is about those."""
+    return bool((group.modules["n"] >= group.rank).all())
+
+
 def _residual(
-    R: Tensor, first: Tensor, second: Tensor
-) -> tuple[Tensor, list[tuple[int, int, int]]]:
-    """Sum of cos² past the shared directions (M), and |M less I|, |M' less I|, |I| of each."""
+    group: Group, R: Tensor, first: Tensor, second: Tensor
+) -> tuple[Tensor, list[AngleMoments]]:
+    """Sum of cos² past the shared directions (M), and its moments for random frames."""
+    from dataclasses import replace
+
     from subspace_lab import linalg
 
     found = linalg.masked_angles(R, first, second)
     total = found.angles.cos().square().nansum(-1) - found.shared
-    apart = zip(found.kept_x - found.shared, found.kept_y - found.shared, found.shared, strict=True)
-    return total, [(int(a), int(b), int(shared)) for a, b, shared in apart]
+    nulls = []
+    for n, shared, kept, next_kept in zip(
+        group.modules["n"], found.shared.tolist(), found.kept_x.tolist(), found.kept_y.tolist(),
+        strict=True,
+    ):  # fmt: skip
+        law = linalg.random_angle_moments(n, kept - shared, next_kept - shared, shared=shared)
+        nulls.append(replace(law, mean=law.mean - shared))
+    return total, nulls
 
 
-def _null(group: Group, sizes: list[tuple[int, int, int]]) -> dict[str, float]:
-    """Average over modules of the mean and variance of the residual sum cos² of random frames."""
-    from subspace_lab import linalg
+def _null(prediction: Prediction, found: Tensor, nulls: list[AngleMoments]) -> Iterator[Row]:
+    """Hold the mean over modules of sum cos² against that of random frames.
 
-    laws = [
-        linalg.random_angle_moments(n, a, b, shared=shared)
-        for n, (a, b, shared) in zip(group.modules["n"], sizes, strict=True)
-    ]
-    means = [law.mean - shared for law, (_, _, shared) in zip(laws, sizes, strict=True)]
-    return {
-        "expected": sum(means) / len(laws),
-        "variance": sum(law.variance for law in laws) / len(laws),
-    }
+    A sum of some squares of nearly normal numbers, its law is close to a gamma law from 0.
+    """
+    modules = len(nulls)
+    mean, variance = (
+        sum(getattr(null, moment) for null in nulls) for moment in ("mean", "variance")
+    )
+    if variance > 0:
+        law = law_of_cumulants(mean, variance, 2 * variance**2 / mean, least=0)
+        yield prediction.follows(
+            law,
+            float(found.sum()),
+            basis="quantiles of a gamma law of the same mean and variance",
+            samples=modules,
+            per=modules,
+        )
 
 
 def _present(angles: Tensor) -> Tensor:
