@@ -28,6 +28,7 @@ RESOLVED = 0.01  # of the step expected; coarser rounding of the weights hides w
 ARITHMETIC = 1e-5  # relative, of an optimizer that computes in float32
 COINCIDENCE = 1e-3  # relative; a step with a gradient comes so close to one without by chance only
 BY_CHANCE = 0.01  # share of steps that may
+VANISHING = 0.1  # norm of a gradient beside earlier ones, below which it may not show
 
 DROPPED = Prediction(
     "steps of dropped directions",
@@ -66,16 +67,11 @@ def under_adamw(group: Group) -> Iterator[Row]:
     dropped = np.concatenate([~side.allowed[side.resolved & ~kept] for side in sides])
     if dropped.size:
         yield DROPPED.never(dropped)
+    kept &= _usual_gradient(group.gradient_norms(motions.steps), optimizer)[:, None, None]
     repeated = np.concatenate([side.repeated[side.resolved & kept] for side in sides])
     if repeated.size:
-        yield KEPT.equal(
-            0,
-            float(repeated.mean()),
-            tolerance=BY_CHANCE,
-            basis="share of steps that may come so close by chance",
-            samples=repeated.size,
-            unit="share of kept steps",
-        )
+        why = "a step with a gradient comes so close once in a hundred times at most"
+        yield KEPT.at_most(repeated, probability=BY_CHANCE, why=why)
 
 
 def under_sgd(group: Group) -> Iterator[Row]:
@@ -187,6 +183,21 @@ def _compare(side: Directions, rates: NDArray[np.float64], optimizer: Optimizer)
         & (off <= (factor - least) * last_length + slack),
         repeated=(np.abs(step.length - expected) <= close) & (off <= close),
     )
+
+
+def _usual_gradient(norms: NDArray[np.float64], optimizer: Optimizer) -> NDArray[np.bool_]:
+    """Tell where the gradient (T,) does not vanish beside those that the momentum still holds.
+
+    After a gradient that is much smaller than earlier ones a kept direction, too, repeats its step.
+    """
+    import numpy as np
+
+    usual = np.ones(len(norms), dtype=bool)
+    remembered = 0.0
+    for place, norm in enumerate(norms.tolist()):
+        usual[place] = not norm < VANISHING * remembered and norm not in (0, np.inf)
+        remembered = optimizer.betas[0] * max(remembered, 0.0 if norm != norm else norm)
+    return usual
 
 
 def _previous(values: NDArray[np.float64]) -> NDArray[np.float64]:

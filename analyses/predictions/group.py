@@ -94,11 +94,22 @@ class Group:
 
     def learning_rates(self, steps: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """Give the learning rates (T,) of steps; None unless all were logged."""
+        import numpy as np
+
+        rates = self._logged("learning_rate", steps)
+        return None if np.isnan(rates).any() else rates
+
+    def gradient_norms(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Give the norms (T,) of the whole gradient before clipping; nan where not logged."""
+        return self._logged("gradient_norm", steps)
+
+    def _logged(self, name: str, steps: NDArray[np.int64]) -> NDArray[np.float64]:
+        import numpy as np
+
         table = self.run.metrics.set_index("step")
-        if "learning_rate" not in table:
-            return None
-        rates = table["learning_rate"].reindex(steps)
-        return None if rates.isna().any() else rates.to_numpy(dtype=float)
+        if name not in table:
+            return np.full(len(steps), np.nan)
+        return table[name].reindex(steps).to_numpy(dtype=float)
 
     @cached_property
     def mask_steps(self) -> NDArray[np.int64]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from analyses.predictions.laws import LEVEL, Law
 from analyses.predictions.rows import Prediction, Row
 from subspace_lab.theory.mask_overlap import untouched_probability
 
@@ -107,10 +106,12 @@ def first_step(group: Group) -> Iterator[Row]:
     sample at least, which bounds the number of columns that stay from above.
     """
     import numpy as np
-    from scipy import stats
 
     motions = _from_zero(group)
-    if motions is None or not _has_gradients(group, least=MOVING):
+    if motions is None or not _has_gradients(group, motions.steps[:1], least=MOVING):
+        return
+    rates = group.learning_rates(motions.steps)
+    if rates is not None and rates[0] == 0:  # a warm-up may begin there, and nothing moves
         return
     moved = motions.column.step[0] > 0
     if _masks_known(group):
@@ -122,38 +123,44 @@ def first_step(group: Group) -> Iterator[Row]:
     probability = untouched_probability(keep_prob=group.law.keep_prob, tokens=samples)
     if group.law.granularity == "sample":
         yield UNTOUCHED.count(~moved, probability=probability)
-        return
-    most = Law(stats.binom(moved.size, probability), 0, moved.size, whole=True)
-    stayed = int((~moved).sum())
-    yield UNTOUCHED.within(
-        most.mean,
-        stayed,
-        limits=(0, most.of.isf(LEVEL)),
-        probability=float(most.of.sf(stayed - 1)),
-        power=most.caught_above,
-        unit="of measured, upwards only",
-        basis=f"at most: binomial quantile if one token of a sample had a gradient, at {LEVEL:g}",
-        samples=moved.size,
-    )
+    else:
+        why = "as if one token of each sample had a gradient"
+        yield UNTOUCHED.at_most(~moved, probability=probability, why=why)
 
 
 def first_moves(group: Group) -> Iterator[Row]:
-    """b_i first moves on its first kept step, a_i on its second."""
+    """b_i first moves on its first kept step, a_i, whose gradient has b_i in it, on its second.
+
+    A step at learning rate 0, where a warm-up may begin, moves nothing; AdamW's momentum makes up
+    for it in the next.
+    """
     import numpy as np
 
-    motions = _from_zero(group)
-    if motions is None or not _masks_known(group) or not _has_gradients(group, least=MOVING):
+    motions, optimizer = _from_zero(group), group.optimizer
+    if motions is None or not _masks_known(group):
         return
-    undecayed = group.optimizer is not None and group.optimizer.weight_decay == 0
-    times = group.masks_of(motions.steps).cumsum(0)
-    for prediction, side, nth in (
-        (FIRST_MOVE_B, motions.column, 1),
-        (FIRST_MOVE_A, motions.row, 2),
-    ):
-        due = _first(times >= nth)
-        moved = _first(side.step > 0)
-        if nth == 1 or undecayed:  # decay moves A at once, and leaves B = 0 alone
-            yield prediction.never(np.asarray(due != moved))
+    kept = group.masks_of(motions.steps)
+    rates = group.learning_rates(motions.steps)
+    moving = np.ones((len(kept), 1, 1), dtype=bool)
+    if rates is not None:
+        moving = (rates > 0)[:, None, None]
+    if optimizer is None and not moving.all():
+        return
+    remembers = optimizer is not None and optimizer.name == "AdamW"
+
+    def moves(gradient: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        received = np.logical_or.accumulate(gradient) if remembers else gradient
+        return received & moving
+
+    moves_b = moves(kept)
+    before = np.logical_or.accumulate(moves_b) & ~(moves_b & (moves_b.cumsum(0) == 1))
+    due_b, due_a = _first(moves_b), _first(moves(kept & before))
+    last = min(int(max(due_b.max(), due_a.max())) + 1, len(kept))
+    if not _has_gradients(group, motions.steps[:last], least=MOVING):
+        return
+    yield FIRST_MOVE_B.never(due_b != _first(motions.column.step > 0))
+    if optimizer is not None and optimizer.weight_decay == 0:  # decay moves A at once
+        yield FIRST_MOVE_A.never(due_a != _first(motions.row.step > 0))
 
 
 def first_length(group: Group) -> Iterator[Row]:
@@ -169,8 +176,10 @@ def first_length(group: Group) -> Iterator[Row]:
     beta1, beta2 = group.optimizer.betas
     rates = group.learning_rates(motions.steps)
     due = _first(group.masks_of(motions.steps).cumsum(0) >= 1)
-    known = np.argwhere(due < len(motions.steps))
-    if rates is None or not len(known) or not _has_gradients(group, least=ABOVE_EPS):
+    if rates is None:
+        return
+    known = np.argwhere(np.append(rates, 0)[due] > 0)
+    if not len(known) or not _has_gradients(group, motions.steps[: due.max()], least=ABOVE_EPS):
         return
     lengths = np.sqrt(group.modules["m"].to_numpy(dtype=float))
     ratios = [
@@ -320,17 +329,16 @@ def _samples(group: Group) -> int | None:
     return batch
 
 
-def _has_gradients(group: Group, *, least: float) -> bool:
-    """Whether the entries of step 1's gradient exceed `least` (root mean square), if it is known.
+def _has_gradients(group: Group, steps: NDArray[np.int64], *, least: float) -> bool:
+    """Whether the entries of the gradient exceed `least` (root mean square) at all these steps.
 
-    An extreme scaling leaves gradients that are infinite, zero, or below Adam's eps and the
-    weights' rounding: then even kept directions stand still, whatever masked them.
+    An extreme scaling or learning rate leaves gradients that are infinite, zero, or below Adam's
+    eps and the weights' rounding: then even kept directions stand still, whatever masked them.
+    Norms that were not logged are taken to be usual ones.
     """
-    import math
+    import numpy as np
 
-    table = group.run.metrics.set_index("step")
-    norm = table["gradient_norm"].get(1) if "gradient_norm" in table else None
-    if norm is None or norm != norm:
-        return True
+    norms = group.gradient_norms(steps)
     sizes = group.run.modules
-    return math.isfinite(norm) and norm > least * math.sqrt((sizes["m"] * sizes["r"]).sum())
+    enough = norms > least * (sizes["m"] * sizes["r"]).sum() ** 0.5
+    return bool((np.isnan(norms) | (enough & (norms < np.inf))).all())

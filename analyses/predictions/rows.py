@@ -249,6 +249,34 @@ class Prediction:
             samples=n,
         )
 
+    def at_most(self, events: ArrayLike, *, probability: float, why: str) -> Row:
+        """Predict that of N independent events no more happen than with `probability` each.
+
+        Args:
+            events: of any shape, True where one happened.
+            probability: upper bound on that of each event.
+            why: where the bound comes from.
+        """
+        import numpy as np
+        from scipy import stats
+
+        happened = np.asarray(events)
+        n, measured = happened.size, int(happened.sum())
+        law = stats.binom(n, probability)
+        high = float(law.isf(LEVEL))
+        expected = n * probability
+        above = n * stats.beta.ppf(POWER, high + 1, n - high) - expected if high < n else math.inf
+        return self.within(
+            expected,
+            measured,
+            limits=(0, high),
+            probability=float(law.sf(measured - 1)),
+            power=float(above),
+            unit="of measured, upwards only",
+            basis=f"at most: {why}; binomial quantile, at {LEVEL:g}",
+            samples=n,
+        )
+
     def law(self, counts: ArrayLike, *, pmf: NDArray[np.float64]) -> Iterator[Row]:
         """Predict the law of whole numbers by Pearson's chi-square; no row where draws are few.
 
