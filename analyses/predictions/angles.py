@@ -7,9 +7,9 @@ Gram matrix A A^T, and at a random start by chance alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from analyses.predictions.laws import law_of_cumulants
+from analyses.predictions.laws import Law
 from analyses.predictions.rows import Prediction, Row
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from analyses.predictions.group import Group
-    from subspace_lab.linalg.nulls import AngleMoments
 
 MOST_PAIRS = 200  # of masks, whose angles are taken twice
 FLOAT64 = 2.0**-52
@@ -195,41 +194,49 @@ def _independent(group: Group) -> bool:
     return bool((group.modules["n"] >= group.rank).all())
 
 
-def _residual(
-    group: Group, R: Tensor, first: Tensor, second: Tensor
-) -> tuple[Tensor, list[AngleMoments]]:
-    """Sum of cos² past the shared directions (M), and its moments for random frames."""
-    from dataclasses import replace
+class _Null(NamedTuple):
+    """Sum of cos² past the shared directions for a random frame: moments and number of angles."""
 
+    mean: float
+    variance: float
+    angles: int
+
+
+def _residual(group: Group, R: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, list[_Null]]:
+    """Sum of cos² past the shared directions (M), and what it is for random frames."""
     from subspace_lab import linalg
 
     found = linalg.masked_angles(R, first, second)
     total = found.angles.cos().square().nansum(-1) - found.shared
     nulls = []
-    for n, shared, kept, next_kept in zip(
-        group.modules["n"], found.shared.tolist(), found.kept_x.tolist(), found.kept_y.tolist(),
-        strict=True,
-    ):  # fmt: skip
-        law = linalg.random_angle_moments(n, kept - shared, next_kept - shared, shared=shared)
-        nulls.append(replace(law, mean=law.mean - shared))
+    sizes = (found.shared.tolist(), found.kept_x.tolist(), found.kept_y.tolist())
+    for n, shared, kept, next_kept in zip(group.modules["n"], *sizes, strict=True):
+        a, b = kept - shared, next_kept - shared
+        law = linalg.random_angle_moments(n, a, b, shared=shared)
+        nulls.append(_Null(law.mean - shared, law.variance, min(a, b)))
     return total, nulls
 
 
-def _null(prediction: Prediction, found: Tensor, nulls: list[AngleMoments]) -> Iterator[Row]:
+def _null(prediction: Prediction, found: Tensor, nulls: list[_Null]) -> Iterator[Row]:
     """Hold the mean over modules of sum cos² against that of random frames.
 
-    A sum of some squares of nearly normal numbers, its law is close to a gamma law from 0.
+    The sum over modules is between 0 and the number of angles. Its law is taken to be the beta law
+    on that interval with the same mean and variance, which it is for one angle of one module.
     """
+    from scipy import stats
+
     modules = len(nulls)
-    mean, variance = (
-        sum(getattr(null, moment) for null in nulls) for moment in ("mean", "variance")
+    mean, variance, angles = (
+        sum(getattr(null, name) for null in nulls) for name in ("mean", "variance", "angles")
     )
     if variance > 0:
-        law = law_of_cumulants(mean, variance, 2 * variance**2 / mean, least=0)
+        share = mean / angles
+        weight = share * (1 - share) * angles**2 / variance - 1
+        beta = stats.beta(share * weight, (1 - share) * weight, scale=angles)
         yield prediction.follows(
-            law,
+            Law(beta, 0, angles),
             float(found.sum()),
-            basis="quantiles of a gamma law of the same mean and variance",
+            basis="quantiles of a beta law of the same mean and variance",
             samples=modules,
             per=modules,
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from analyses.predictions.laws import Lattice, Law, law_of_cumulants, law_of_sum
+from analyses.predictions.laws import Lattice, Law, law_of_sum
 from analyses.predictions.rows import LEAST_EXPECTED, Prediction, Row, moments
 
 if TYPE_CHECKING:
@@ -208,33 +208,33 @@ def empty(group: Group) -> Iterator[Row]:
 def equal_pairs(group: Group) -> Iterator[Row]:
     """Among T masks of a module C(T, 2) (q^2 + (1-q)^2)^r pairs are equal, on average.
 
-    Pairs that share a mask are correlated: the law has their variance and skewness. Where equal
-    pairs are rare it is Poisson's.
+    Pairs that share a mask are correlated unless q = 1/2: the variance counts them.
     """
     import math
 
     import numpy as np
-    from scipy import stats
 
-    from subspace_lab.theory.mask_overlap import equal_pairs_cumulants
+    from subspace_lab.theory.mask_overlap import expected_equal_pairs, mask_collision_rate
 
     if group.masks is None or group.law is None or group.law.sampling != "bernoulli":
         return
     steps, modules, rank = group.masks.shape
-    if steps < 2 or group.law.keep_prob == 1:
+    q = group.law.keep_prob
+    if steps < 2:
         return
     found = 0
     for module in range(modules):
         counts = np.unique(group.masks[:, module], axis=0, return_counts=True)[1]
         found += int((counts * (counts - 1) // 2).sum())
-    one = equal_pairs_cumulants(rank, keep_prob=group.law.keep_prob, steps=steps)
-    mean, variance, third = (modules * cumulant for cumulant in one)
-    most = modules * math.comb(steps, 2)
-    common = Law(law_of_cumulants(mean, variance, third).of, 0, most)
-    rare = Law(stats.poisson(mean), 0, most, whole=True)
-    law = max(common, rare, key=lambda law: law.limits()[1])
-    yield EQUAL.follows(
-        law, found, basis="quantiles by mean, variance and skewness, or Poisson's", samples=most
+    pair, triple = mask_collision_rate(rank, keep_prob=q), (q**3 + (1 - q) ** 3) ** rank
+    variance = math.comb(steps, 2) * pair * (1 - pair)
+    variance += steps * (steps - 1) * (steps - 2) * (triple - pair**2)
+    yield EQUAL.indicative(
+        modules * expected_equal_pairs(rank, keep_prob=q, steps=steps),
+        found,
+        scale=max(4 * math.sqrt(modules * variance), 1),
+        why="four standard deviations: the count is skewed and has no simple law",
+        samples=modules * math.comb(steps, 2),
     )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from subspace_lab.recording.cores import RankCore
 
 ROUNDING = 1e-10  # relative to the largest singular value
-LEAST_CORES = 12  # in a third of training
+LEAST_CORES = 12  # whose mean has a law that three cumulants describe
 DRAWS = 64  # of masks for each state, to estimate the skewness of squared norms
 WELL_CONDITIONED = 1e-8  # least singular value of an update that counts as of full rank
 
@@ -82,7 +82,7 @@ class Masked:
 def expected_norm(group: Group) -> Iterator[Row]:
     """||dW_D||² over its expectation is 1 on average."""
     found = _masked(group)
-    if found is not None:
+    if found is not None and len(found.masks) >= LEAST_CORES:
         norms = _squared_norms(group, found)
         yield from _mean_over_masks(NORM, norms, unit=norms.expected, less=0)
 

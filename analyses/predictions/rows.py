@@ -30,6 +30,7 @@ Kind = Literal["exact", "sampling", "indicative"]
 Tests = Literal["training", "masks drawn", "initialization", "trained model", "identity"]
 
 LEAST_EXPECTED = 5.0  # in a cell of a chi-square test
+FEW_CELLS = 10  # of a chi-square test, which is then one-sided
 ROUNDING = 1e-9
 
 
@@ -338,6 +339,8 @@ class Prediction:
         scale = variance / (2 * freedom)
         law = Law(stats.chi2(freedom / scale, scale=scale), 0)
         low, high = law.limits()
+        if freedom < FEW_CELLS:  # counts that are as expected make 0, more often than the law says
+            low = 0.0
 
         def missed(noncentrality: float) -> float:
             caught = stats.ncx2.sf(high / scale, freedom / scale, noncentrality / scale)
@@ -348,7 +351,7 @@ class Prediction:
             freedom,
             statistic,
             limits=(low, high),
-            probability=law.probability(statistic),
+            probability=law.probability(statistic) if statistic > freedom or low else 1.0,
             power=effect * math.sqrt(noncentrality),
             unit=unit,
             basis=f"chi-square quantiles, {freedom} degrees of freedom, at {LEVEL:g}",

@@ -120,33 +120,6 @@ def expected_equal_pairs(rank: int, *, keep_prob: float, steps: int) -> float:
     return math.comb(steps, 2) * mask_collision_rate(rank, keep_prob=keep_prob)
 
 
-def equal_pairs_cumulants(rank: int, *, keep_prob: float, steps: int) -> tuple[float, float, float]:
-    """Mean, variance and third central moment of the number N of pairs of equal masks, T steps.
-
-    N is the sum of C(T, 2) indicators that share masks. With p_k = (q^k + (1 - q)^k)^r the
-    probability that k masks are all equal, p = p_2, and [T]_k = T (T-1) ... (T-k+1):
-
-        E N   = C(T, 2) p
-        Var N = C(T, 2) p (1 - p) + [T]_3 (p_3 - p^2)
-        third = C(T, 2) p (1 - p) (1 - 2 p) + 3 [T]_3 (1 - 2 p) (p_3 - p^2)    equal, adjacent
-                + [T]_3 (p_3 - 3 p p_3 + 2 p^3)                                triangles
-                + [T]_4 (p_4 - 3 p p_3 + 2 p^3)                                stars
-                + 3 [T]_4 (p_4 - 2 p p_3 + p^3)                                paths
-
-    >>> equal_pairs_cumulants(1, keep_prob=0.5, steps=2)
-    (0.5, 0.25, 0.0)
-    """
-    check_keep_prob(keep_prob)
-    p, p3, p4 = ((keep_prob**k + (1 - keep_prob) ** k) ** rank for k in (2, 3, 4))
-    pairs, triples, quadruples = math.comb(steps, 2), math.perm(steps, 3), math.perm(steps, 4)
-    variance = pairs * p * (1 - p) + triples * (p3 - p**2)
-    third = pairs * p * (1 - p) * (1 - 2 * p) + 3 * triples * (1 - 2 * p) * (p3 - p**2)
-    third += triples * (p3 - 3 * p * p3 + 2 * p**3)
-    third += quadruples * (p4 - 3 * p * p3 + 2 * p**3)
-    third += 3 * quadruples * (p4 - 2 * p * p3 + p**3)
-    return pairs * p, variance, third
-
-
 def coverage_time(directions: int, *, keep_prob: float) -> float:
     """Expected number of steps until each of R directions has been kept at least once.
 

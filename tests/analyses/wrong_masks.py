@@ -171,8 +171,7 @@ def train(
         if mask is not None:
             mask.attach(model)
         if fault is not None:
-            assert mask is not None
-            fault.attach(model, mask.law)
+            fault.attach(model, mask.law if mask else MaskLaw(0.5))
         recorder = SubspaceRecorder(folder, description=description, resume_at=resume_at)
         trainer = Trainer(
             model=model,
