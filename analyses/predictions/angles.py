@@ -154,6 +154,7 @@ def phi_at_start(group: Group) -> Iterator[Row]:
     import torch
 
     from analyses.predictions.masks import disjoint_pairs
+    from subspace_lab import linalg
 
     if group.masks is None or not group.starts_at_random or not _independent(group):
         return
@@ -161,18 +162,15 @@ def phi_at_start(group: Group) -> Iterator[Row]:
     if not len(first):
         return
     R = group.core(0).row.R
-    excess, expected = torch.zeros(2, len(R), dtype=torch.float64)
-    pairs = 0
-    for one, other in zip(first, second, strict=True):
-        found, nulls = _residual(group, R, one, other)
-        null = torch.tensor([null.mean for null in nulls], dtype=torch.float64)
-        shared = (one & other).sum(-1)
-        smaller = torch.minimum(one.sum(-1), other.sum(-1)).clamp(min=1)
-        excess += (found - null) / smaller
-        expected += (shared + null) / smaller
-        pairs += 1
-    mean = float((expected / pairs).mean())
-    yield from PHI.student((excess / pairs + mean).numpy(), expected=mean)
+    found = linalg.masked_angles(R, first, second)
+    a, b = found.kept_x - found.shared, found.kept_y - found.shared
+    n = torch.tensor(group.modules["n"].tolist())
+    null = found.shared + a * b / (n - found.shared).clamp(min=1)
+    smaller = torch.minimum(found.kept_x, found.kept_y).clamp(min=1)
+    expected = (null / smaller).mean(0)
+    phi = (found.angles.cos().square().nansum(-1) / smaller).mean(0)
+    mean = float(expected.mean())
+    yield from PHI.student((phi - expected + mean).numpy(), expected=mean)
 
 
 PREDICTIONS = (from_gram, right_angles, halves_at_start, residual_at_start, phi_at_start)

@@ -15,8 +15,7 @@ from analyses.predictions.paper import CLAIMS
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.recording.run import Run
 from subspace_lab.recording.writer import RunWriter
-from tests.analyses import wrong_masks
-from tests.analyses.wrong_masks import train
+from tests.analyses.wrong_masks import Fault, drawn, per_sample, train
 
 VERDICTS = {"supported", "supported in part", "contradicted", "undecided", "not tested"}
 
@@ -74,7 +73,8 @@ def test_quoted_numbers_are_those_of_mask_theory(runs):
 
 
 def test_a_run_that_is_not_what_it_says_is_not_heard(runs, tmp_path):
-    wrong = train(tmp_path / "wrong", wrong_masks.PerSample(0.5))
+    fault = Fault(drawn(per_sample), after=0)
+    wrong = train(tmp_path / "wrong", RankMask(0.5), fault=fault)
     table = compute([wrong])
     assert set(table["verdict"]) == {"not tested"}
     assert "wrong" in to_text(table) and "Not heard" in to_markdown(table)

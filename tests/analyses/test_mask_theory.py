@@ -51,6 +51,7 @@ RIGHT = {
     "two micro-batches": lambda: {"mask": RankMask(0.5), "accumulation": 2},
     "sample": lambda: {"mask": RankMask(0.7, granularity="sample")},
     "token": lambda: {"mask": RankMask(0.5, granularity="token")},
+    "token, few kept": lambda: {"mask": RankMask(0.05, granularity="token")},
     "lora": lambda: {"mask": None},
     "lora, SGD": lambda: {"mask": None, "optimizer": "sgd"},
     "DoRA": lambda: {"mask": RankMask(0.5), "adapter": {"use_dora": True}},

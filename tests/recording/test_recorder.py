@@ -17,6 +17,7 @@ from subspace_lab.errors import UserError
 from subspace_lab.recording import files, writer
 from subspace_lab.recording.cores import frame_core
 from subspace_lab.recording.run import Run, open_runs
+from subspace_lab.recording.witness import MODULES
 from tests.recording.conftest import train_tiny
 from tests.tiny import StopAfter, batch, tiny_llama
 
