@@ -146,6 +146,17 @@ def test_right_runs_are_accused_at_the_nominal_level(name):
             assert alarms <= stats.binom.isf(1e-5, DRAWS, level), (prediction, level, alarms)
 
 
+def test_many_masks_of_few_frames_are_few_draws():
+    """All overlaps of one random frame deviate together, whichever masks are laid over it."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(60):
+        group = simulate(MaskLaw(0.7), rng, steps=60, modules=3, rank=8)
+        found.extend(row.probability for row in angles.phi_at_start(group))
+    assert len(found) == 60
+    assert sum(p <= 0.01 for p in found) <= stats.binom.isf(1e-5, 60, 0.01)
+
+
 def main() -> None:
     """Print the share of alarms of every row in many simulated right runs."""
     draws = int(sys.argv[1])

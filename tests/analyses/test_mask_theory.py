@@ -212,6 +212,12 @@ WRONG = {  # the mask, what it claims if not its own law, what the layers do, ro
         Fault(wrong_masks.rescaled(1), after=2),
         {"rescale of kept gates"},
     ),
+    "no rescale in one module": (
+        step(),
+        None,
+        Fault(wrong_masks.not_rescaled_in_one_module, after=0),
+        {"rescale of kept gates"},
+    ),
     "rescale 10 times too large after step 2": (
         step(),
         None,

@@ -77,6 +77,11 @@ def rescaled(factor: float):
     return lambda law, name, step, plain: _mask(law, name, step) * factor
 
 
+def not_rescaled_in_one_module(law, name, step, plain):
+    factor = 1 if "layers.1.self_attn.q_proj" in name else law.factor
+    return _mask(law, name, step) * factor
+
+
 def drawn(shape: Callable[[Tensor], tuple[int, ...]]):
     """Draw fresh gates in each forward pass, of a shape that follows from that of A x."""
     generator = torch.Generator().manual_seed(1)
