@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from analyses._mask_laws import law_of, moments_of
+from analyses.predictions.optimizer import Optimizer, optimizer_of
+from subspace_lab.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,11 +35,13 @@ class Directions:
         size: norm of the direction (of a_i or b_i) after the step.
         step: norm of its displacement in the step.
         start: norm of its displacement since step 0.
+        along: inner product of the direction after the step with its displacement in the step.
     """
 
     size: NDArray[np.float64]
     step: NDArray[np.float64]
     start: NDArray[np.float64]
+    along: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,30 @@ class Group:
     def law(self) -> MaskLaw | None:
         """The law that the run says its masks followed; None for a run without masks."""
         return law_of(self.run)
+
+    @cached_property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer; None where it is not known, or has no laws here."""
+        return optimizer_of(self.run)
+
+    def learning_rates(self, steps: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """Give the learning rates (T,) of steps; None unless all were logged."""
+        import numpy as np
+
+        rates = self._logged("learning_rate", steps)
+        return None if np.isnan(rates).any() else rates
+
+    def gradient_norms(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Give the norms (T,) of the whole gradient before clipping; nan where not logged."""
+        return self._logged("gradient_norm", steps)
+
+    def _logged(self, name: str, steps: NDArray[np.int64]) -> NDArray[np.float64]:
+        import numpy as np
+
+        table = self.run.metrics.set_index("step")
+        if name not in table:
+            return np.full(len(steps), np.nan)
+        return table[name].reindex(steps).to_numpy(dtype=float)
 
     @cached_property
     def mask_steps(self) -> NDArray[np.int64]:
@@ -156,9 +185,30 @@ class Group:
 
     @cached_property
     def core_steps(self) -> list[int]:
-        """The steps with cores that may be used."""
+        """The steps with cores that may be used: those before training diverged."""
+        return [step for step, finite in self.finite.items() if finite]
+
+    @cached_property
+    def finite(self) -> dict[int, bool]:
+        """Whether the weights of all modules were finite, by step with cores."""
         chosen = self.run.steps if self.steps is None else self.steps
-        return sorted(set(chosen).intersection(self.run.steps))
+        finite = dict.fromkeys(sorted(set(chosen).intersection(self.run.steps)), True)
+        for batch in self.run.cores(steps=finite.keys(), modules=self.names, motions=False):
+            both = batch.core.row.R.isfinite() & batch.core.column.R.isfinite()
+            for step, whole in zip(batch.steps.tolist(), both.all((1, 2, 3)).tolist(), strict=True):
+                finite[step] &= whole
+        return finite
+
+    def evidence(self, tests: str) -> str:
+        """Name what tests of the masks drawn and of the initialization rest on, by its hash.
+
+        Runs that share a seed share masks or first weights, and are no further evidence there.
+        """
+        if tests == "masks drawn" and self.masks is not None:
+            return _hash(self.masks)
+        if tests == "initialization" and self.core_steps[:1] == [0]:
+            return _hash(self.core(0).row.R.numpy())
+        return ""
 
     @cached_property
     def cores(self) -> tuple[NDArray[np.int64], RankCore]:
@@ -204,7 +254,7 @@ class Group:
             Directions(
                 *(
                     np.concatenate([getattr(part, name) for part in found])
-                    for name in ("size", "step", "start")
+                    for name in ("size", "step", "start", "along")
                 )
             )
             for found in sides.values()
@@ -241,6 +291,12 @@ def groups_of(
     ]
 
 
+def _hash(values: NDArray[Any]) -> str:
+    import numpy as np
+
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:12]
+
+
 def _directions(frame: Frame) -> Directions:
     import torch
 
@@ -249,6 +305,7 @@ def _directions(frame: Frame) -> Directions:
         size=frame.norms.numpy(),
         step=torch.linalg.vector_norm(frame.step.coordinates, dim=-2).numpy(),
         start=torch.linalg.vector_norm(frame.start.coordinates, dim=-2).numpy(),
+        along=(frame.R * frame.step.along).sum(-2).numpy(),
     )
 
 

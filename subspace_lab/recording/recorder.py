@@ -32,7 +32,6 @@ from subspace_lab.recording.divergence import finite, true_loss, weights_are_fin
 from subspace_lab.recording.groups import make_groups
 from subspace_lab.recording.names import PEFT_PREFIX, layer_and_projection
 from subspace_lab.recording.provenance import provenance
-from subspace_lab.recording.witness import STEPS as WITNESSED_STEPS
 from subspace_lab.recording.witness import GateWitness
 from subspace_lab.recording.writer import RunWriter, discard_record
 
@@ -111,11 +110,14 @@ class SubspaceRecorder(TrainerCallback):
         self.diverged_at = self._known_divergence()
         self._modules = self._module_table()
         self._writer = RunWriter(
-            self.folder, self._describe(), self._modules, resume_at=self._resume_at
+            self.folder,
+            self._describe() | {"optimizer": optimizer_settings(kwargs.get("optimizer"))},
+            self._modules,
+            resume_at=self._resume_at,
         )
         if self._resume_at is None:
             self._save_snapshot(0)
-        self._prepare_cores(args)
+        self._prepare_cores(args, state)
 
     def _start_over(self, args: TrainingArguments) -> None:
         """Discard the record of an attempt that ended in memory errors; refuse another training.
@@ -131,7 +133,7 @@ class SubspaceRecorder(TrainerCallback):
             )
         self._writer.abandon()
         if self._witness is not None:
-            self._witness.stop(self.folder)
+            self._witness.end_step()
             self._witness = None
         if self._resume_at is None:
             discard_record(self.folder)
@@ -147,7 +149,7 @@ class SubspaceRecorder(TrainerCallback):
         """Make the table of the modules that are recorded."""
         return module_table(lora_modules(self._model, adapter=self._adapter))
 
-    def _prepare_cores(self, args: TrainingArguments) -> None:
+    def _prepare_cores(self, args: TrainingArguments, state: TrainerState) -> None:
         """Take hold of the matrices that are recorded, and record step 0."""
         modules = lora_modules(self._model, adapter=self._adapter)
         self._modules_of_rank: dict[int, list[LoraModule]] = defaultdict(list)
@@ -157,8 +159,14 @@ class SubspaceRecorder(TrainerCallback):
         if self._resume_at is None and self._schedules["cores"] != "never":
             self._record_cores(0)
         # A compiled model would have to be compiled again for the witness's hooks.
-        if self._resume_at is None and not args.torch_compile:
-            self._witness = GateWitness(modules)
+        if not args.torch_compile:
+            self._witness = GateWitness(
+                modules,
+                self.folder,
+                last=state.max_steps,
+                seed=args.seed,
+                resume_at=self._resume_at,
+            )
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -170,7 +178,7 @@ class SubspaceRecorder(TrainerCallback):
             return
         self._writer.flush_now_and_then()
         if self._witness is not None:
-            self._witness.step = step
+            self._witness.begin_step(step)
         if self._schedules["cores"] != "never":  # any step may turn out to be the last
             for group in self._groups:
                 group.previous = group.stacked()
@@ -191,9 +199,8 @@ class SubspaceRecorder(TrainerCallback):
         self._writer.add_metrics(step, {"seconds": time.perf_counter() - self._started})
         if self._kept:
             self._writer.add_masks(step, self._masks_by_rank(self._kept))
-        if self._witness is not None and step == min(WITNESSED_STEPS, state.max_steps):
-            self._witness.stop(self.folder)
-            self._witness = None
+        if self._witness is not None:
+            self._witness.end_step()
         if self._core_due(step):
             self._record_cores(step)
         if self._snapshot_due(step):
@@ -401,6 +408,22 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def optimizer_settings(optimizer: Any) -> dict[str, Any] | None:
+    """Give the optimizer's class and the settings that all its trained parameters share."""
+    groups = [group for group in getattr(optimizer, "param_groups", []) if group["params"]]
+    if not groups:
+        return None
+    names = ("betas", "eps", "weight_decay", "momentum", "amsgrad", "nesterov")
+    shared = {
+        name: groups[0][name]
+        for name in names
+        if name in groups[0] and all(group[name] == groups[0][name] for group in groups)
+    }
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    dtypes = {str(p.dtype).removeprefix("torch.") for group in groups for p in group["params"]}
+    return {"name": type(inner).__name__, "dtypes": sorted(dtypes)} | shared
 
 
 def module_table(modules: list[LoraModule]) -> pd.DataFrame:

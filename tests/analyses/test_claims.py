@@ -15,8 +15,7 @@ from analyses.predictions.paper import CLAIMS
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.recording.run import Run
 from subspace_lab.recording.writer import RunWriter
-from tests.analyses import wrong_masks
-from tests.analyses.wrong_masks import train
+from tests.analyses.wrong_masks import Fault, drawn, per_sample, train
 
 VERDICTS = {"supported", "supported in part", "contradicted", "undecided", "not tested"}
 
@@ -75,7 +74,8 @@ def test_quoted_numbers_are_those_of_mask_theory(runs):
 
 
 def test_a_run_that_was_not_trained_as_it_says_gives_no_verdict_and_is_listed(runs, tmp_path):
-    wrong = train(tmp_path / "wrong", wrong_masks.PerSample(0.5))
+    fault = Fault(drawn(per_sample), after=0)
+    wrong = train(tmp_path / "wrong", RankMask(0.5), fault=fault)
     table = compute([wrong])
     assert set(table["verdict"]) == {"not tested"}
     (failed,) = table.attrs["excluded"].values()
