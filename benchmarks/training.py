@@ -136,7 +136,8 @@ def nothing() -> None: ...
 
 @contextlib.contextmanager
 def masked(model: torch.nn.Module, granularity: Any, step: list[int]) -> Iterator[Any]:
-    mask = RankMask(0.5, granularity=granularity).attach(model)
+    # The checks belong to the first steps; here every timed step is the first of its mask.
+    mask = RankMask(0.5, granularity=granularity, checked_steps=0).attach(model)
     yield lambda: mask.set_step(step[0])
     mask.detach()
 

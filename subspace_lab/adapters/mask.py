@@ -106,7 +106,7 @@ class RankMask:
                 self.law,
                 module=module.name,
                 A_module=module.A_module,
-                B_module=module.layer.lora_B[adapter],  # type: ignore[index]
+                B_module=module.B_module,
             )
             self._hooks[module.name] = hook
             self.ranks[module.name] = module.rank
@@ -214,11 +214,11 @@ class RankMask:
             self._gradients_seen |= refuse_unmasked(self._hooks.values(), self.kept)
 
     def _after_optimizer_step(self) -> None:
-        if torch._C._current_graph_task_id() == -1:  # type: ignore[attr-defined]
+        if torch._C._current_graph_task_id() == -1:  # not in a backward pass
             self._advance()
         elif not self._advances_soon:  # the backward pass goes on, under the same masks
             self._advances_soon = True
-            Variable._execution_engine.queue_callback(self._advance)  # type: ignore[attr-defined]
+            Variable._execution_engine.queue_callback(self._advance)
 
     def _advance(self) -> None:
         self._advances_soon = False

@@ -36,11 +36,10 @@ def refuse_unmasked(hooks: Iterable[MaskHook], kept: Mapping[str, NDArray[np.boo
     """
     at_hand = False
     for hook in hooks:
-        gradients = [_whole(part.weight) for part in (hook.A_module, hook.B_module)]
-        if gradients[0] is None or gradients[1] is None:
+        A_gradient, B_gradient = _whole(hook.A_module.weight), _whole(hook.B_module.weight)
+        if A_gradient is None or B_gradient is None:
             continue
         at_hand = True
-        A_gradient, B_gradient = gradients
         if hook.module in kept:
             dropped = torch.from_numpy(np.flatnonzero(~kept[hook.module])).to(A_gradient.device)
             if _nonzero(A_gradient[dropped]) or _nonzero(B_gradient[:, dropped]):

@@ -36,7 +36,7 @@ class MaskHook:
     """
 
     def __init__(
-        self, owner: object, law: MaskLaw, *, module: str, A_module: nn.Module, B_module: nn.Module
+        self, owner: object, law: MaskLaw, *, module: str, A_module: nn.Linear, B_module: nn.Linear
     ) -> None:
         self.owner = owner
         self.law = law
@@ -59,7 +59,8 @@ class MaskHook:
         if not module.training:
             return output if self.in_evaluation is None else self._chosen(output)
         if self.law.granularity != "step":
-            return output * self._draw(output) * self.law.factor
+            gates: Tensor = self._draw(output)
+            return output * gates * self.law.factor
         if not torch.compiler.is_compiling():
             self._count_call()
         self.move(output.device)
@@ -83,7 +84,8 @@ class MaskHook:
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # pytorch #198333: random numbers in a graph
     def _draw(self, output: Tensor) -> Tensor:
         """Draw sample or token gates, bool, that broadcast against `output`."""
-        process = distributed.get_rank() if distributed.is_initialized() else 0
+        several = distributed.is_available() and distributed.is_initialized()
+        process = distributed.get_rank() if several else 0
         seed = self.law.draw_seed(self._step, self.module, call=self._call(), process=process)
         generator = torch.Generator(output.device).manual_seed(seed)
         return draw_gates(self.law, output, generator)
@@ -96,13 +98,12 @@ class MaskHook:
         node in its place), which is younger than the layer's beginning in its own forward pass and
         older than the same layer in the next one.
         """
-        node = torch._C._current_autograd_node()  # type: ignore[attr-defined]
-        if node is None:
+        if torch._C._current_graph_task_id() == -1:  # not in a backward pass
             self.calls += 1
-            newest_node = torch._C._autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
+            newest_node = torch._C._autograd._get_sequence_nr() - 1
             self._pending.append((newest_node, self.calls))
             return self.calls
-        reached = node._sequence_nr()
+        reached = torch._C._current_autograd_node()._sequence_nr()
         return next((call for begun, call in reversed(self._pending) if begun <= reached), 1)
 
     def _chosen(self, output: Tensor) -> Tensor:

@@ -87,13 +87,13 @@ class OptimizerWatch:
 _WATCHES: weakref.WeakSet[OptimizerWatch] = weakref.WeakSet()  # keeps no model alive
 
 
-@torch.compiler.disable  # the optimizer's step may be compiled
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # a step may be compiled
 def _begin(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     for watch in list(_WATCHES):
         watch.begin(optimizer)
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _end(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     for watch in list(_WATCHES):
         watch.end(optimizer)

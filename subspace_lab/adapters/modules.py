@@ -22,6 +22,7 @@ class LoraModule:
             whatever wraps the model (torch.compile, FSDP, DDP).
         layer: the PEFT layer.
         A_module: the linear map x -> A x, whose output the rank mask multiplies.
+        B_module: the linear map back.
         A: its weight, (r, n).
         B: weight of the map back, (m, r).
         scaling: alpha / r, or alpha / sqrt(r) with rsLoRA, as PEFT holds it.
@@ -29,7 +30,8 @@ class LoraModule:
 
     name: str
     layer: nn.Module
-    A_module: nn.Module
+    A_module: nn.Linear
+    B_module: nn.Linear
     A: Tensor
     B: Tensor
     scaling: float
@@ -73,4 +75,5 @@ def _walk(model: nn.Module, adapter: str) -> Iterator[LoraModule]:
         if adapter in layer.lora_A:
             A_module, B_module = layer.lora_A[adapter], layer.lora_B[adapter]
             scaling = float(layer.scaling[adapter])
-            yield LoraModule(name, layer, A_module, A_module.weight, B_module.weight, scaling)
+            weights = A_module.weight, B_module.weight
+            yield LoraModule(name, layer, A_module, B_module, *weights, scaling)

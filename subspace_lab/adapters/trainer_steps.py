@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, trainer
 
+_DEFAULT_CALLBACKS: list[Any] = trainer.DEFAULT_CALLBACKS
+
 
 class FollowTrainers(TrainerCallback):
     """Says which step begins in every Trainer that is built from now on.
@@ -21,14 +23,14 @@ class FollowTrainers(TrainerCallback):
 
     def __init__(self, step_begins: Callable[[nn.Module, int], None]) -> None:
         self._step_begins = weakref.WeakMethod(step_begins, self._forget)
-        trainer.DEFAULT_CALLBACKS.append(self)
+        _DEFAULT_CALLBACKS.append(self)
 
     def stop(self) -> None:
         """Leave the default callbacks; Trainers that were built before still call."""
-        trainer.DEFAULT_CALLBACKS.remove(self)
+        _DEFAULT_CALLBACKS.remove(self)
 
     def _forget(self, _: object) -> None:
-        if self in trainer.DEFAULT_CALLBACKS:
+        if self in _DEFAULT_CALLBACKS:
             self.stop()
 
     def on_step_begin(
@@ -36,11 +38,9 @@ class FollowTrainers(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        *,
-        model: nn.Module,
         **kwargs: Any,
     ) -> None:
         """Pass the step on."""
         step_begins = self._step_begins()
         if step_begins is not None:
-            step_begins(model, state.global_step + 1)
+            step_begins(kwargs["model"], state.global_step + 1)

@@ -365,9 +365,7 @@ class SubspaceRecorder(TrainerCallback):
                 recorded[key][group.places] = values.to(recorded[key].device)
         return recorded
 
-    def _masks_by_rank(
-        self, kept: Mapping[str, NDArray[np.bool_]]
-    ) -> dict[int, NDArray[np.bool_]]:
+    def _masks_by_rank(self, kept: Mapping[str, NDArray[np.bool_]]) -> dict[int, NDArray[np.bool_]]:
         names = self._modules["module"]
         return {
             rank: np.stack([kept[name] for name in names[self._modules["r"] == rank]])

@@ -9,11 +9,15 @@ import weakref
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import trainer as transformers_trainer
 
 from subspace_lab.adapters import mask_steps
 from subspace_lab.adapters.mask import RankMask, find_rank_mask
+from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.errors import UserError
+from subspace_lab.recording.recorder import SubspaceRecorder
+from subspace_lab.recording.run import Run
 from tests.adapters.observed_masks import expected, observed, step_masks, train_by_hand, trainer
 from tests.tiny import batch, tiny_lora
 
@@ -117,6 +121,30 @@ def test_a_plain_trainer_advances_the_mask_and_a_resumed_one_continues(tmp_path,
     assert step_masks(seen) == [mask for mask in masks[2:] for _ in range(2)]
 
 
+def test_the_recorder_keeps_the_masks_in_use_also_of_a_mask_younger_than_the_trainer(tmp_path):
+    options = {"optim": "sgd", "folder": tmp_path / "trainer", "save_strategy": "steps"}
+    trainer(tiny_lora(), steps=4, save_steps=2, **options).train()
+    model = tiny_lora()
+    resumed = trainer(model, steps=5, save_steps=9, **options)
+    RankMask(0.5, seed=5).attach(model)
+    seen = observed(model)
+    resumed.add_callback(SubspaceRecorder(tmp_path / "run", cores="never"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-2"))
+    steps, masks = Run(tmp_path / "run").masks(lora_modules(model)[0].name)
+    assert list(steps) == [3, 4, 5]
+    assert masks.tolist() == step_masks(seen) == expected([3, 4, 5], seed=5, model=model)
+
+
+def test_the_mask_follows_a_model_that_is_moved_after_attach():
+    model = tiny_lora().train()
+    RankMask(0.5, seed=5).attach(model)
+    A = lora_modules(model)[0].A_module
+    (hook,) = A._forward_hooks.values()
+    with FakeTensorMode(allow_non_fake_inputs=True):  # knows devices, needs none
+        output = hook(A, (), torch.empty(2, 3, 4, device="cuda"))
+    assert output.device.type == "cuda"
+
+
 def test_a_trainer_of_another_model_leaves_the_mask_alone():
     model, other = tiny_lora(), tiny_lora()
     mask = RankMask(0.5).attach(model)
@@ -165,14 +193,14 @@ def test_detach_and_the_end_of_a_model_leave_nothing_behind():
     model = tiny_lora()
     mask = RankMask(0.5).attach(model)
     mask.detach()
-    assert transformers_trainer.DEFAULT_CALLBACKS == callbacks
+    assert callbacks == transformers_trainer.DEFAULT_CALLBACKS
     assert len(mask_steps._WATCHES) == watches
     RankMask(0.5).attach(model)
     alive = weakref.ref(model)
     del model
     gc.collect()
     assert alive() is None
-    assert transformers_trainer.DEFAULT_CALLBACKS == callbacks
+    assert callbacks == transformers_trainer.DEFAULT_CALLBACKS
     assert len(mask_steps._WATCHES) == watches
 
 
