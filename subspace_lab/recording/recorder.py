@@ -322,7 +322,7 @@ class SubspaceRecorder(TrainerCallback):
             )
 
     def _describe(self) -> dict[str, Any]:
-        description = {"provenance": provenance(), "schedules": self._schedules}
+        description: dict[str, Any] = {"provenance": provenance(), "schedules": self._schedules}
         if self.mask is not None:
             description["mask"] = asdict(self.mask.law)
         if self.diverged_at is not None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 from transformers import (
-    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -99,8 +99,9 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> int | None
 def _close_progress_bar(trainer: Trainer) -> None:
     """End its line, so that what is printed next stands on a line of its own."""
     for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
-            callback.training_bar.close()
+        bar: tqdm[Any] | None = getattr(callback, "training_bar", None)
+        if bar is not None:
+            bar.close()
 
 
 def build(
