@@ -44,8 +44,13 @@ def adapter(tmp_path) -> Run:
 
 @pytest.fixture
 def weights():
+    """Draw weights whose rows and columns differ in size a hundredfold, so that scales matter."""
     generator = torch.Generator().manual_seed(0)
-    return {name: torch.randn(shape, generator=generator) * 0.02 for name, shape in SHAPES.items()}
+    drawn = {}
+    for module, (m, n) in SHAPES.items():
+        sizes = torch.logspace(-2, 0, m)[:, None] * torch.logspace(0, -2, n)
+        drawn[module] = torch.randn(m, n, generator=generator) * sizes
+    return drawn
 
 
 def write_base(folder, stored, **config):
@@ -100,8 +105,8 @@ def spectra(table, matrix):
         (fp8_by_tensor, 2**-4),
         (fp8_by_row, 2**-4),
         (fp8_by_block, 2**-4),
-        (int8_of_bitsandbytes, 1 / 127),
-        (int8_by_row, 1 / 127),
+        (int8_of_bitsandbytes, 1 / 64),
+        (int8_by_row, 1 / 64),
     ],
 )
 def test_codes_are_read_as_the_weights_that_they_stand_for(
@@ -117,7 +122,7 @@ def test_codes_are_read_as_the_weights_that_they_stand_for(
         for matrix, truth in (("base", W), ("merged", W + factors.B @ factors.A)):
             sigma = torch.linalg.svdvals(truth.double())[:8].numpy()
             # A singular value moves by no more than the norm of the rounding error (Weyl).
-            largest = error * float(W.abs().max()) * W.numel() ** 0.5
+            largest = error * float(W.norm())
             assert np.abs(spectra(table, matrix)[module] - sigma).max() < largest
             assert np.abs(spectra(table, matrix)[module] - sigma).max() > 0
 
