@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from subspace_lab.tasks import Example
 
+
 def train(config: TrainConfig, out: Path, *, resume: bool = False) -> None:
     """Train as `config` says and record into the run directory `out`.
 
