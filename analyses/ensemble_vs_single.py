@@ -181,10 +181,10 @@ def _draw(table: pd.DataFrame) -> Figure:
     axes[2, 0].set_xticks(range(len(SHOWN)), SHOWN)
     axes[2, 0].set_xlim(-0.5, len(SHOWN) - 0.5)
     axes[2, 0].set_ylim(0, 1)
-    masks = int(table["masks"].max())
+    count, dtype = int(table["masks"].max()), table["dtype"].iloc[0]
+    masks = f"{count} mask{'s' * (count != 1)}"
     figure.suptitle(
-        f"Mask ensembles\n{rows_note(table)}, {masks} mask{'s' * (masks != 1)}, {table['dtype'].iloc[0]}; "
-        "bars: 95 % (Wilson)",
+        f"Mask ensembles\n{rows_note(table)}, {masks}, {dtype}; bars: 95 % (Wilson)",
         fontsize="medium",
     )
     legend_below(figure, axes[:2, 0], columns=2)

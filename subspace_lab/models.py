@@ -180,9 +180,7 @@ def _dequantised_bundle() -> Path:
     source = AutoModelForCausalLM.from_pretrained(folder, **gguf, dtype=torch.float16)
     config = AutoConfig.from_pretrained(folder, **gguf)
     # The loaded model carries the GGUF's quantisation config, with which it refuses to be saved.
-    plain = AutoModelForCausalLM.from_config(
-        config, dtype=torch.float16, trust_remote_code=False
-    )
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float16, trust_remote_code=False)
     plain.load_state_dict(source.state_dict(), strict=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as unfinished:

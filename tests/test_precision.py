@@ -1,4 +1,4 @@
-"""Precision is chosen by rule, recorded, and the same on every machine; what differs in it is apart."""
+"""Precision follows a rule that is the same on every machine, and is recorded and compared."""
 
 from __future__ import annotations
 
@@ -173,19 +173,16 @@ def test_scores_in_different_dtypes_are_not_compared(tmp_path, compute, dtypes, 
 
 
 def test_runs_trained_in_different_dtypes_are_no_repetitions(tmp_path):
+    trained = [
+        ("float32", "auto"), ("float32", "fp32"), ("bfloat16", "auto"), ("bfloat16", "bf16"),
+        (None, "auto"),
+    ]  # fmt: skip
     runs = {
-        (trained_in, asked, seed): evaluated(
-            tmp_path / f"{trained_in}-{asked}-{seed}",
-            dtype="fp32",
-            trained_in=trained_in,
-            base_dtype=asked,
-            seed=seed,
+        (used, asked): evaluated(
+            tmp_path / f"{used}-{asked}", dtype="fp32", trained_in=used, base_dtype=asked, seed=seed
         )
-        for trained_in, asked, seed in [
-            ("float32", "auto", 0), ("float32", "fp32", 1), ("bfloat16", "auto", 2),
-            ("bfloat16", "bf16", 3), (None, "auto", 4),
-        ]  # fmt: skip
-    }  # fmt: skip
+        for seed, (used, asked) in enumerate(trained)
+    }
     groups = [{run.config["base_dtype"] for run in group} for group in repetitions(runs.values())]
     assert groups == [{"fp32"}, {"bf16"}, {"auto"}]
     table = pd.DataFrame({"run": [run.name for run in runs.values()]})
@@ -193,4 +190,4 @@ def test_runs_trained_in_different_dtypes_are_no_repetitions(tmp_path):
     texts = {key: str(text) for key, text in zip(runs, labelled, strict=True)}
     for (one, text), (other, others) in itertools.combinations(texts.items(), 2):
         assert (text == others) == (one[0] == other[0])
-    assert "base_dtype bf16" in texts["bfloat16", "auto", 2]
+    assert "base_dtype bf16" in texts["bfloat16", "auto"]

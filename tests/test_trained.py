@@ -1,4 +1,4 @@
-"""A run's adapter on its base: the right model, or a refusal, whatever the file's tensors are named."""
+"""A run's adapter on its base: the right model or a refusal, whatever its tensors are named."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def answers(model: torch.nn.Module) -> torch.Tensor:
 
 
 def rename(folder: Path, new_name: Callable[[str], str | None]) -> list[str]:
-    """Rename the tensors of an adapter's file, or drop them (None); give the names that are left."""
+    """Rename the tensors of an adapter, or drop them (None); return the names that are left."""
     named = {new_name(name): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
     named.pop(None, None)
     save_file(named, folder / WEIGHTS)
