@@ -60,6 +60,7 @@ NAMES = {
     "trained model": "of the trained model",
     "identity": "identities",
 }
+TITLE_WIDTH = 62  # characters
 OFF_SCALE = 2.2  # deviations in tolerances that are drawn at the edge
 
 
@@ -190,9 +191,8 @@ def _draw(table: pd.DataFrame) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", color="0.9", linewidth=0.4)
     axes.set_axisbelow(True)
-    first, *others = _counts(table)
-    figure.suptitle(first, fontsize="medium")
-    axes.set_title("\n".join(textwrap.wrap("; ".join(others), 90)), fontsize=5.5)
+    title = textwrap.wrap("; ".join(_counts(table)), TITLE_WIDTH)
+    figure.suptitle("\n".join(title), fontsize=6)
     legend_below(figure, axes, columns=2)
     return figure
 
