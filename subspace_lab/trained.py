@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from subspace_lab import models, tasks
 from subspace_lab.errors import UserError
+from subspace_lab.recording.names import unwrapped
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 
     from subspace_lab.recording.run import Run
     from subspace_lab.tasks import Example
-
-# What wrapping a model for compilation, FSDP, checkpointing or DDP adds to the names in it.
-WRAPPERS = re.compile(
-    r"^module\.|(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-)
 
 
 @dataclass(frozen=True)
@@ -134,8 +129,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     if file is None:
         raise UserError(f"the adapter {folder} has no weights file: save or download it again")
     names = list(tensor_shapes(file))
-    unwrapped = [WRAPPERS.sub("", name) for name in names]
-    return dict(zip(unwrapped, read_tensors(file, names), strict=True))
+    return dict(zip(map(unwrapped, names), read_tensors(file, names), strict=True))
 
 
 def _misfit(model: PeftModel, *, missing: Iterable[str], unexpected: list[str]) -> str:

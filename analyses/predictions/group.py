@@ -138,7 +138,6 @@ class Group:
         """
         import numpy as np
 
-        from subspace_lab.errors import UserError
         from subspace_lab.recording.run import ranges
 
         if self.masks is None:

@@ -14,19 +14,24 @@ PEFT_PREFIX = "base_model.model."
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
-def base_name(path: str) -> str:
-    """Name a module, or a tensor of it, as the unwrapped base model names it.
+def unwrapped(path: str) -> str:
+    """Remove what torch.compile, FSDP, the checkpoint wrapper and data-parallel wrappers add.
 
-    Removes what PEFT, torch.compile, FSDP, the checkpoint wrapper and, at the front, data-parallel
-    wrappers (`module`) put into the path.
+    Data-parallel wrappers put `module` at the front; elsewhere that is a name of the model's own.
+    """
+    own = ".".join(part for part in path.split(".") if part not in _WRAPPERS)
+    while own.startswith("module."):
+        own = own.removeprefix("module.")
+    return own
+
+
+def base_name(path: str) -> str:
+    """Name a module, or a tensor of it, as the unwrapped base model names it, without PEFT's part.
 
     >>> base_name("module._orig_mod.base_model.model.model.layers.0._fsdp_wrapped_module.mlp")
     'model.layers.0.mlp'
     """
-    unwrapped = ".".join(part for part in path.split(".") if part not in _WRAPPERS)
-    while unwrapped.startswith("module."):
-        unwrapped = unwrapped.removeprefix("module.")
-    return unwrapped.removeprefix(PEFT_PREFIX)
+    return unwrapped(path).removeprefix(PEFT_PREFIX)
 
 
 def layer_and_projection(module: str) -> tuple[int, str]:

@@ -12,9 +12,7 @@ from subspace_lab.training.config import TrainConfig
 FINISHED = -1
 
 
-def resume_point(
-    config: TrainConfig, out: Path, *, processes: int, base_dtype: str
-) -> int | None:
+def resume_point(config: TrainConfig, out: Path, *, processes: int, base_dtype: str) -> int | None:
     """Find the step to resume at: None for a new run, FINISHED, or a checkpoint's step.
 
     A run that was stopped before its first checkpoint is deleted, and starts again.

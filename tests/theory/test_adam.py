@@ -284,6 +284,8 @@ def test_share_of_squared_length_made_while_masked(q, signal, deviation):
         abs(masked / total - squared_leakage(keep_prob=q)),
         5e-3,
     )
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.8, 0.95)])
 def test_a_dropped_coordinate_repeats_its_last_step(betas, decay, deviation):
