@@ -7,8 +7,9 @@
 A task is one of `subspace_lab.tasks`, or a mixture of them, boolq+arc_easy (generated greedily and
 scored by the task's own scorer, or by likelihood with --metric), `humaneval` or `mbpp` (pass@1 of
 programs, executed in a sandbox), `mt_bench` (80 two-turn questions and a judge at any
-OpenAI-compatible endpoint), or `lm_eval:NAME` for any task of lm-eval. Data folder and difficulty are the run's own,
-unless given here; the examples are the same for all runs, whatever seed a run was trained with.
+OpenAI-compatible endpoint), or `lm_eval:NAME` for any task of lm-eval. Data folder and difficulty
+are the run's own, unless given here; the examples are the same for all runs, whatever seed a run
+was trained with.
 
 Writes RUN/evaluations/TASK.parquet, one row per example, and RUN/evaluations/summary.json; for
 other snapshots than the last, and for validation rows, into folders of their own beside them.

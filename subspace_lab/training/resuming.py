@@ -34,8 +34,9 @@ def resume_point(config: TrainConfig, out: Path, *, processes: int, base_dtype: 
     used = description.get("provenance", {}).get("base_dtype")
     if used not in (None, base_dtype):
         raise UserError(
-            f"{out} was trained in {used} so far, and base_dtype {config.base_dtype} is {base_dtype} "
-            "on this machine: resume it on a machine like its first, or choose another --out"
+            f"{out} was trained in {used} so far, and base_dtype {config.base_dtype} is "
+            f"{base_dtype} on this machine: resume it on a machine like its first, or choose "
+            "another --out"
         )
     checkpoints = usable_checkpoints(out)
     if not checkpoints:
