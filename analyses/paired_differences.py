@@ -140,7 +140,19 @@ def remarks(runs: Sequence[Run], *, baseline: str = "LoRA") -> list[str]:
         if measure == ACCURACY
         and (alone := set(found.seeds(task, measure)) - set(known[baseline].seeds(task, measure)))
     ]
-    return [*excluded_runs(runs, on_all_tasks=True), *unpaired]
+    compared = {task for task, _ in keys}
+    without_answers = {
+        task
+        for group in scored_groups(runs)
+        for one in group
+        for task in one.summaries
+        if task not in compared
+    }
+    unknown = [
+        f"{task}: its table does not say which examples are right"
+        for task in sorted(without_answers)
+    ]
+    return [*excluded_runs(runs, on_all_tasks=True), *unpaired, *unknown]
 
 
 def _configurations(runs: Sequence[Run]) -> list[Configuration]:

@@ -187,6 +187,16 @@ def test_runs_without_scores_are_named(runs, tmp_path):
     ]
 
 
+def test_tasks_without_right_answers_are_named(runs):
+    known, _ = runs
+    for run in known:
+        table = pd.DataFrame({"score": [7.0, 8.0]})
+        summary = records.summarise(table, task="mt_bench", metric="score", column="score")
+        records.write(run.path, table, summary)
+    assert set(compute(known)["task"]) == {"boolq", "arc_easy", AVERAGE}
+    assert remarks(known) == ["mt_bench: its table does not say which examples are right"]
+
+
 @pytest.mark.parametrize(("loss", "ends"), [(2.0, "0.0 [0.0, 8.8]"), (0.5, "100.0 [91.2, 100.0]")])
 def test_accuracies_of_0_and_100_percent_have_wilsons_interval(tmp_path, loss, ends):
     found = [
