@@ -60,11 +60,10 @@ def compute(runs: Sequence[Run]) -> pd.DataFrame:
     import pandas as pd
 
     from analyses import mask_theory
-    from analyses._tables import concatenate
     from analyses.predictions.evidence import Evidence
     from analyses.predictions.paper import CLAIMS
 
-    table = concatenate(mask_theory.compute(run, others=runs) for run in runs)
+    table = mask_theory.join(mask_theory.compute(run, others=runs) for run in runs)
     if table.empty:
         raise UserError("these runs recorded nothing that a claim is about")
     evidence = Evidence(runs, table)

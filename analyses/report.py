@@ -140,8 +140,8 @@ def _change(values: Sequence[float]) -> str:
 
 def _section(explanation: Explanation, runs: Sequence[Run]) -> str:
     """Render one analysis: what it asks, the figure for all runs that have it, how to read it."""
-    import pandas as pd
-
+    from analyses import mask_theory
+    from analyses._tables import concatenate
     from subspace_lab.recording import files
 
     name = explanation.analysis
@@ -156,7 +156,9 @@ def _section(explanation: Explanation, runs: Sequence[Run]) -> str:
         table = files.read_table(paths[run])
         table["run"] = run.name
         tables.append(table.drop(columns="configuration", errors="ignore"))
-    image = _image(name, label(pd.concat(tables, ignore_index=True), having))
+    # What several runs share, such as the masks of one seed, counts once in mask_theory.
+    join = mask_theory.join if name == "mask_theory" else concatenate
+    image = _image(name, label(join(tables), having))
     missing = ", ".join(run.name for run in runs if run not in having)
     remarks = [f"Without {missing}: {explanation.why_missing}."] if missing else []
     for run, table in zip(having, tables, strict=True):
