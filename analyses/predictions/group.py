@@ -120,12 +120,8 @@ class Group:
 
     @cached_property
     def masks(self) -> NDArray[np.bool_] | None:
-        """All step masks (T, M, r), True = kept; None where there are none.
-
-        Raises:
-            UserError: if the run had one mask a step, and they are missing.
-        """
-        if self.law is None or not (len(self.mask_steps) or self.run.steps_without_mask):
+        """All step masks (T, M, r), True = kept; None where there are none."""
+        if self.law is None or not len(self.mask_steps):
             return None
         same_rank = self.run.modules[self.run.modules["r"] == self.rank]
         return self.run.masks_of_rank(self.rank)[1][:, same_rank["module"].isin(self.names)]

@@ -99,7 +99,7 @@ def test_signals_interrupt_with_a_shells_exit_code(name, code):
 
 
 def test_only_the_first_signal_counts_and_others_keep_their_handlers(monkeypatch):
-    before = signal.getsignal(signal.SIGTERM)
+    before, written = signal.getsignal(signal.SIGTERM), False
     monkeypatch.setattr(signal, "SIGHUP", signal.SIGUSR1)  # whose own handler stays, as nohup's
     old = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
@@ -111,6 +111,8 @@ def test_only_the_first_signal_counts_and_others_keep_their_handlers(monkeypatch
             finally:
                 os.kill(os.getpid(), signal.SIGTERM)  # would break off what is written here
                 os.kill(os.getpid(), signal.SIGINT)
+                written = True
+        assert written
         assert interrupted.value.exit_code == 143
         assert signal.getsignal(signal.SIGTERM) is before
     finally:
