@@ -1,5 +1,6 @@
 # Set up and run; `make help` lists the targets. Everything lives in .venv and runs/.
 PYTHON ?= python3
+PARTS ?= tests training smollm2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
@@ -7,7 +8,7 @@ export TOKENIZERS_PARALLELISM := false
 # Threads that spin while they wait lose most of their time where others use the processor, too.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -35,6 +36,9 @@ bench: setup ## measure speed ratios into benchmarks/results/
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.linalg
 	$(BIN)/python -m benchmarks.analyses
+
+gpu: ## check and measure on a GPU with $(PYTHON)'s own torch, all of PARTS
+	$(PYTHON) -m benchmarks.gpu --parts $(PARTS)
 
 clean: ## delete .venv (runs/ stays)
 	rm -rf $(VENV)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from analyses._conv1d import CONV1D_NAMES, is_conv1d
+from analyses._dequantized import companion, dequantized
 from subspace_lab.errors import UserError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor
 
     from subspace_lab.recording.factors import Factors
     from subspace_lab.recording.run import Run
+
+
+class UnreadableWeightError(UserError):
+    """The base has no weight of a module, or it could only be guessed; the message says why."""
 
 
 class BaseWeights:
@@ -19,65 +27,155 @@ class BaseWeights:
 
     Args:
         folder: a transformers folder with `*.safetensors`.
-        fan_in_fan_out: whether linear weights are stored as (in, out).
         remark: what has to be said where results are shown, such as that the base is quantised.
+
+    Attributes:
+        has_conv1d: whether some weights are known to be stored as (in, out).
 
     Raises:
         UserError: if the folder has no safetensors.
     """
 
-    def __init__(self, folder: Path, *, fan_in_fan_out: bool = False, remark: str = "") -> None:
+    def __init__(self, folder: Path, *, remark: str = "") -> None:
         from subspace_lab.recording import files
 
-        self.folder, self.remark, self._fan_in_fan_out = folder, remark, fan_in_fan_out
+        self.folder, self.remark, self.has_conv1d = folder, remark, False
         self._file_of: dict[str, Path] = {}
+        self._siblings: dict[str, set[str]] = {}
         for path in sorted(folder.glob("*.safetensors")):
             with files.open_tensors(path) as tensors:
                 self._file_of |= dict.fromkeys(tensors.keys(), path)
+        for name in self._file_of:
+            module, _, tensor = name.rpartition(".")
+            self._siblings.setdefault(module, set()).add(tensor)
         if not self._file_of:
             raise UserError(f"the base model's folder {folder} holds no safetensors")
 
     def find(self, module: str) -> str | None:
         """Find the name of a module's weight; None unless exactly one fits."""
         wanted = f"{module}.weight"
+        if wanted in self._file_of:
+            return wanted
         # A checkpoint may leave out, or add, the prefix of the model without its head.
         found = [
             name
             for name in self._file_of
-            if name == wanted or wanted.endswith(f".{name}") or name.endswith(f".{wanted}")
+            if wanted.endswith(f".{name}") or name.endswith(f".{wanted}")
         ]
         return found[0] if len(found) == 1 else None
 
-    def matrix(self, factors: Factors) -> Tensor | None:
-        """Read the weight (m, n) that the given factors update; None where the base has none.
+    def shape(self, module: str) -> tuple[int, ...] | None:
+        """Give the shape of a module's weight as it is stored; None if there is none."""
+        return None if (name := self.find(module)) is None else self._header(name)[1]
+
+    def codes(self, module: str) -> str | None:
+        """Name the type of codes that a module's weight is stored as; None for plain numbers.
 
         Raises:
+            UnreadableWeightError: if there is no single weight, or it cannot be dequantised.
+        """
+        name = self.find(module)
+        if name is None:
+            raise UnreadableWeightError(
+                f"the base has no single weight {module}.weight{self._quantization()}"
+            )
+        dtype, _ = self._header(name)
+        return dtype if self._companion(name, dtype) else None
+
+    def matrix(self, factors: Factors) -> Tensor:
+        """Read the weight (m, n) that the given factors update; codes are dequantised.
+
+        Raises:
+            UnreadableWeightError: if there is none that can be read without a guess.
             UserError: if it has another shape.
         """
         from subspace_lab.recording import files
         from subspace_lab.recording.factors import weight_matrix
 
+        quantized = self.codes(factors.module) is not None
         name = self.find(factors.module)
-        if name is None:
-            return None
+        assert name is not None  # codes() raises otherwise
         with files.open_tensors(self._file_of[name]) as tensors:
             stored: Tensor = tensors.get_tensor(name)
-        weight: Tensor = weight_matrix(
-            stored, kind=factors.kind, fan_in_fan_out=self._fan_in_fan_out
+        m, n = len(factors.B), factors.A.shape[1]
+        transposed = factors.kind == "linear" and self._is_transposed(
+            factors.module, tuple(stored.shape), (m, n), quantized=quantized
         )
-        if weight.shape != (len(factors.B), factors.A.shape[1]):
+        if quantized:
+            stored = self._dequantized(name, stored)
+        weight: Tensor = weight_matrix(stored, kind=factors.kind, fan_in_fan_out=transposed)
+        if weight.shape != (m, n):
             raise UserError(
                 f"{name} in {self.folder} is {tuple(weight.shape)}, but the adapter updates a "
-                f"{len(factors.B)} x {factors.A.shape[1]} matrix: it belongs to another base"
+                f"{m} x {n} matrix: it belongs to another base"
             )
         return weight
+
+    def _is_transposed(
+        self, module: str, shape: tuple[int, ...], wanted: tuple[int, int], *, quantized: bool
+    ) -> bool:
+        """Tell whether a linear layer's weight is stored as (in, out)."""
+        m, n = wanted
+        if m != n:
+            return shape == (n, m)
+        if not self.has_conv1d and module.rpartition(".")[2] not in CONV1D_NAMES:
+            return False
+        conv1d = None if quantized else is_conv1d(module, self.folder)
+        if conv1d is None:
+            raise UnreadableWeightError(
+                f"the base stores some weights as (in, out), and its config.json does not tell "
+                f"whether the square {module}.weight is one of them"
+            )
+        return conv1d
+
+    def _header(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Read the type and shape of a stored tensor."""
+        from subspace_lab.recording import files
+
+        with files.open_tensors(self._file_of[name]) as tensors:
+            stored = tensors.get_slice(name)
+            return str(stored.get_dtype()), tuple(stored.get_shape())
+
+    def _companion(self, name: str, dtype: str) -> str | None:
+        try:
+            return companion(dtype, self._siblings[name.rpartition(".")[0]])
+        except UserError as error:
+            raise UnreadableWeightError(
+                f"{name} of the base {self.folder} is quantized: {error}{self._quantization()}"
+            ) from error
+
+    def _dequantized(self, name: str, codes: Tensor) -> Tensor:
+        from subspace_lab.recording import files
+
+        scale_name = self._companion(name, self._header(name)[0])
+        assert scale_name is not None
+        full = name.removesuffix("weight") + scale_name
+        with files.open_tensors(self._file_of[full]) as tensors:
+            scale = tensors.get_tensor(full)
+        block = self._config().get("quantization_config", {}).get("weight_block_size")
+        try:
+            return dequantized(codes, scale, name=scale_name, block=block)
+        except UserError as error:
+            raise UnreadableWeightError(f"{name} of the base {self.folder}: {error}") from error
+
+    def _quantization(self) -> str:
+        """Say how the base is quantised, and what to do; empty if it is not, by its config."""
+        quantization = self._config().get("quantization_config")
+        if not quantization:
+            return ""
+        method = quantization.get("quant_method", "unnamed method")
+        return f" (a quantized base, {method}: name the model before quantization with --base)"
+
+    def _config(self) -> dict[str, Any]:
+        file = self.folder / "config.json"
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def open_base(run: Run, *, name: str | None = None) -> BaseWeights:
     """Open the base of a run: the one it names, or `name`.
 
     Raises:
-        UserError: if no base is named, it cannot be had, or scaling * B A is no update of it.
+        UserError: if no base is named or available, or scaling * B A is not an update of it.
     """
     from subspace_lab import models
 
@@ -88,11 +186,18 @@ def open_base(run: Run, *, name: str | None = None) -> BaseWeights:
     if not name:
         raise UserError(f"{run.path} does not say which base model it belongs to")
     base = models.find_base(str(name))
-    return BaseWeights(
-        _folder(base.location),
-        fan_in_fan_out=bool(adapter.config.get("fan_in_fan_out", False)),
-        remark=run.description.get("provenance", {}).get("base_remark") or base.remark,
-    )
+    remark = run.description.get("provenance", {}).get("base_remark") or base.remark
+    weights = BaseWeights(_folder(base.location), remark=remark)
+    flag = bool(adapter.config.get("fan_in_fan_out", False))
+    weights.has_conv1d = flag or _stores_transposed(weights, adapter.modules)
+    return weights
+
+
+def _stores_transposed(weights: BaseWeights, modules: pd.DataFrame) -> bool:
+    """Tell whether the shape of some linear weight shows that it is stored as (in, out)."""
+    linear = modules[(modules["kind"] == "linear") & (modules["m"] != modules["n"])]
+    sizes = zip(linear["module"], linear["n"], linear["m"], strict=True)
+    return any(weights.shape(module) == (n, m) for module, n, m in sizes)
 
 
 def _folder(location: str) -> Path:
@@ -101,7 +206,7 @@ def _folder(location: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(location, allow_patterns=["*.safetensors"]))
+        return Path(snapshot_download(location, allow_patterns=["*.safetensors", "config.json"]))
     except Exception as error:  # each layer below (cache, HTTP, proxy) has errors of its own
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"the base model {location} cannot be had ({reason})") from error
+        raise UserError(f"the base model {location} is not available ({reason})") from error

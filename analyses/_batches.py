@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import collections
+import functools
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
+
+from analyses._not_finite import Tables, nan_where_not_finite
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,24 +66,25 @@ def map_parallel(
 
 def map_cores(
     run: Run,
-    function: Callable[[CoreBatch], Result],
+    function: Callable[[CoreBatch], Tables],
     *,
     steps: Collection[int] | None,
     modules: Collection[str] | None,
     motions: bool = False,
-) -> Iterator[Result]:
+) -> Iterator[Tables]:
     """Apply a function to all cores of a run, a few steps at a time, in order.
 
     Args:
         run: the run.
-        function: of a batch of cores (T, M) of modules that share a rank.
+        function: from a batch of cores (T, M) of modules that share a rank to tables with the
+            columns `step` and `module`; of cores that are not finite their numbers are nan.
         steps: only these; None: all.
         modules: only these; None: all.
         motions: whether the function needs the displacements.
     """
     chosen = len(run.modules if modules is None else modules)
     return map_parallel(
-        function,
+        functools.partial(nan_where_not_finite, function),
         run.cores(steps=steps, modules=modules, motions=motions),
         total=chosen * len(run.steps if steps is None else steps),
         unit="core",
@@ -90,7 +94,9 @@ def map_cores(
 
 
 class StepMasks:
-    """All step masks of a run, for looking them up in batches.
+    """All step masks of a run, for looking them up by step and module.
+
+    Warns of steps whose masks are missing from the record, since analyses leave them out.
 
     Args:
         run: the run.
@@ -100,6 +106,17 @@ class StepMasks:
     """
 
     def __init__(self, run: Run) -> None:
+        import warnings
+
+        from subspace_lab.recording.run import ranges
+
+        if missing := run.steps_without_mask:
+            warnings.warn(
+                f"{run.path} lacks the masks of the steps {ranges(missing)}, which are left out: "
+                f"restore the missing chunk in {run.path / 'masks'}",
+                stacklevel=2,
+            )
+        self._path = run.path
         self._masks: dict[str, NDArray[np.bool_]] = {}
         for rank in run.modules["r"].unique():
             self._steps, masks = run.masks_of_rank(int(rank))
@@ -113,8 +130,17 @@ class StepMasks:
         return np.isin(steps, self._steps)
 
     def at(self, steps: NDArray[np.int64], modules: Collection[str]) -> NDArray[np.bool_]:
-        """Give the masks (T, M, r) of recorded steps and of modules that share a rank."""
+        """Give the masks (T, M, r) of recorded steps and of modules that share a rank.
+
+        Raises:
+            UserError: if the mask of a step was not recorded.
+        """
         import numpy as np
 
+        from subspace_lab.errors import UserError
+        from subspace_lab.recording.run import ranges
+
+        if missing := steps[~self.has(steps)].tolist():
+            raise UserError(f"{self._path} has no masks of the steps {ranges(missing)}")
         places = np.searchsorted(self._steps, steps)
         return np.stack([self._masks[module][places] for module in modules], axis=1)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analyses._notes import notes as run_notes
 from analyses._runs import open_named_runs, select_modules, select_steps
 from subspace_lab.errors import UserError
 
@@ -114,8 +115,9 @@ def run_analysis(
         for run in runs
     )
     if table.empty:
-        raise UserError("the selected steps hold nothing for this analysis: leave --steps out")
-    write_results(arguments, runs, label(table, runs), plot, summarise)
+        raise UserError("no data for this analysis at the selected steps: omit --steps")
+    table = label(table, runs)
+    write_results(arguments, runs, table, plot, summarise, of_factors=of_factors)
 
 
 def label(table: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
@@ -134,8 +136,14 @@ def write_results(
     table: pd.DataFrame,
     plot: Callable[[pd.DataFrame], Figure],
     summarise: Callable[[pd.DataFrame], Summary],
+    *,
+    of_factors: bool = True,
 ) -> None:
-    """Write NAME.parquet, the figure and NAME.json, and print a short summary with the paths."""
+    """Write NAME.parquet, the figure and NAME.json, and print a short summary with the paths.
+
+    Where it is about factors, the notes on each run (see `analyses._notes`) are printed, and kept
+    in NAME.json and in the table's attribute `notes`.
+    """
     from subspace_lab.figures.style import save
     from subspace_lab.recording import files
     from subspace_lab.recording.provenance import provenance
@@ -145,6 +153,8 @@ def write_results(
     paths = [folder / f"{name}.parquet"]
     summary = summarise(table)
     figure = plot(table)
+    notes = {run.name: run_notes(run) if of_factors else [] for run in runs}
+    table.attrs["notes"] = notes
     files.write_table(paths[0], table)
     for form in dict.fromkeys(arguments.format or ("png", "pdf")):
         paths.append(folder / f"{name}.{form}")
@@ -156,7 +166,7 @@ def write_results(
         {
             "analysis": name,
             "summary": {key: _jsonable(value) for key, value in summary.items()},
-            "runs": [_describe(run) for run in runs],
+            "runs": [{**_describe(run), "notes": notes[run.name]} for run in runs],
             "arguments": {key: _jsonable(value) for key, value in vars(arguments).items()},
             "provenance": provenance(),
         },
@@ -164,8 +174,16 @@ def write_results(
     print(f"{name} of {', '.join(run.name for run in runs)} ({len(table):,} rows)")
     for key, value in summary.items():
         print(f"  {key}: {_shown(value)}")
+    print_notes(notes)
     for path in paths:
         print(f"wrote {path}")
+
+
+def print_notes(notes: Mapping[str, Sequence[str]]) -> None:
+    """Print the notes on each run, a line each."""
+    for run, lines in notes.items():
+        for line in lines:
+            print(f"  note on {run}: {line}")
 
 
 def write_comparison(

@@ -40,7 +40,8 @@ EXPLANATIONS = (
         "‖ΔW‖²<sub>F</sub>/σ₁², <i>participation</i> is (Σσ²)²/Σσ⁴, <i>energy90</i> counts "
         "directions until 90 % of Σσ² is reached, <i>numerical</i> counts σ above rounding. "
         "Dotted: keep_prob × r, what a mask keeps on average. It predicts the numerical rank of "
-        "the masked update, the entropy rank roughly, and the stable rank not at all.",
+        "the masked update, and the other measures for flat spectra only; on spectra as training "
+        "makes them the stable rank falls far less.",
     ),
     Explanation(
         "subspace_angles",

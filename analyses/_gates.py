@@ -26,8 +26,8 @@ class GatedLoss:
     takes its hooks off the model.
 
     Args:
-        trained: the model; it becomes float32, and its attention the eager one, which has higher
-            derivatives.
+        trained: the model, in fp32: in bf16 a fourth derivative would be rounding. Its attention
+            becomes the eager one, which has higher derivatives.
         examples: rows of one batch; a fourth derivative holds some ten times what a gradient does.
         ranks: trained rank of each adapted module.
         granularity: of the gates: shapes (r,) for `step`, (rows, 1, r) for `sample` and
@@ -48,8 +48,7 @@ class GatedLoss:
         granularity: str,
         bar: tqdm[None] | None = None,
     ) -> None:
-        # In bfloat16, which a base may come in, a fourth derivative would be rounding.
-        self._model = trained.model.float().requires_grad_(False)
+        self._model = trained.model.requires_grad_(False)
         self._model.set_attn_implementation("eager")
         device = self._model.device
         (self._batch,) = response_batches(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from subspace_lab.adapters.mask import MaskLaw
+    from subspace_lab.adapters.mask_law import MaskLaw
     from subspace_lab.recording.run import Run
     from subspace_lab.theory import mask_law
 
@@ -20,7 +20,7 @@ UNMASKED: dict[str, Any] = {
 
 def law_of(run: Run) -> MaskLaw | None:
     """Give the law of the run's masks; None for a run without masks."""
-    from subspace_lab.adapters.mask import MaskLaw
+    from subspace_lab.adapters.mask_law import MaskLaw
 
     return None if run.mask_law is None else MaskLaw(**run.mask_law)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analyses.paired_differences import ACCURACY, AVERAGE, LOSS
+from analyses._scores import ACCURACY, AVERAGE, LOSS
 from subspace_lab.figures.style import PALETTE, new_figure, paper_style
+from subspace_lab.stats.intervals import Interval, spread_text
 
 # Measure: title, unit, scale, format.
 MEASURES = {
@@ -19,8 +20,8 @@ MEASURES = {
 }
 
 
-def as_markdown(table: pd.DataFrame, *, baseline: str) -> str:
-    """Write two tables per measure: means, and differences to the baseline."""
+def as_markdown(table: pd.DataFrame, *, baseline: str, remarks: Sequence[str] = ()) -> str:
+    """Write two tables per measure, means and differences to the baseline, and the remarks."""
     parts = []
     for measure, (title, unit, scale, form) in MEASURES.items():
         rows = table[table["measure"] == measure]
@@ -28,25 +29,30 @@ def as_markdown(table: pd.DataFrame, *, baseline: str) -> str:
             continue
 
         def mean(row: Any, scale: float = scale, form: str = form) -> str:
-            half = scale * (row.high - row.low) / 2
-            spread = "" if math.isnan(half) else f" ± {half:{form}}"
-            return f"{scale * row.mean:{form}}{spread} ({row.seeds})"
+            interval = Interval(row.mean, row.low, row.high, 0.95, row.seeds)
+            spread = spread_text(interval, form, scale=scale)
+            return f"{scale * row.mean:{form}} {spread} ({row.seeds})".replace("  ", " ")
 
         def difference(row: Any, scale: float = scale, form: str = form) -> str:
-            if math.isnan(row.difference):
+            if math.isnan(row.paired_seeds):
                 return ""
             low, high = scale * row.difference_low, scale * row.difference_high
             interval = "" if math.isnan(low) else f" [{low:+{form}}, {high:+{form}}]"
-            return f"{scale * row.difference:+{form}}{interval} ({scale * row.rows_error:{form}})"
+            error = f"{scale * row.examples_error:{form}}"
+            return f"{scale * row.difference:+{form}}{interval} ({error})"
 
         others = rows[rows["configuration"] != baseline]
-        parts += [f"{title} ({unit}): mean ± half width of its 95 % interval over seeds (seeds)"]
+        parts += [
+            f"{title} ({unit}): mean ± half width, or ends, of its 95 % interval over seeds (seeds)"
+        ]
         parts += [_grid(rows, mean)]
         parts += [
             f"{title} ({unit}): paired difference to {baseline}, 95 % interval over seeds "
-            "(standard error over test rows)"
+            "(standard error over test examples)"
         ]
         parts += [_grid(others, difference)]
+    if remarks:
+        parts += ["Not compared:", "\n".join(f"- {remark}" for remark in remarks)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -64,7 +70,7 @@ def plot(table: pd.DataFrame, *, baseline: str) -> Figure:
 
     Where nothing was paired over all tasks, each task has a place of its own.
     """
-    rows = table[table["difference"].notna()]
+    rows = table[table["paired_seeds"].notna()]
     if AVERAGE in set(rows["task"]):
         rows = rows[rows["task"] == AVERAGE]
     shown = [measure for measure in MEASURES if measure in set(rows["measure"])]
@@ -92,9 +98,10 @@ def plot(table: pd.DataFrame, *, baseline: str) -> Figure:
             panel.set_ylim(-0.6, len(names) - 0.4)
             panel.set_title(title.lower())
             panel.set_xlabel("percentage points" if unit == "%" else unit)
-        seeds, tests = int(rows["paired_seeds"].min()), int(rows["paired_rows"].min())
+        seeds, tests = int(rows["paired_seeds"].min()), int(rows["examples"].min())
         figure.suptitle(
-            f"Difference to {baseline}\n{seeds} seeds, 95 % t intervals; {tests} test rows a task"
+            f"Difference to {baseline}\n{seeds} seeds, 95 % t intervals; {tests} test examples per "
+            "task"
         )
     return figure
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from analyses.published import TABLES
+from analyses.published_datasets import TABLE_6
+from subspace_lab.stats.intervals import Interval, spread_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -13,15 +15,20 @@ if TYPE_CHECKING:
 TITLES = {table.number: table.title for table in TABLES}
 TITLES[5] = "Ranks and pruning rates, average commonsense accuracy (%)"
 PREAMBLE = """\
-Cells read: published / measured mean ± half width of its 95 % interval (seeds). Published values
-are of one run each; (cited) rows are those that the paper took from other papers.
+Cells read: published / measured mean ± half width, or ends, of its 95 % interval (seeds). Published
+values are of one run each; (cited) rows are those that the paper took from other papers.
 """
 
 
-def as_markdown(table: pd.DataFrame) -> str:
-    """Write Tables 1 to 5; a cell is "published / measured ± half width (seeds)"."""
+def as_markdown(table: pd.DataFrame, *, remarks: Sequence[str] = ()) -> str:
+    """Write Tables 1 to 6, and the remarks on runs that are not in them.
+
+    A cell of Tables 1 to 5 is "published / measured ± half width (seeds)".
+    """
     parts = [_one(number, table[table["table"] == number]) for number in TITLES]
-    return "\n".join([PREAMBLE, *parts])
+    if remarks:
+        parts += ["Not in the tables:\n", *(f"- {remark}" for remark in remarks)]
+    return "\n".join([PREAMBLE, *parts[:5], _datasets(), *parts[5:]])
 
 
 def _one(number: int, rows: pd.DataFrame) -> str:
@@ -58,10 +65,9 @@ def _cell(cell: dict[str, Any], notes: list[str]) -> str:
     published = cell["printed"] + _mark(cell["note"], notes)
     if not cell["seeds"]:
         return f"{published} /" if published else ""
-    measured = f"{cell['mean']:.2f}"
-    if not _missing(cell["low"]):
-        measured += f" ± {(cell['high'] - cell['low']) / 2:.2f}"
-    return f"{published} / {measured} ({cell['seeds']:g})".strip()
+    interval = Interval(cell["mean"], cell["low"], cell["high"], 0.95, int(cell["seeds"]))
+    measured = [f"{cell['mean']:.2f}", spread_text(interval, ".2f"), f"({cell['seeds']:g})"]
+    return f"{published} / {' '.join(filter(None, measured))}".strip()
 
 
 def _mark(note: str, notes: list[str]) -> str:
@@ -77,12 +83,28 @@ def _remark(rows: pd.DataFrame) -> list[str]:
         return ["Nothing of this table was run."]
     fewest = measured.groupby("column", sort=False)["examples"].min()
     told = ", ".join(f"{column} {count:g}" for column, count in fewest.items())
-    return [f"Measured on at least so many test rows: {told}."]
+    return [f"Measured on at least so many test examples: {told}."]
+
+
+def _datasets() -> str:
+    notes: list[str] = []
+    header = ["dataset", "domain", "# train", "# test", "answer"]
+    lines = ["Table 6. Data sets", "", _line(header), _line(["---"] * len(header))]
+    lines += [
+        _line(
+            [
+                row.name,
+                row.domain,
+                row.train + _mark(row.train_note, notes),
+                row.test + _mark(row.test_note, notes),
+                row.answer,
+            ]
+        )
+        for row in TABLE_6
+    ]
+    lines += ["", *(f"[{i}] {note}." for i, note in enumerate(notes, start=1))]
+    return "\n".join(lines) + "\n"
 
 
 def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def _missing(value: Any) -> bool:
-    return value is None or math.isnan(value)

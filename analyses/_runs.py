@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from analyses._notes import why_nothing
 from subspace_lab.errors import UserError
 
 if TYPE_CHECKING:
@@ -13,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def open_named_runs(patterns: Sequence[Sequence[str]]) -> list[Run]:
-    """Open the runs of all --run options, and give them names that tell them apart."""
+    """Open the runs of all --run options, and give them names that tell them apart.
+
+    The name of a run that diverged says so, wherever it is shown.
+    """
     from subspace_lab.recording.run import open_runs
 
     runs = open_runs([pattern for group in patterns for pattern in group])
@@ -23,6 +27,9 @@ def open_named_runs(patterns: Sequence[Sequence[str]]) -> list[Run]:
             break
         for run, folder in zip(runs, folders, strict=True):
             run.name = "/".join(folder.parts[-depth:])
+    for run in runs:
+        if run.diverged_at is not None:
+            run.name += f" (diverged at step {run.diverged_at})"
     return runs
 
 
@@ -61,7 +68,7 @@ def select_modules(run: Run, patterns: Sequence[str] | None) -> list[str] | None
     """
     if run.modules.empty:
         raise UserError(
-            f"{run.path} has no modules with factors B and A: its adapter is of another kind"
+            f"{run.path} has no modules with factors B and A that can be read: {why_nothing(run)}"
         )
     if patterns is None:
         return None

@@ -2,7 +2,8 @@
 
     python -m analyses.claims --run RUN [--run RUN2 ...] [--out FOLDER]
 
-For each claim of the DropLoRA paper a verdict that never says more than the runs show:
+For each claim of the DropLoRA paper a verdict that never says more than the runs show, by the
+thresholds in `analyses.predictions.judges`:
 
     supported           what was measured is what the claim says
     supported in part   some of it, or some of the runs
@@ -11,8 +12,10 @@ For each claim of the DropLoRA paper a verdict that never says more than the run
     not tested          these runs cannot tell; it says what could
 
 The more kinds of run, the more is tested: step masks and token masks, with and without rescale,
-AdamW and SGD, and LoRA beside them, several seeds each. Runs that fail an exact or a sampling
-prediction of `analyses.mask_theory` do not do what they say, and are not heard. Writes
+AdamW and SGD, and LoRA beside them, several seeds each. Differences between methods are paired by
+seed and tested at 5 % for all comparisons of a claim together (sign flips, Holm). Runs that fail a
+prediction of `analyses.mask_theory` about their masks or their training were not trained as they
+say: they give no verdict, and are listed with the predictions that they fail. Writes
 claims.parquet, claims.json, claims.md and claims.html (a table without a page around it).
 """
 
@@ -25,7 +28,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyses._command import default_folder
+from analyses._command import default_folder, print_notes
+from analyses._notes import notes
 from analyses._runs import open_named_runs
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
@@ -43,23 +47,23 @@ HEADS = {
 
 
 def compute(runs: Sequence[Run]) -> pd.DataFrame:
-    """Hear the runs on all claims; a row is a claim.
+    """Hold the runs against all claims; a row is a claim.
 
     Args:
         runs: the runs.
 
     Returns:
         Columns name, claim (in our words), theory, statements (numbers of the theorems), shown
-        (measured numbers with their sample sizes, or what a test needs), verdict.
+        (measured numbers with their sample sizes, or what a test needs), verdict. The attribute
+        `excluded` lists the failed predictions of each run that gives no verdict.
     """
     import pandas as pd
 
     from analyses import mask_theory
-    from analyses._tables import concatenate
     from analyses.predictions.evidence import Evidence
     from analyses.predictions.paper import CLAIMS
 
-    table = concatenate(mask_theory.compute(run, others=runs) for run in runs)
+    table = mask_theory.join(mask_theory.compute(run, others=runs) for run in runs)
     if table.empty:
         raise UserError("these runs recorded nothing that a claim is about")
     evidence = Evidence(runs, table)
@@ -76,9 +80,9 @@ def compute(runs: Sequence[Run]) -> pd.DataFrame:
                 "verdict": finding.verdict,
             }
         )
-    found = pd.DataFrame(rows)
-    found.attrs["unheard"] = [run.name for run in evidence.unsound]
-    return found
+    claims = pd.DataFrame(rows)
+    claims.attrs["excluded"] = evidence.excluded
+    return claims
 
 
 def to_text(table: pd.DataFrame) -> str:
@@ -129,10 +133,11 @@ def _cells(table: pd.DataFrame, escape: Callable[[str], str]) -> list[list[str]]
 
 
 def _remarks(table: pd.DataFrame) -> list[str]:
-    unheard = table.attrs.get("unheard")
-    if not unheard:
-        return []
-    return [f"Not heard, as mask_theory found them not to do what they say: {', '.join(unheard)}."]
+    return [
+        f"{run} is excluded, because mask_theory shows that it was not trained as it says: "
+        f"{'; '.join(failed)}."
+        for run, failed in table.attrs.get("excluded", {}).items()
+    ]
 
 
 def write(table: pd.DataFrame, folder: Path, runs: Sequence[Run]) -> list[Path]:
@@ -144,7 +149,7 @@ def write(table: pd.DataFrame, folder: Path, runs: Sequence[Run]) -> list[Path]:
     content = {
         "analysis": "claims",
         "claims": table.to_dict(orient="records"),
-        "unheard": table.attrs.get("unheard", []),
+        "excluded": table.attrs.get("excluded", {}),
         "runs": [{"name": run.name, "path": str(run.path)} for run in runs],
         "provenance": provenance(),
     }
@@ -158,7 +163,7 @@ def write(table: pd.DataFrame, folder: Path, runs: Sequence[Run]) -> list[Path]:
 
 @exit_code_2_on_user_error
 def main() -> None:
-    """Hear the runs from the command line."""
+    """Hold runs against the claims from the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m analyses.claims",
         description=__doc__,
@@ -170,6 +175,7 @@ def main() -> None:
     runs = open_named_runs(arguments.run)
     table = compute(runs)
     print(to_text(table))
+    print_notes({run.name: notes(run) for run in runs})
     for path in write(table, arguments.out or default_folder(runs), runs):
         print(f"wrote {path}")
 

@@ -5,7 +5,8 @@
 
 For each module and step, of the singular values sigma of four matrices
 
-    update         dW = scaling B A, what inference uses
+    update         dW, what training added to the base weight: scaling B A of a LoRA; of a recorded
+                   run whose base was changed at the start (PiSSA, MiLoRA) scaling (B A - B0 A0)
     masked_update  scaling B D A, D the mask of the step, applied to the state after it
                    (only where step masks were recorded)
     A, B           the factors alone
@@ -16,11 +17,20 @@ five numbers that are all called effective rank in print, and differ:
     stable         ||.||_F^2 / ||.||_2^2
     participation  (sum sigma^2)^2 / sum sigma^4
     energy90       how many sigma carry 90 % of ||.||_F^2
-    numerical      how many sigma exceed 1e-13 of the largest: the rank, in floating point
+    numerical      how many sigma exceed 1e-13 of the largest: the rank of the stored numbers. It is
+                   r for nearly any stored adapter, since storing in float32 or bfloat16 fills up
+                   the spectrum (sigma_r about 1e-8 or 1e-3 of the largest), and says little about
+                   what was learned
 
-The dotted line, keep_prob x r, is the mean rank of a masked update under Bernoulli masks. It is
-right for the numerical rank, a rough guide to the entropy effective rank of flat spectra, and
-wrong for the stable rank, which masking changes much less: the figure says so.
+Where scaling B A is not the whole update it is called `product` (`masked_product`), and a remark
+says why: of a DoRA it is the direction's update, and of a PiSSA or OLoRA adapter that was not
+converted when it was saved it still holds what was taken out of the base.
+
+The dotted line, keep_prob x r, is the mean rank of a masked update under Bernoulli masks: exact for
+the numerical rank. Of the other measures it is right where the terms b_i a_i^T are orthogonal and
+of equal length. On other spectra they fall less: Gaussian factors keep half of the entropy
+effective rank and 0.65 of the stable rank at keep_prob 0.5, trained adapters 0.8 to 0.9 of the
+stable rank. The figure says so.
 """
 
 from __future__ import annotations
@@ -32,6 +42,7 @@ from typing import TYPE_CHECKING, get_args
 from analyses._batches import StepMasks, map_cores
 from analyses._command import Summary, analysis_parser, run_analysis
 from analyses._tables import concatenate, grid_columns
+from analyses._update import SPLIT, remark_on_product
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:
@@ -43,8 +54,16 @@ if TYPE_CHECKING:
     from subspace_lab.recording.run import Run
 
 MEASURES: tuple[Measure, ...] = ("numerical", "entropy", "stable", "participation", "energy90")
-MATRICES = {"update": "update", "masked_update": "masked update", "A": "A", "B": "B"}
-VALIDITY = {"numerical": "exact mean", "entropy": "rough"}  # of keep_prob x r; else it is wrong
+MATRICES = {
+    "update": "update",
+    "product": "B A (not the update)",
+    "masked_update": "masked update",
+    "masked_product": "masked B A",
+    "A": "A",
+    "B": "B",
+}
+VALIDITY = {"numerical": "exact mean"}  # of keep_prob x r
+FLAT_ONLY = "for flat spectra only"
 
 
 def compute(
@@ -63,13 +82,15 @@ def compute(
         measures: names of `linalg.effective_rank`'s measures.
 
     Returns:
-        Columns run, step, module, layer, projection, matrix (update, masked_update, A, B), measure,
-        value, kept (rank directions that the mask keeps; r without one), expected_rank
-        (keep_prob x r for masked updates, else nan).
+        Columns run, step, module, layer, projection, matrix (update or product, masked_update or
+        masked_product, A, B), measure, value, kept (rank directions that the mask keeps; r without
+        one), expected_rank (keep_prob x r for masked updates, else nan), remark (why a product is
+        not the update; else empty).
 
     Raises:
         UserError: if a measure is unknown.
     """
+    import numpy as np
     import pandas as pd
     import torch
 
@@ -80,29 +101,37 @@ def compute(
         raise UserError(f"there is no measure {', '.join(sorted(unknown))}: choose among {known}")
     masks = StepMasks(run) if run.mask_steps else None
     keep_prob = (run.mask_law or {}).get("keep_prob", float("nan"))
+    remark = remark_on_product(run)
+    product = "product" if remark else "update"
 
     def part(batch: CoreBatch, sigma: dict[str, torch.Tensor], kept: torch.Tensor) -> pd.DataFrame:
         values = [
-            torch.stack([linalg.effective_rank(s, measure=m, kept=kept) for m in measures], dim=-1)
+            torch.stack([linalg.effective_rank(s, measure=m) for m in measures], dim=-1)
             for s in sigma.values()
         ]
         stacked = torch.stack(values, dim=-2)
         columns = grid_columns(run, batch, matrix=list(sigma), measure=measures)
         columns["value"] = stacked.flatten().numpy()
         columns["kept"] = kept[..., None, None].expand_as(stacked).flatten().numpy()
-        masked = columns["matrix"] == "masked_update"
+        masked = columns["matrix"] == f"masked_{product}"
         rank = int(batch.modules["r"].iloc[0])
         columns["expected_rank"] = pd.Series(keep_prob * rank, index=range(len(masked))).where(
             masked
         )
+        of_product = (columns["matrix"] == "product") | (columns["matrix"] == "masked_product")
+        remarks = pd.Index(["", remark] if remark else [""])
+        columns["remark"] = pd.Categorical.from_codes(of_product.astype(np.int8), remarks)
         return pd.DataFrame(columns)
 
     def of_batch(batch: CoreBatch) -> list[pd.DataFrame]:
         from subspace_lab.recording.core_batches import CoreBatch
 
         core = batch.core
-        whole = {
-            "update": core.singular_values(),
+        if remark == SPLIT and core.row.start is not None:
+            of_product = {"update": torch.linalg.svdvals(core.change("start"))}
+        else:
+            of_product = {product: core.singular_values()}
+        whole = of_product | {
             "A": torch.linalg.svdvals(core.row.R),
             "B": torch.linalg.svdvals(core.column.R),
         }
@@ -111,11 +140,11 @@ def compute(
         if masks is not None and (where := masks.has(batch.steps)).any():
             inside = CoreBatch(batch.steps[where], batch.modules, core[torch.from_numpy(where)])
             mask = torch.from_numpy(masks.at(inside.steps, inside.modules["module"]))
-            sigma = {"masked_update": inside.core.singular_values(mask)}
+            sigma = {f"masked_{product}": inside.core.singular_values(mask)}
             tables.append(part(inside, sigma, mask.sum(-1)))
         return tables
 
-    parts = map_cores(run, of_batch, steps=steps, modules=modules)
+    parts = map_cores(run, of_batch, steps=steps, modules=modules, motions=remark == SPLIT)
     return concatenate(itertools.chain.from_iterable(parts))
 
 
@@ -161,7 +190,7 @@ def _draw(table: pd.DataFrame, *, one_step: bool) -> Figure:
             draw_prediction(axis, rows, "expected_rank", label="keep_prob × r")
         axis.set_title(measure)
         if rows["expected_rank"].notna().any():
-            axis.set_title(f"{measure}  (keep_prob × r: {VALIDITY.get(measure, 'wrong')})")
+            axis.set_title(f"{measure}  (keep_prob × r: {VALIDITY.get(measure, FLAT_ONLY)})")
         axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
     if not one_step:
         draw_names(axes[0, 0], table, names)
@@ -174,14 +203,16 @@ def _draw(table: pd.DataFrame, *, one_step: bool) -> Figure:
 
 
 def summarise(table: pd.DataFrame) -> Summary:
-    """Give medians over modules at each run's last step."""
-    found: dict[str, dict[str, float]] = {}
+    """Give medians over modules at each run's last step, and why a product is not the update."""
+    found: dict[str, dict[str, float] | str] = {}
     for run, rows in table.groupby("run", observed=True):
         last = rows[rows["step"] == rows["step"].max()]
         for matrix, values in last.groupby("matrix", observed=True):
             medians = values.groupby("measure", observed=True)["value"].median()
             name = f"{run}, step {last['step'].iloc[0]}, {matrix}"
             found[name] = {str(measure): float(value) for measure, value in medians.items()}
+        if remarks := list(filter(None, rows["remark"].unique())):
+            found[f"{run}, product"] = "; ".join(remarks)
     return found
 
 

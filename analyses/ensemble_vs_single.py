@@ -17,7 +17,8 @@ masks, full and geometric agree exactly; in a deep network they need not, and wh
 lose against the geometric ensemble is the Jensen gap, which theory gives without labels. The masks
 are drawn anew, one for all tokens, with the run's keep_prob and rescale (0.5, rescaled, where the
 run was not masked). Loss is in nats per response token; accuracy is the share of rows that greedy
-decoding would reproduce exactly.
+decoding would reproduce exactly. The model computes in fp32 on every machine: what masks and
+ensembles cost is often less than the rounding of bf16.
 
 Masks and scales act on the B A that was trained. PiSSA and MiLoRA train it on what is left of the
 base without the initial B A: there scale 0 is that residual base, and `base`, the original one,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from subspace_lab.models import Precision
     from subspace_lab.recording.run import Run
 
 
@@ -49,6 +51,7 @@ def compute(
     examples: int = 64,
     batch_size: int = 16,
     seed: int = 0,
+    dtype: Precision = "fp32",
 ) -> pd.DataFrame:
     """Evaluate the predictors.
 
@@ -57,7 +60,8 @@ def compute(
     response token), `accuracy`, `examples`, `split` (which rows), `jensen_gap`
     (nats per token, of the ensemble rows: E loss of single masks minus geometric, from the
     predictions alone), `predicted_scale` (T9's optimal inference scale for white inputs, one number
-    per run and step; nan without masks in training), `keep_prob`.
+    per run and step; nan without masks in training), `keep_prob`, `dtype` (what the model computed
+    in).
 
     Args:
         run: the run.
@@ -67,6 +71,7 @@ def compute(
         examples: rows used at most.
         batch_size: rows in one forward pass.
         seed: seed of the drawn masks.
+        dtype: what the model computes in.
 
     Raises:
         UserError: if the run has no adapter to load, or an argument is out of range.
@@ -79,13 +84,19 @@ def compute(
         raise UserError("ensemble_vs_single evaluates whole models: leave --modules out")
     chosen = [None] if steps is None else list(steps)
     return pd.concat(
-        [_at_step(run, step, masks, examples, batch_size, seed) for step in chosen],
+        [_at_step(run, step, masks, examples, batch_size, seed, dtype) for step in chosen],
         ignore_index=True,
     )
 
 
 def _at_step(
-    run: Run, step: int | None, masks: int, examples: int, batch_size: int, seed: int
+    run: Run,
+    step: int | None,
+    masks: int,
+    examples: int,
+    batch_size: int,
+    seed: int,
+    dtype: Precision,
 ) -> pd.DataFrame:
     import pandas as pd
 
@@ -93,7 +104,7 @@ def _at_step(
     from subspace_lab.trained import evaluation_examples, load_trained
 
     rows = evaluation_examples(run, size=examples)
-    trained = load_trained(run, step=step)
+    trained = load_trained(run, step=step, dtype=dtype)
     tallies = evaluate(run, trained, rows, masks=masks, batch_size=batch_size, seed=seed)
     predicted = predicted_scale(run, trained.step)
     return pd.DataFrame(
@@ -111,6 +122,7 @@ def _at_step(
             "jensen_gap": tally.jensen_gap / tally.tokens if predictor.masks > 1 else float("nan"),
             "predicted_scale": predicted,
             "keep_prob": (run.mask_law or {}).get("keep_prob", float("nan")),
+            "dtype": trained.dtype,
         }
         for predictor, tally in tallies.items()
     )
@@ -169,9 +181,10 @@ def _draw(table: pd.DataFrame) -> Figure:
     axes[2, 0].set_xticks(range(len(SHOWN)), SHOWN)
     axes[2, 0].set_xlim(-0.5, len(SHOWN) - 0.5)
     axes[2, 0].set_ylim(0, 1)
-    masks = int(table["masks"].max())
+    count, dtype = int(table["masks"].max()), table["dtype"].iloc[0]
+    masks = f"{count} mask{'s' * (count != 1)}"
     figure.suptitle(
-        f"Mask ensembles\n{rows_note(table)}, {masks} masks; bars: 95 % (Wilson)",
+        f"Mask ensembles\n{rows_note(table)}, {masks}, {dtype}; bars: 95 % (Wilson)",
         fontsize="medium",
     )
     legend_below(figure, axes[:2, 0], columns=2)
@@ -268,6 +281,12 @@ def main() -> None:
         "--batch_size", type=int, default=16, help="rows in one forward pass (default: 16)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the masks (default: 0)")
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="what the model computes in (default: fp32)",
+    )
     run_analysis(parser, compute, plot, summarise, steps_of=lambda run: sorted(run.snapshots))
 
 

@@ -17,8 +17,10 @@ fit.
 
 Gates are those of the run's own masks: one per rank direction for step masks, one per row and
 direction for sample masks, one per token and direction for token masks; for a run without masks,
-step masks of keep_prob 0.5, rescaled. A fourth derivative is slow, so a few rows and masks are
-taken; the intervals say what that costs.
+step masks of keep_prob 0.5, rescaled. A fourth derivative is slow, so a few examples and masks are
+taken. The intervals are over masks, on these examples; examples differ more than masks do, so with
+fewer than eight of them nothing is said about the model: of the demo's first eight, one by itself
+satisfies the second order, and all together do not. The model computes in fp32 on every machine.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from subspace_lab.theory.gates import GateGap
 
 ORDERS = ("second", "third", "fourth")
+MIN_EXAMPLES = 8  # fewer do not stand for the model
 
 
 def compute(
@@ -66,8 +69,8 @@ def compute(
         mean is zero), `second`, `third`, `fourth`, each with its standard error over masks,
         `..._error`, `excess_error` (that of measured - second), `trustworthy`, `tolerance`
         (relative, of that flag), `masks`, `examples`, `split` (which rows), `granularity`,
-        `keep_prob`, `factor` (s), `assumed` (whether the law is not the run's own). Losses
-        are in nats per response token.
+        `keep_prob`, `factor` (s), `assumed` (whether the law is not the run's own), `dtype`
+        (what the model computed in). Losses are in nats per response token.
 
     Raises:
         UserError: if the run has no adapter to load, its masks are not independent, or an argument
@@ -142,6 +145,7 @@ def _at_step(
         "keep_prob": law["keep_prob"],
         "factor": factor,
         "assumed": run.mask_law is None,
+        "dtype": trained.dtype,
     }
 
 
@@ -164,7 +168,7 @@ def plot(table: pd.DataFrame) -> Figure:
         axes[-1, 0].margins(x=0.15)
         figure.suptitle(
             f"Cost of random gates; {rows_note(table)}, {table['masks'].max()} masks, "
-            "95 % over masks",
+            f"{table['dtype'].iloc[0]}, 95 % over masks",
             fontsize=7,
         )
         legend_below(figure, axes[:, 0], columns=1)
@@ -172,7 +176,7 @@ def plot(table: pd.DataFrame) -> Figure:
 
 
 def _draw(axis: Axes, rows: pd.DataFrame) -> None:
-    """Draw one run: what was measured, hollow where `trustworthy` is off, and the second order."""
+    """Draw one run: what was measured, hollow where it does not settle it, and the second order."""
     from subspace_lab.figures.style import PALETTE
 
     axis.axhline(0, color="0.8", linewidth=0.6, zorder=0)
@@ -191,8 +195,9 @@ def _draw(axis: Axes, rows: pd.DataFrame) -> None:
         1.96 * rows["measured_error"],
         color=PALETTE[0],
     )
+    settled = rows["trustworthy"] & (rows["examples"] >= MIN_EXAMPLES)
     for trusted, fill in ((True, "full"), (False, "none")):
-        found = rows[rows["trustworthy"] == trusted]
+        found = rows[settled == trusted]
         look: dict[str, Any] = {"color": PALETTE[0], "marker": "o", "fillstyle": fill}
         axis.plot(found["step"], found["measured"], linestyle="", **look)
         meaning = "measured; second order holds" if trusted else "measured; not shown to hold"
@@ -204,9 +209,20 @@ def summarise(table: pd.DataFrame) -> Summary:
     return {
         f"{row.run}, step {row.step}": f"gap {row.measured:.4g} ± {row.measured_error:.2g} "
         f"nats/token, second order {row.second:.4g} ± {row.second_error:.2g}: "
-        + ("holds" if row.trustworthy else "not shown to hold")
-        for row in table.itertuples()
+        + verdict(trustworthy=trustworthy, examples=examples)
+        for row, trustworthy, examples in zip(
+            table.itertuples(), table["trustworthy"], table["examples"], strict=True
+        )
     }
+
+
+def verdict(*, trustworthy: bool, examples: int) -> str:
+    """Say whether the second order stands for the gap, and of what."""
+    count = f"{examples} example{'s' * (examples != 1)}"
+    if not trustworthy:
+        return f"not shown to hold on {count}"
+    few = f", too few to say more ({MIN_EXAMPLES} or more are needed)"
+    return f"holds on {count}" + few * (examples < MIN_EXAMPLES)
 
 
 @exit_code_2_on_user_error

@@ -4,7 +4,7 @@
     python -m analyses.grassmann --run runs/rank-8 runs/rank-64 --modules q_proj v_proj
     python -m analyses.grassmann --run runs/first --steps 10,100
 
-Compares two adapters at their last step (or at --steps: one for both, or one for each), or one
+Compares two adapters at their final step (or at --steps: one for both, or one for each), or one
 adapter at two steps. For the i leading singular directions of the one and the j leading ones of
 the other, with orthonormal U_i and V_j,
 
@@ -59,13 +59,13 @@ def compute(
     Args:
         run: the first adapter.
         other: the second one; None: the same run at another step.
-        steps: the saved step of each; None: the last of each.
+        steps: the saved step of each; None: the final one of each.
         modules: only these modules of `run`; None: all that both have.
 
     Returns:
         Columns run, step, other_run, other_step, module, layer, projection, matrix (update,
         factor), side (row, column), i, j, phi, null_phi. i and j go up to the numerical ranks; a
-        matrix of zeros, as B at the start, has no rows.
+        matrix of zeros, as B at the start, has no rows; with nan or infinities phi is nan.
 
     Raises:
         UserError: if a run has no saved adapter of that step, or there is no module in common.
@@ -74,7 +74,7 @@ def compute(
     for each in (run, other):
         if not each.snapshots:
             raise UserError(f"{each.path} has no saved adapters: record them with --snapshots")
-    first, second = steps or (max(run.snapshots), max(other.snapshots))
+    first, second = steps or (run.final_snapshot, other.final_snapshot)
     table = run.modules if modules is None else run.modules[run.modules["module"].isin(modules)]
     sizes = ["module", "m", "n"]
     table = table.merge(other.modules[sizes], on=sizes)
@@ -114,7 +114,9 @@ def _overlaps(first: Factors, second: Factors) -> pd.DataFrame:
     parts = []
     directions = zip(_directions(first), _directions(second), strict=True)
     for (matrix, side, U), (_, _, V) in directions:
-        phi = linalg.grassmann_overlap(U, V).numpy()
+        known = bool(U.isfinite().all() and V.isfinite().all())
+        shape = (U.shape[1], V.shape[1])
+        phi = linalg.grassmann_overlap(U, V).numpy() if known else np.full(shape, np.nan)
         i, j = np.indices(phi.shape, dtype=np.int16) + 1
         columns = {"matrix": matrix, "side": side, "i": i.ravel(), "j": j.ravel()}
         null = np.maximum(i, j).ravel() / U.shape[0]
@@ -123,11 +125,21 @@ def _overlaps(first: Factors, second: Factors) -> pd.DataFrame:
 
 
 def _directions(factors: Factors) -> list[tuple[str, str, torch.Tensor]]:
-    """Singular directions as orthonormal columns, descending, up to the numerical rank."""
+    """Singular directions as orthonormal columns, descending, up to the numerical rank.
+
+    They are nan, r of them, where the factors are not finite.
+    """
     import torch
 
     from subspace_lab import linalg
 
+    if not factors.finite:
+        sides = {"row": factors.A.T, "column": factors.B}
+        return [
+            (matrix, side, torch.full(X.shape, torch.nan, dtype=torch.float64))
+            for matrix in MATRICES
+            for side, X in sides.items()
+        ]
     update = linalg.singular_vectors(factors.B, factors.A, scaling=factors.scaling)
     rank = int(update.numerical_rank)
     found = [("update", "row", update.Vh[:rank].T), ("update", "column", update.U[:, :rank])]
@@ -208,8 +220,10 @@ def main() -> None:
     write_results(arguments, runs, table, plot, summarise)
 
 
-def _steps(runs: list[Run], arguments: argparse.Namespace) -> tuple[int, int]:
-    """Read --steps: one saved step for each of the two adapters."""
+def _steps(runs: list[Run], arguments: argparse.Namespace) -> tuple[int, int] | None:
+    """Read --steps: one saved step for each of the two adapters; None: the final ones."""
+    if arguments.steps is None and len(runs) == 2:
+        return None
     texts = (arguments.steps or "last").split(",")
     if len(runs) == 1 and len(texts) != 2:
         raise UserError("one run is compared at two saved steps: give --steps such as 10,100")

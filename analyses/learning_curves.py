@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 COLUMNS = {
     "loss": ("training loss", "nats/token"),
+    "window_loss": ("training loss, mean since the last logged step", "nats/token"),
     "eval_response_loss": ("{} loss", "nats/token"),
     "eval_exact_match": ("{} exact match", "share of rows"),
 }
@@ -101,15 +102,29 @@ def _draw(table: pd.DataFrame) -> Figure:
 
 
 def summarise(table: pd.DataFrame) -> Summary:
-    """Give each run's first and last losses."""
+    """Give each run's first and last losses; the last is nan for a run that diverged."""
     summary: dict[str, float | int | str] = {}
     for run, rows in table.groupby("run", sort=False):
         for name, (title, unit) in COLUMNS.items():
-            found = rows[name].dropna() if name in rows else rows["step"][:0]
-            if len(found):
+            values = _measured(rows, name) if name in rows else rows["step"][:0]
+            if values.notna().any():
                 title = title.format(rows["split"].iloc[0])
-                summary[f"{run}, {title} ({unit})"] = f"{found.iloc[0]:.3g} → {found.iloc[-1]:.3g}"
+                summary[f"{run}, {title} ({unit})"] = (
+                    f"{values.iloc[0]:.3g} → {values.iloc[-1]:.3g}"
+                )
     return summary
+
+
+def _measured(rows: pd.DataFrame, name: str) -> pd.Series[float]:
+    """Give a column at the steps where it was measured; nan is what was not finite there."""
+    from subspace_lab.recording.run import evaluations
+
+    if name.startswith("eval_"):
+        return evaluations(rows)[name]
+    logged = rows.get("learning_rate", rows[name]).notna()
+    if name == "loss" and "window_loss" in rows:
+        logged &= rows["window_loss"].isna()
+    return rows.loc[logged, name]
 
 
 @exit_code_2_on_user_error

@@ -5,21 +5,29 @@
 Three kinds of prediction, told apart in the table and the figure:
 
     exact       true of every draw, up to rounding: masks are the law's function, one mask per step
-                for all rows, tokens and micro-batches, only kept columns of B move in step 1 ...
-    sampling    true on average over random masks, within what chance does once in some 10,000
-                times (4 standard errors, or the quantiles of an exact law): mean kept, overlaps ...
+                for all rows, tokens and micro-batches, steps of dropped directions ...
+    sampling    true on average over random masks, within what chance does in 9,999 of 10,000
+                right runs, by the quantiles of the statistic's law: mean kept, overlaps ...
     indicative  rests on assumptions that a real run does not meet, and gets no verdict: how much
                 AdamW's momentum moves masked directions, the best inference scale ...
 
-Nothing is assumed of the code that masked: what the layers did (the gates seen in the first steps)
-and what the weights did (the cores) are held against what the run says of itself. A prediction that
-a record cannot test is left out: token masks belong to no step, so most of T1 needs step masks.
-With a LoRA run among the runs that differs in the mask only, masked runs are compared to it. What
+Only some of them test the training itself: what the layers did (the gates observed during
+training) and what the weights did (the cores), held against what the run says of itself. Tests of
+the masks drawn (the random generator and its record), of the initialization, of what the trained
+model does, and identities that hold for any weights are counted apart. Of each prediction `power`
+states the smallest deviation that it would notice in at least 80 % of runs of this size, in `unit`;
+one that could notice none is not counted. Runs that share a seed may share masks and first weights:
+what they `repeat` counts once.
+
+A prediction that a record cannot test is left out: token masks belong to no step, so most of T1
+needs step masks, and the steps of dropped directions need cores of every step. With a LoRA run
+among the runs that differs in the mask only, masked runs are compared to it. What
 `analyses.ensemble_vs_single` and `analyses.gate_expansion` found is used where it is there.
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -38,11 +46,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from analyses.predictions.group import Group
     from analyses.predictions.rows import Row
     from subspace_lab.recording.run import Run
 
-COLUMNS = ["run", "prediction", "where", "statement", "kind", "predicted", "measured"]
-COLUMNS += ["tolerance", "agrees", "basis", "samples", "meaning"]
+COLUMNS = ["run", "prediction", "where", "statement", "tests", "kind", "predicted", "measured"]
+COLUMNS += ["tolerance", "agrees", "power", "unit", "probability", "samples", "basis", "meaning"]
+COLUMNS += ["evidence", "repeats"]
+NAMES = {
+    "training": "tests of training agree",
+    "initialization": "of the initialization",
+    "masks drawn": "of the masks drawn",
+    "trained model": "of the trained model",
+    "identity": "identities",
+}
+TITLE_WIDTH = 62  # characters
 OFF_SCALE = 2.2  # deviations in tolerances that are drawn at the edge
 
 
@@ -63,39 +81,57 @@ def compute(
 
     Returns:
         Columns run, prediction (its name), where (rank and number of modules), statement (number of
-        the theorem), kind (exact, sampling, indicative), predicted, measured, tolerance (largest
-        difference that agrees; of indicative rows a scale), agrees (missing where only
-        indicative), basis (of the tolerance), samples, meaning (of a disagreement).
+        the theorem), tests (training, masks drawn, initialization, trained model, identity), kind
+        (exact, sampling, indicative), predicted, measured, tolerance (largest difference that
+        agrees, on the side of measured; of indicative rows a scale), agrees (missing where only
+        indicative, or where it cannot fail), power (smallest deviation that would be noticed in at
+        least 80 % of runs of this size; inf: none), unit (of power), probability (of a deviation as
+        large as this one in a right run), samples, basis (of the tolerance), meaning (of a
+        disagreement), evidence (hash of the masks or first weights tested), repeats (whether an
+        earlier run has the same, see `join`).
     """
     import pandas as pd
 
-    from analyses.predictions import angles, gates, masks, motion, norms
+    from analyses.predictions import angles, dropped, gates, masks, motion, norms
     from analyses.predictions.against_lora import against_lora, find_lora
     from analyses.predictions.group import groups_of
     from analyses.predictions.inference import inference
 
     records: list[dict[str, Any]] = []
 
-    def add(where: str, rows: Iterable[Row]) -> None:
-        records.extend(
-            {"run": run.name, "where": where, "agrees": row.agrees, **asdict(row)} for row in rows
-        )
+    def add(where: str, rows: Iterable[Row], group: Group | None = None) -> None:
+        for row in rows:
+            place = {"run": run.name, "where": where, "agrees": row.agrees, "repeats": False}
+            evidence = group.evidence(row.tests) if group else ""
+            records.append({**place, "evidence": evidence, **asdict(row)})
 
     lora = find_lora(run, others)
     for group in groups_of(run, steps=steps, modules=modules):
         where = f"r = {group.rank}, {len(group.modules)} modules"
-        of_cores = (angles, norms, motion) if group.core_steps else ()
+        of_cores = (angles, norms, motion, dropped) if group.core_steps else ()
         for topic in (masks, gates, *of_cores):
             for predict in topic.PREDICTIONS:
-                add(where, predict(group))
+                add(where, predict(group), group)
         for other in groups_of(lora, steps=steps, modules=modules) if lora else ():
             if other.rank == group.rank:
                 add(where, against_lora(group, other))
     add("whole model", inference(run))
     table = pd.DataFrame(records, columns=COLUMNS)
-    for column in ("run", "where", "statement", "kind"):
+    for column in ("run", "where", "statement", "tests", "kind", "unit"):
         table[column] = table[column].astype("category")
     table["agrees"] = table["agrees"].astype("boolean")
+    return table
+
+
+def join(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Join the tables of several runs, and mark rows whose evidence an earlier run has as well."""
+    from analyses._tables import concatenate
+
+    table = concatenate(tables)
+    if table.empty:
+        return table
+    same = table.duplicated(["prediction", "where", "evidence", "measured"])
+    table["repeats"] = same & (table["evidence"] != "")
     return table
 
 
@@ -155,7 +191,8 @@ def _draw(table: pd.DataFrame) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", color="0.9", linewidth=0.4)
     axes.set_axisbelow(True)
-    figure.suptitle(_counts(table), fontsize="medium")
+    title = textwrap.wrap("; ".join(_counts(table)), TITLE_WIDTH)
+    figure.suptitle("\n".join(title), fontsize=6)
     legend_below(figure, axes, columns=2)
     return figure
 
@@ -170,16 +207,30 @@ def _deviations(rows: pd.DataFrame) -> pd.Series[float]:
     return scaled.fillna(edge).clip(-2, 2)
 
 
-def _counts(table: pd.DataFrame) -> str:
-    tested = int(table["agrees"].notna().sum())
-    agree = int(table["agrees"].sum())
-    return f"{agree} of {tested} tested agree; {len(table) - tested} indicative"
+def _counts(table: pd.DataFrame) -> list[str]:
+    """Count what agrees, first of the tests of training; then what says nothing, and why."""
+    counted = table[table["agrees"].notna() & ~table["repeats"]]
+    parts = []
+    for tests, name in NAMES.items():
+        rows = counted[counted["tests"] == tests]
+        if len(rows) or tests == "training":
+            parts.append(f"{int(rows['agrees'].sum())} of {len(rows)} {name}")
+    indicative = table[table["kind"] == "indicative"]
+    outside = (indicative["measured"] - indicative["predicted"]).abs() > indicative["tolerance"]
+    if len(indicative):
+        parts.append(f"{len(indicative)} indicative, {int(outside.sum())} of them off their scale")
+    if repeated := int(table["repeats"].sum()):
+        parts.append(f"{repeated} with the evidence of another run")
+    if silent := int((table["power"] == float("inf")).sum()):
+        parts.append(f"{silent} that cannot fail at this size")
+    return parts
 
 
 def summarise(table: pd.DataFrame) -> Summary:
     """Count what agrees by run, and say what does not."""
     found: dict[str, str] = {
-        str(run): _counts(rows) for run, rows in table.groupby("run", observed=True, sort=False)
+        str(run): "; ".join(_counts(rows))
+        for run, rows in table.groupby("run", observed=True, sort=False)
     }
     sentences = disagreements(table)
     return found | {f"disagreement {i}": text for i, text in enumerate(sentences, start=1)}
@@ -188,11 +239,9 @@ def summarise(table: pd.DataFrame) -> Summary:
 @exit_code_2_on_user_error
 def main() -> None:
     """Run the analysis from the command line."""
-    from analyses._tables import concatenate
-
     arguments = analysis_parser("mask_theory", __doc__).parse_args()
     runs = open_named_runs(arguments.run)
-    table = concatenate(
+    table = join(
         compute(
             run,
             steps=select_steps(run, run.steps, arguments.steps),

@@ -16,9 +16,10 @@ computed; where they cannot settle the matter the vector counts as undecided.
 A DoRA also scales the rows of W0 + scaling B A by its magnitudes: merged is that, and the norm is
 of the whole update, but the rows `update` are of its low-rank part, scaling B A, alone.
 
-The base's weights are read one by one; without them (no base named, or out of reach) only the
-update's spectra are given, and so for a module whose weight the base lacks; the output says so. A
-quantised base is named as such: its singular values are those of the dequantised weights.
+The base's weights are read one by one; without them (no base named, or not available) only the
+update's spectra are given, and so for a module whose weight the base lacks or stores in a way that
+leaves a doubt; the output says so. A quantised base is named as such: its singular values are those
+of the dequantised weights. A module with nan or infinities has nan for its numbers.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from analyses._base_weights import BaseWeights, open_base
+from analyses._base_weights import BaseWeights, UnreadableWeightError, open_base
 from analyses._batches import map_parallel
 from analyses._command import Summary, analysis_parser, run_analysis
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
@@ -59,7 +60,7 @@ def compute(
 
     Args:
         run: a run with saved adapters.
-        steps: only these of the saved ones; None: the last.
+        steps: only these of the saved ones; None: the final one.
         modules: only these modules; None: all.
         top_k: how many singular values of base and merged weight, and vectors tested.
         epsilon: cosine below which a vector is an intruder.
@@ -83,16 +84,15 @@ def compute(
         raise UserError(f"--top-k must be at least 1, not {top_k}")
     if not 0 <= epsilon <= 1:
         raise UserError(f"--epsilon is a cosine, in [0, 1], and cannot be {epsilon}")
-    chosen = sorted(run.snapshots)[-1:] if steps is None else sorted(steps)
+    chosen = [run.final_snapshot] if steps is None else sorted(steps)
     table = run.modules if modules is None else run.modules[run.modules["module"].isin(modules)]
     names = list(table["module"])
     weights, remark = _find_base(run, base, names)
 
     def of_module(module: str) -> list[dict[str, Any]]:
-        adapters = {step: run.snapshots[step] for step in chosen}
-        rows = _rows(adapters, module, weights, top_k=top_k, epsilon=epsilon)
-        lacking = weights is not None and weights.find(module) is None
-        said = f"update only: the base has no single weight {module}.weight" if lacking else remark
+        factors = {step: run.factors(step, module) for step in chosen}
+        W0, said = _weight(weights, next(iter(factors.values())), remark)
+        rows = _rows(run, factors, W0, top_k=top_k, epsilon=epsilon)
         return [{**row, "remark": said} for row in rows]
 
     found = map_parallel(of_module, names, total=len(names), unit="module", description=run.name)
@@ -107,36 +107,50 @@ def compute(
 
 
 def _find_base(run: Run, name: str | None, modules: list[str]) -> tuple[BaseWeights | None, str]:
-    """Open the base if it can be had; give what has to be said about it."""
+    """Open the base if it is available; give what has to be said about it."""
     try:
         weights = open_base(run, name=name)
-        if not any(map(weights.find, modules)):
+        codes, reasons = set[str](), list[UserError]()
+        for module in modules:
+            try:
+                codes.add(weights.codes(module) or "")
+            except UnreadableWeightError as error:
+                reasons.append(error)
+        if not codes:
             raise UserError(
-                f"the base model in {weights.folder} has none of the modules' weights, such as "
-                f"{modules[0]}.weight"
+                f"the base has none of the modules' weights that can be read: {reasons[0]}"
             )
     except UserError as error:
         if name:
             raise
         return None, f"update only: {error}"
-    return weights, weights.remark
+    dequantized = ", ".join(sorted(codes - {""}))
+    remarks = [weights.remark, f"dequantized from {dequantized} codes" if dequantized else ""]
+    return weights, "; ".join(filter(None, remarks))
+
+
+def _weight(
+    weights: BaseWeights | None, factors: Factors, remark: str
+) -> tuple[Tensor | None, str]:
+    """Read the weight that factors update; give what has to be said about it, or its lack."""
+    if weights is None:
+        return None, remark
+    try:
+        return weights.matrix(factors), remark
+    except UnreadableWeightError as error:
+        return None, f"update only: {error}"
 
 
 def _rows(
-    adapters: dict[int, AdapterFolder],
-    module: str,
-    weights: BaseWeights | None,
-    *,
-    top_k: int,
-    epsilon: float,
+    run: Run, factors: dict[int, Factors], W0: Tensor | None, *, top_k: int, epsilon: float
 ) -> list[dict[str, Any]]:
     """Rows of one module at all steps."""
+    import torch
+
     from subspace_lab import linalg, models
 
     nan = float("nan")
     rows: list[dict[str, Any]] = []
-    factors = {step: adapter.factors(module) for step, adapter in adapters.items()}
-    W0 = None if weights is None else weights.matrix(next(iter(factors.values())))
     if W0 is not None:
         top_k = min(top_k, *W0.shape)
         small = min(W0.shape) <= ALL_VECTORS_UP_TO
@@ -146,10 +160,14 @@ def _rows(
             cache=None if small else models.cache_folder() / "base-svd",
         )
     for step, f in factors.items():
-        sigma = {"update": linalg.singular_values(f.B, f.A, scaling=f.scaling)}
         counts, relative = {"intruders": nan, "undecided": nan}, nan
+        sigma = {"update": torch.full((f.rank,), nan, dtype=torch.float64)}
+        if f.finite:
+            sigma = {"update": linalg.singular_values(f.B, f.A, scaling=f.scaling)}
         if W0 is not None:
-            dora = _dora(adapters[step], f, W0)
+            sigma |= {"base": svd.S[:top_k], "merged": torch.full_like(svd.S[:top_k], nan)}
+        dora = None if W0 is None else _dora(run.snapshots[step], f, W0)
+        if W0 is not None and f.finite and (dora is None or dora.row_scaling.isfinite().all()):
             update = sigma["update"] if dora is None else dora.dense(W0)
             relative = float(update.norm() / W0.double().norm())
             found = linalg.intruder_dimensions(
@@ -166,16 +184,17 @@ def _rows(
                 "intruders": float(found.intruder.sum()),
                 "undecided": float(found.undecided.sum()),
             }
-            sigma = {"base": svd.S[:top_k], "merged": found.singular_values} | sigma
+            sigma["merged"] = found.singular_values
         rows += [
             {
                 "step": step,
                 "matrix": matrix,
-                "singular_values": values.numpy(),
+                "singular_values": sigma[matrix].numpy(),
                 **(counts if matrix == "merged" else dict.fromkeys(counts, nan)),
                 "update_to_base_norm": relative,
             }
-            for matrix, values in sigma.items()
+            for matrix in ("base", "merged", "update")
+            if matrix in sigma
         ]
     return rows
 

@@ -2,22 +2,26 @@
 
     python -m analyses.paired_differences --runs "runs/methods/*" --out comparison
 
-Reads what `python -m subspace_lab.evaluate` wrote into the runs about test rows. Runs that differ
-in their seed only are repetitions of one configuration; base, data, length of training and the way
-of evaluating must be the same in all. Two measures, where the records have them:
-accuracy, and the loss of the right response in nats per token (of `--metric exact_match`), which
-moves long before answers turn right.
+Reads what `python -m subspace_lab.evaluate` wrote into the runs about test examples. Runs that
+differ in their seed only are repetitions of one configuration; base, data, length of training, the
+way of evaluating and the test examples must be the same in all. Runs that were not evaluated are
+named. Two measures, where the records have them: accuracy, and the loss of the right response in
+nats per token (of `--metric exact_match`), which moves long before answers turn right.
 
-A mean's interval is Student's t over seeds (95 %). The difference to the baseline pairs runs of one
-seed, which saw the same rows in the same order, on the test rows that both answered; its interval
-and its p-value (sign-flip test) are over seeds. With n seeds that p-value is at least 2 / 2^n, 0.25
-for three, so three seeds can prove nothing by it. The standard error over test rows says what other
-test rows could have changed, the seeds being fixed. Nothing is corrected for many comparisons.
+A mean's interval is Student's t over seeds (95 %), for accuracies within 0 and 100 %; where all
+seeds have the same accuracy, such as 0 %, it is Wilson's interval over the test examples. The
+difference to the baseline pairs runs of one seed, which trained on the same examples in the same
+order, example by example; its interval and its p-value (sign-flip test) are over seeds. Where all
+seeds have the same difference it has no interval, since their spread says nothing. With n seeds
+that p-value is at least 2 / 2^n, 0.25 for three, so three seeds can never reach significance. The
+standard error over test examples says what other test examples could have changed, the seeds being
+fixed. Nothing is corrected for many comparisons.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,23 +33,30 @@ from analyses._configurations import (
     method_name,
     unusual_settings,
 )
-from analyses._scores import Scored, check_same_evaluation, scored_groups
+from analyses._scores import (
+    ACCURACY,
+    AVERAGE,
+    LOSS,
+    Scored,
+    check_same_evaluation,
+    excluded_runs,
+    scored_groups,
+)
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
     from subspace_lab.recording.run import Run
 
-AVERAGE = "average"
-ACCURACY, LOSS = "accuracy", "loss"
 COLUMNS = [
-    "configuration", "task", "measure", "mean", "low", "high", "seeds", "rows",
-    "difference", "difference_low", "difference_high", "p_value", "rows_error",
-    "paired_seeds", "paired_rows",
+    "configuration", "task", "measure", "mean", "low", "high", "seeds", "examples",
+    "difference", "difference_low", "difference_high", "p_value", "examples_error", "paired_seeds",
 ]  # fmt: skip
 
-Scores = Mapping[tuple[str, str, int], "pd.Series[float]"]
+Scores = Mapping[tuple[str, str, int], "NDArray[np.float64]"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +65,7 @@ class Configuration:
 
     Attributes:
         name: method, mask, and what else is unlike most configurations, in words.
-        scores: values of the test rows, indexed by the hash of their prompt, for each
-            (task, measure, seed).
+        scores: values of the test examples, in order, for each (task, measure, seed).
     """
 
     name: str
@@ -70,28 +80,28 @@ def compute(runs: Sequence[Run], *, baseline: str = "LoRA") -> pd.DataFrame:
     """Compute means over seeds and paired differences to the baseline.
 
     Args:
-        runs: recorded and evaluated runs; others are left out.
+        runs: recorded and evaluated runs; others are left out (see `remarks`).
         baseline: name of a configuration.
 
     Returns:
         One row per configuration, task (the last being their average, where all were scored) and
         measure (accuracy as a share, loss in nats per token): `mean` with its interval `low`,
-        `high` over `seeds`, fewest test `rows`, `difference` to the baseline with its interval and
-        `p_value` over `paired_seeds`, and its standard error over (the fewest) `paired_rows`,
-        `rows_error`.
+        `high` over `seeds`, test `examples` (the fewest of a task), `difference` to the baseline
+        with its interval and `p_value` over `paired_seeds`, and its standard error over test
+        examples, `examples_error`. nan where a run diverged.
 
     Raises:
-        UserError: if nothing was evaluated, the baseline is not there or shares no seed and row
-            with another configuration, two runs have the same configuration and seed, or runs
-            differ in problem or evaluation.
+        UserError: if nothing was evaluated, the baseline is not there or shares no seed with
+            another configuration, two runs have the same configuration and seed, or runs differ
+            in problem, evaluation or test examples.
     """
     import pandas as pd
 
     known = {found.name: found for found in _configurations(runs)}
     if not known:
         raise UserError(
-            "none of these runs of subspace_lab.train was evaluated on test rows: run "
-            "python -m subspace_lab.evaluate"
+            "none of these runs of subspace_lab.train was evaluated on test examples: run "
+            "python -m subspace_lab.evaluate --run RUN --tasks TASK for each"
         )
     if baseline not in known:
         raise UserError(
@@ -110,12 +120,39 @@ def compute(runs: Sequence[Run], *, baseline: str = "LoRA") -> pd.DataFrame:
                         row |= _difference(known[baseline], found, members, measure)
                     rows.append(row)
     table = pd.DataFrame(rows, columns=COLUMNS)
-    if table["difference"].isna().all():
+    if table["paired_seeds"].isna().all():
         raise UserError(
             f"nothing can be paired with {baseline}: give runs of another configuration that were "
-            "evaluated on the same rows and trained with the same seeds"
+            "evaluated on the same tasks and trained with the same seeds"
         )
     return table
+
+
+def remarks(runs: Sequence[Run], *, baseline: str = "LoRA") -> list[str]:
+    """Name the runs that are not compared, or not paired, and say why."""
+    known = {found.name: found for found in _configurations(runs)}
+    keys = list(dict.fromkeys(key[:2] for found in known.values() for key in found.scores))
+    unpaired = [
+        f"{found.name}, seed {', '.join(map(str, alone))}: not paired, since {baseline} has no "
+        f"{measure} of {task} for that seed"
+        for found in known.values()
+        for task, measure in keys
+        if measure == ACCURACY
+        and (alone := set(found.seeds(task, measure)) - set(known[baseline].seeds(task, measure)))
+    ]
+    compared = {task for task, _ in keys}
+    without_answers = {
+        task
+        for group in scored_groups(runs)
+        for one in group
+        for task in one.summaries
+        if task not in compared
+    }
+    unknown = [
+        f"{task}: its table does not say which examples are right"
+        for task in sorted(without_answers)
+    ]
+    return [*excluded_runs(runs, on_all_tasks=True), *unpaired, *unknown]
 
 
 def _configurations(runs: Sequence[Run]) -> list[Configuration]:
@@ -142,79 +179,86 @@ def _name(run: Run, unusual: str, *, with_rank: bool) -> str:
 
 
 def _read(group: Sequence[Scored]) -> Scores:
-    scores: dict[tuple[str, str, int], pd.Series[float]] = {}
+    scores: dict[tuple[str, str, int], NDArray[np.float64]] = {}
     for one in group:
         seed = int(one.run.config["seed"])
         for task, summary in one.summaries.items():
             table = one.rows(task)
             if "correct" not in table:  # judged conversations have no right answer
                 continue
-            indexed = table.drop_duplicates("prompt_hash").set_index("prompt_hash")
-            scores[task, ACCURACY, seed] = indexed["correct"].astype(float)
+            scores[task, ACCURACY, seed] = table["correct"].to_numpy(dtype=float)
             if summary["metric"] == "exact_match":  # else the loss is of what the model chose
-                scores[task, LOSS, seed] = indexed["loss"].astype(float)
+                scores[task, LOSS, seed] = table["loss"].to_numpy(dtype=float)
     return scores
 
 
 def _mean(found: Configuration, tasks: Sequence[str], measure: str) -> dict[str, Any]:
     """Average over tasks and then over seeds; empty if no seed was scored on all tasks."""
-    from subspace_lab.stats.intervals import mean_interval
+    from subspace_lab.stats.intervals import accuracy_over_seeds, mean_interval
 
     seeds = _common([found.seeds(task, measure) for task in tasks])
     if not seeds:
         return {}
     values = [_average([found.scores[task, measure, seed] for task in tasks]) for seed in seeds]
-    interval = mean_interval(values)
-    rows = min(len(found.scores[task, measure, seed]) for task in tasks for seed in seeds)
-    return {
-        "mean": interval.estimate,
-        "low": interval.low,
-        "high": interval.high,
-        "seeds": len(seeds),
-        "rows": rows,
-    }
+    examples = min(len(found.scores[task, measure, seed]) for task in tasks for seed in seeds)
+    row = {"mean": float("nan"), "seeds": len(seeds), "examples": examples}
+    if any(map(math.isnan, values)):
+        return row
+    interval = (
+        accuracy_over_seeds(values, examples=examples)
+        if measure == ACCURACY
+        else mean_interval(values)
+    )
+    return row | {"mean": interval.estimate, "low": interval.low, "high": interval.high}
 
 
 def _difference(
     baseline: Configuration, found: Configuration, tasks: Sequence[str], measure: str
 ) -> dict[str, Any]:
-    """Pair runs by seed and test rows by prompt; empty where nothing can be paired."""
-    from subspace_lab.stats.intervals import mean_interval
+    """Pair runs by seed, and their scores by example; empty where no seed is in both."""
+    from subspace_lab.stats.intervals import all_alike, mean_interval
     from subspace_lab.stats.paired import sign_flip_test
 
     both = [one.seeds(task, measure) for one in (baseline, found) for task in tasks]
     seeds = _common(both)
     if not seeds:
         return {}
-    # Of each task, (rows, seeds) differences on the rows that both answered under every seed.
+    # Of each task, the differences (seeds, examples).
     differences = [
-        _rows(found, task, measure, seeds).sub(_rows(baseline, task, measure, seeds)).dropna()
+        _of_seeds(found, task, measure, seeds) - _of_seeds(baseline, task, measure, seeds)
         for task in tasks
     ]
-    if any(each.empty for each in differences):
-        return {}
-    by_seed = [_average([each[seed] for each in differences]) for seed in seeds]
-    interval = mean_interval(by_seed)
-    # Tasks weigh equally, and their rows are independent samples.
-    variance = sum(each.mean(axis=1).var(ddof=1) / len(each) for each in differences)
-    return {
-        "difference": interval.estimate,
-        "difference_low": interval.low,
-        "difference_high": interval.high,
-        "p_value": sign_flip_test(by_seed).p_value,
-        "rows_error": float(variance) ** 0.5 / len(tasks),
+    by_seed = [_average([each[place] for each in differences]) for place in range(len(seeds))]
+    # Tasks weigh equally, and their examples are independent samples.
+    variance = sum(_variance_of_mean(each.mean(axis=0)) for each in differences)
+    row = {
+        "difference": float("nan"),
         "paired_seeds": len(seeds),
-        "paired_rows": min(map(len, differences)),
+        "examples_error": variance**0.5 / len(tasks),
     }
+    if any(map(math.isnan, by_seed)):
+        return row
+    interval = mean_interval(by_seed)
+    row |= {"difference": interval.estimate, "p_value": sign_flip_test(by_seed).p_value}
+    if not all_alike(by_seed):
+        row |= {"difference_low": interval.low, "difference_high": interval.high}
+    return row
 
 
-def _rows(found: Configuration, task: str, measure: str, seeds: Sequence[int]) -> pd.DataFrame:
-    import pandas as pd
+def _of_seeds(
+    found: Configuration, task: str, measure: str, seeds: Sequence[int]
+) -> NDArray[np.float64]:
+    import numpy as np
 
-    return pd.DataFrame({seed: found.scores[task, measure, seed] for seed in seeds})
+    return np.stack([found.scores[task, measure, seed] for seed in seeds])
 
 
-def _average(values: Sequence[pd.Series[float]]) -> float:
+def _variance_of_mean(values: NDArray[np.float64]) -> float:
+    """Estimate the variance of the mean of independent values (N,); nan for one."""
+    return float(values.var(ddof=1)) / len(values) if len(values) > 1 else float("nan")
+
+
+def _average(values: Sequence[NDArray[np.float64]]) -> float:
     return float(sum(each.mean() for each in values) / len(values))
 
 
@@ -239,8 +283,10 @@ def main() -> None:
     from analyses._paired_layout import as_markdown, plot
     from subspace_lab.recording.run import open_runs
 
-    table = compute(open_runs(arguments.runs), baseline=arguments.baseline)
-    text = as_markdown(table, baseline=arguments.baseline)
+    runs = open_runs(arguments.runs)
+    table = compute(runs, baseline=arguments.baseline)
+    excluded = remarks(runs, baseline=arguments.baseline)
+    text = as_markdown(table, baseline=arguments.baseline, remarks=excluded)
     print(text)
     name = "paired_differences"
     figures = {name: plot(table, baseline=arguments.baseline)}

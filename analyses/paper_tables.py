@@ -1,13 +1,15 @@
-"""Tables 1 to 5 and Figures 2 and 3 of the DropLoRA paper: published and measured side by side.
+"""Tables 1 to 6 and Figures 2 and 3 of the DropLoRA paper: published and measured side by side.
 
     python -m analyses.paper_tables --runs "runs/paper/*" --out paper-tables
 
 Each cell reads "published / measured". Measured is the mean over seeds with the half width of its
-95 % interval (Student's t) and the number of seeds; runs that differ in their seed only are
-repetitions, and runs of one base must share data, length of training and the way of evaluating. It
-comes from RUN/evaluations/summary.json, test rows only (see
-`python -m subspace_lab.evaluate`). Blank where nothing was run; an average only where every column
-was. Known errors of the published tables carry a footnote.
+95 % interval and the number of seeds: Student's t, for accuracies within 0 and 100 %, and where all
+seeds have the same accuracy, Wilson's interval over the test examples. Runs that differ in their
+seed only are repetitions, and runs of one base must share data, length of training, test examples
+and the way of evaluating. It comes from RUN/evaluations, test examples only (see
+`python -m subspace_lab.evaluate`); runs that were not evaluated are named. Blank where nothing was
+run; an average only where every column was. Known errors of the published tables carry a footnote.
+Table 6, the sizes of the data sets, is as published.
 
 A run stands in the paper's row if base, method and rank are the paper's, and in a row of its own
 otherwise. DropLoRA's rows say the mask: its granularity, whether kept directions are rescaled, and
@@ -29,7 +31,7 @@ from analyses._configurations import (
     method_name,
     unusual_settings,
 )
-from analyses._scores import Scored, check_same_evaluation, scored_groups
+from analyses._scores import Scored, check_same_evaluation, excluded_runs, scored_groups
 from analyses.published import AVERAGE, LLAMA2, LLAMA3, TABLE_5, TABLES, Table
 from subspace_lab.errors import exit_code_2_on_user_error
 
@@ -57,8 +59,8 @@ class Result:
         settings: rank, mask, and what else is unlike most runs of the base, in words.
         rank: r; 0 for full fine-tuning.
         prune_prob: 1 - keep_prob; 0 without a mask.
-        scores: by column title, one value per seed, scaled as the table is.
-        examples: by column title, how many test rows at least.
+        scores: by column title, one value per seed, as evaluated.
+        examples: by column title, how many test examples at least.
     """
 
     model: str
@@ -122,12 +124,12 @@ def _result(table: Table, members: list[Scored], unusual: str) -> Result:
     for summaries in (one.summaries for one in members):
         for task, title in table.columns.items():
             if task in summaries:
-                scores.setdefault(title, []).append(table.scale * summaries[task]["value"])
+                scores.setdefault(title, []).append(summaries[task]["value"])
                 found = summaries[task]["examples"]
                 examples[title] = min(found, examples.get(title, found))
         if summaries.keys() == table.columns.keys():
             mean = sum(summary["value"] for summary in summaries.values()) / len(table.columns)
-            scores.setdefault(AVERAGE, []).append(table.scale * mean)
+            scores.setdefault(AVERAGE, []).append(mean)
     trained = first.description.get("provenance", {}).get("trainable_parameters")
     return Result(
         model=model_name(str(config["base"])),
@@ -202,7 +204,7 @@ def _cells(
         row
         | {"column": title, "note": notes.get((*place, title), "")}
         | _published(scores.get(title))
-        | _measured(result, title)
+        | _measured(result, title, scale=table.scale)
         for title in titles
     ]
 
@@ -211,19 +213,22 @@ def _published(printed: str | None) -> dict[str, Any]:
     return {"published": None if printed is None else float(printed), "printed": printed or ""}
 
 
-def _measured(result: Result | None, title: str) -> dict[str, Any]:
-    from subspace_lab.stats.intervals import mean_interval
+def _measured(result: Result | None, title: str, *, scale: float) -> dict[str, Any]:
+    from subspace_lab.stats.intervals import accuracy_over_seeds, mean_interval
 
     values = result.scores.get(title, []) if result else []
     if not values or result is None:
         return {"seeds": 0}
-    interval = mean_interval(values)
+    examples = result.examples.get(title, min(result.examples.values()))
+    interval = (
+        accuracy_over_seeds(values, examples=examples) if scale == 100 else mean_interval(values)
+    )
     return {
-        "mean": interval.estimate,
-        "low": interval.low,
-        "high": interval.high,
+        "mean": scale * float(interval.estimate),
+        "low": scale * float(interval.low),
+        "high": scale * float(interval.high),
         "seeds": len(values),
-        "examples": result.examples.get(title, min(result.examples.values())),
+        "examples": examples,
     }
 
 
@@ -253,7 +258,8 @@ def _rank_rows(results: list[Result]) -> list[dict[str, Any]]:
 def _rank_cell(result: Result | None, printed: str | None) -> dict[str, Any]:
     told = {"settings": result.settings if result else "", "note": "", "row_note": ""}
     place = {"table": 5, "column": AVERAGE}
-    return place | told | _published(printed) | _measured(result, AVERAGE)
+    measured = _measured(result, AVERAGE, scale=TABLES[0].scale)
+    return place | told | _published(printed) | measured
 
 
 @exit_code_2_on_user_error
@@ -273,8 +279,9 @@ def main() -> None:
     from analyses._paper_layout import as_markdown
     from subspace_lab.recording.run import open_runs
 
-    table = compute(open_runs(arguments.runs))
-    text = as_markdown(table)
+    runs = open_runs(arguments.runs)
+    table = compute(runs)
+    text = as_markdown(table, remarks=excluded_runs(runs, on_all_tasks=False))
     print(text)
     figures = {"figure2": draw_pruning_rates(table), "figure3": draw_ranks(table)}
     write_comparison(arguments.out, "paper_tables", table, text, figures, arguments.format)

@@ -1,21 +1,24 @@
-"""What rank masks penalise, over training: the regulariser, and how far it is from its least.
+"""What rank masks penalise, over training: the regulariser, and its distance from its minimum.
 
     python -m analyses.regulariser --run RUN [--run RUN2 ...]
 
-For inputs of unit second moment the expected squared loss under rank masks is the loss of the mean
-update plus (1 - q) / q times (T7, rescaled Bernoulli masks of keep_prob q)
+For inputs of unit second moment the expected squared loss under Bernoulli rank masks of keep_prob q
+and rescale s is the loss of the mean update s q dW plus s^2 q (1 - q) times (T7)
 
-    R = gamma^2 sum_i ||b_i||^2 ||a_i||^2,        dW = gamma B A,
+    R = gamma^2 sum_i ||b_i||^2 ||a_i||^2,        dW = gamma B A:
 
-which depends on the gauge: the same dW has R >= ||dW||_*^2 / r, attained where all rank directions
-are equally long and balanced. R / ||dW||_F^2 is the balance ratio: 1 if the terms b_i a_i^T are
-orthogonal, more if they cancel. If masks regularise as theory says, masked runs come closer to the
-least R than plain LoRA does. Exact for one linear layer under a squared loss; elsewhere R is a
-local picture (`analyses.gate_expansion` measures how good).
+(1 - q) / q times R with dropout's rescale s = 1/q, and q (1 - q) times R without one (Equation 2,
+s = 1). R depends on the gauge: the same dW has R >= ||dW||_*^2 / r, attained where all rank
+directions are equally long and balanced. R / ||dW||_F^2 is the balance ratio: 1 if the terms
+b_i a_i^T are orthogonal, more if they cancel. If masks regularise as theory says, masked runs come
+closer to the minimum of R than plain LoRA does. Exact for one linear layer under a squared loss;
+elsewhere R is a local picture (`analyses.gate_expansion` measures how good).
 
 What masks do to the size of the update is exact in any network: E||dW_D||_F^2 is ||E dW_D||_F^2
-plus (1 - q) / q times R. The last panel holds ||dW_D||_F^2 under the mask that the run drew next
-against it, all modules of a step together; the band is where chance leaves 95 % of the steps.
+plus s^2 q (1 - q) R, the column `penalty`. (Masks of exactly k directions have a penalty of their
+own, see `theory.masked_moments.output_energy_variance`.) The last panel holds ||dW_D||_F^2 under
+the mask that the run drew next against it, all modules of a step together; the band is where chance
+leaves 95 % of the steps.
 """
 
 from __future__ import annotations

@@ -66,7 +66,8 @@ def render(runs: Sequence[Run], *, claims: str = "") -> str:
 
 def _overview(runs: Sequence[Run]) -> str:
     rows = "".join(
-        f"<tr>{''.join(f'<td>{cell}</td>' for cell in _facts(run))}</tr>" for run in runs
+        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in _facts(run))}</tr>"
+        for run in runs
     )
     heads = (
         "run",
@@ -104,8 +105,11 @@ def _facts(run: Run) -> list[str]:
     from subspace_lab.stats.intervals import accuracy_interval
 
     metrics, law = run.metrics, run.mask_law
-    losses, matches = _known(metrics, "eval_response_loss"), _known(metrics, "eval_exact_match")
-    seconds, sizes = _known(metrics, "seconds"), _known(metrics, "eval_examples")
+    evaluations = run.evaluations.to_dict(orient="list")
+    losses, matches, sizes = (
+        evaluations.get(f"eval_{name}", []) for name in ("response_loss", "exact_match", "examples")
+    )
+    seconds = metrics["seconds"].dropna().tolist() if "seconds" in metrics else []
     exact_match, evaluated = "", "nothing"
     if sizes:
         examples = int(sizes[-1])
@@ -118,9 +122,9 @@ def _facts(run: Run) -> list[str]:
         mask = f"per {law['granularity']}, keep_prob {law['keep_prob']:g}, {rescale}"
     size = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
     return [
-        html.escape(run.name),
-        html.escape(str(run.config.get("method", "?"))),
-        html.escape(mask),
+        run.name,
+        str(run.config.get("method", "?")),
+        mask,
         str(int(metrics["step"].max())),
         _change(losses),
         exact_match,
@@ -130,18 +134,14 @@ def _facts(run: Run) -> list[str]:
     ]
 
 
-def _known(metrics: pd.DataFrame, column: str) -> list[float]:
-    return metrics[column].dropna().tolist() if column in metrics else []
-
-
 def _change(values: Sequence[float]) -> str:
     return f"{values[0]:.2f} → {values[-1]:.2f}" if values else ""
 
 
 def _section(explanation: Explanation, runs: Sequence[Run]) -> str:
     """Render one analysis: what it asks, the figure for all runs that have it, how to read it."""
-    import pandas as pd
-
+    from analyses import mask_theory
+    from analyses._tables import concatenate
     from subspace_lab.recording import files
 
     name = explanation.analysis
@@ -156,14 +156,19 @@ def _section(explanation: Explanation, runs: Sequence[Run]) -> str:
         table = files.read_table(paths[run])
         table["run"] = run.name
         tables.append(table.drop(columns="configuration", errors="ignore"))
-    image = _image(name, label(pd.concat(tables, ignore_index=True), having))
-    missing = html.escape(", ".join(run.name for run in runs if run not in having))
-    note = f"<p class='remark'>Without {missing}: {explanation.why_missing}.</p>"
+    # What several runs share, such as the masks of one seed, counts once in mask_theory.
+    join = mask_theory.join if name == "mask_theory" else concatenate
+    image = _image(name, label(join(tables), having))
+    missing = ", ".join(run.name for run in runs if run not in having)
+    remarks = [f"Without {missing}: {explanation.why_missing}."] if missing else []
+    for run, table in zip(having, tables, strict=True):
+        for lines in table.attrs.get("notes", {}).values():
+            remarks += [f"{run.name}: {line}." for line in lines]
     return (
         head
         + f"<p>{explanation.reading}</p><figure><img alt='{html.escape(explanation.question)}' "
         + f"src='data:image/png;base64,{image}'></figure>"
-        + (note if missing else "")
+        + "".join(f"<p class='remark'>{html.escape(remark)}</p>" for remark in remarks)
         + f"<p class='remark'>Tables: <code>RUN/analyses/{name}.parquet</code></p>"
     )
 
@@ -200,7 +205,9 @@ def main() -> None:
 
     if arguments.claims is not None and not arguments.claims.is_file():
         raise UserError(f"there is no file {arguments.claims}: run analyses.claims first")
-    page = render(runs, claims=arguments.claims.read_text() if arguments.claims else "")
+    page = render(
+        runs, claims=arguments.claims.read_text(encoding="utf-8") if arguments.claims else ""
+    )
     with files.replacing(arguments.out) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
     print(f"wrote {arguments.out}")

@@ -1,9 +1,11 @@
-"""Errors that a user can mend: one sentence, exit code 2, no traceback."""
+"""Errors that a user can fix: one sentence, exit code 2, no traceback."""
 
 from __future__ import annotations
 
 import errno
 import functools
+import io
+import os
 import sys
 from collections.abc import Callable
 from typing import ParamSpec
@@ -12,36 +14,48 @@ P = ParamSpec("P")
 
 
 class UserError(Exception):
-    """Bad input, told in one sentence: what is wrong, where, and what to do."""
+    """Bad input, described in one sentence: what is wrong, where, and what to do."""
 
 
 NOT_WRITABLE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST,
-    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EFBIG, errno.EIO,
 )  # fmt: skip
 
 
 def exit_code_2_on_user_error(main: Callable[P, None]) -> Callable[P, None]:
     """Let a command line print a `UserError` as one sentence and exit with code 2.
 
-    A file or folder that cannot be written is the user's to mend as well.
+    A file or folder that cannot be written is the user's to fix as well. A command that is
+    interrupted prints the notes of its `KeyboardInterrupt` and exits with a shell's code for it.
+    What the console cannot show (an arrow, a letter of a run's name) is printed as an escape.
     """
 
     @functools.wraps(main)
     def command(*args: P.args, **kwargs: P.kwargs) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             main(*args, **kwargs)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         except OSError as error:
             if error.errno not in NOT_WRITABLE:
                 raise
+            place = error.filename or "a file"
             print(
-                f"error: {error.filename} cannot be written ({error.strerror}): give another place",
+                f"error: {place} cannot be written ({error.strerror}): choose another location",
                 file=sys.stderr,
             )
             sys.exit(2)
+        except KeyboardInterrupt as interrupt:
+            print("\n".join(getattr(interrupt, "__notes__", ["interrupted"])), file=sys.stderr)
+            sys.exit(getattr(interrupt, "exit_code", 130))
 
     return command
 

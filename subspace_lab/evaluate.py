@@ -5,10 +5,11 @@
     OPENAI_API_KEY=... python -m subspace_lab.evaluate --run RUN --tasks mt_bench --judge gpt-4
 
 A task is one of `subspace_lab.tasks`, or a mixture of them, boolq+arc_easy (generated greedily and
-scored by the task's own scorer, or by likelihood with --metric), `humaneval` or `mbpp` (programs
-are executed: pass@1), `mt_bench` (80 two-turn questions and a judge at any OpenAI-compatible
-endpoint), or `lm_eval:NAME` for any task of lm-eval. Rows are those of the run's own data folder,
-seed and difficulty, unless given here.
+scored by the task's own scorer, or by likelihood with --metric), `humaneval` or `mbpp` (pass@1 of
+programs, executed in a sandbox), `mt_bench` (80 two-turn questions and a judge at any
+OpenAI-compatible endpoint), or `lm_eval:NAME` for any task of lm-eval. Data folder and difficulty
+are the run's own, unless given here; the examples are the same for all runs, whatever seed a run
+was trained with.
 
 Writes RUN/evaluations/TASK.parquet, one row per example, and RUN/evaluations/summary.json; for
 other snapshots than the last, and for validation rows, into folders of their own beside them.
@@ -17,8 +18,12 @@ other snapshots than the last, and for validation rows, into folders of their ow
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from subspace_lab.errors import check_counts, exit_code_2_on_user_error
+
+if TYPE_CHECKING:
+    from subspace_lab.evaluation.records import Summary
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -31,12 +36,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--run", required=True, help="a run directory, or a PEFT adapter folder")
     add("--tasks", nargs="+", required=True, metavar="TASK", help="what to evaluate on")
     add("--step", type=int, help="which snapshot (default: the last)")
+    add(
+        "--dtype",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="what the model computes in, on every machine and whatever it was trained in; bf16 "
+        "takes half the memory, and its rounding changes losses by some 0.01 nats (default: fp32)",
+    )
     add("--base", help="base model (default: the one that the run names)")
     add(
         "--data_dir",
         help="folder with task files in LLM-Adapters' layout, or hub (default: the run's own)",
     )
-    add("--seed", type=int, help="of the rows of a built-in task (default: the run's own)")
+    add("--seed", type=int, help="of the examples of a built-in task (default: 0, for all runs)")
     add("--difficulty", help="of a built-in task: easy, medium or hard (default: the run's own)")
     add("--split", choices=("test", "validation"), default="test", help="default: test")
     add(
@@ -54,11 +66,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--batch_size", type=int, default=16, help="rows in one forward pass (default: 16)")
     add("--max_new_tokens", type=int, help="tokens of one answer (default: by task)")
+    add(
+        "--unsafe_execution",
+        choices=("true", "false"),
+        default="false",
+        help="run generated programs (humaneval, mbpp) also where no sandbox works: they can then "
+        "delete your files and read your keys (default: false)",
+    )
     add("--judge", metavar="MODEL", help="the judge of mt_bench; its key: OPENAI_API_KEY")
     add("--judge_url", metavar="URL", help="an OpenAI-compatible endpoint (default: OpenAI)")
     add("--questions", metavar="FILE", help="FastChat's question.jsonl (default: its package)")
     add("--template", choices=("alpaca", "chat"), default="alpaca", help="of mt_bench's prompts")
     return parser
+
+
+def _result(summary: Summary) -> str:
+    """Write a score with its 95 % interval, or else with its standard error."""
+    if summary.low is not None:
+        spread = f" [{summary.low:.4f}, {summary.high:.4f}] (95 %)"
+    elif summary.standard_error is not None:
+        spread = f" ± {summary.standard_error:.4f}"
+    else:
+        spread = ""
+    return f"{summary.metric} {summary.value:.4f}{spread}, n = {summary.examples}"
 
 
 @exit_code_2_on_user_error
@@ -80,15 +110,16 @@ def main() -> None:
     evaluations = {
         task: plan(task, run, arguments, folder / records.FOLDER) for task in arguments.tasks
     }
-    trained = load_trained(run, step=arguments.step, base=arguments.base)
-    last = trained.step == max(run.adapter_folders)
+    if root := run.snapshots.root:
+        print(root.note)
+    trained = load_trained(run, step=arguments.step, base=arguments.base, dtype=arguments.dtype)
+    last = trained.step == run.final_step
     part = [] if last else [f"step-{trained.step}"]
     part += ["validation"] * (arguments.split == "validation")
     for task, evaluate in evaluations.items():
         found, summary = evaluate(trained)
         path, replaced = records.write(folder, found, summary, part="-".join(part))
-        spread = f" ± {summary.standard_error:.4f}" if summary.standard_error is not None else ""
-        print(f"{task}: {summary.metric} {summary.value:.4f}{spread}, n = {summary.examples}")
+        print(f"{task}: {_result(summary)}")
         if replaced is not None:
             print(f"an earlier result, of other rows or another way, is now {replaced}")
         print(f"wrote {path}")

@@ -14,7 +14,8 @@ A sweep file names presets and fields that all runs share and a grid of what dif
       - {method: droplora, keep_prob: [0.5, 0.7, 0.9], seed: [0, 1, 2]}
     select: {field: keep_prob, score: response_loss}
 
-Finished runs are skipped and interrupted ones resumed, so the same command goes on with a sweep.
+Finished runs are skipped and interrupted ones resumed, so the same command continues a sweep. Runs
+that diverge are finished, and named.
 --select reports the value with the best mean score on validation rows; it never reads test data.
 """
 
@@ -51,6 +52,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
 
+    from subspace_lab.interruption import interruptible
     from subspace_lab.recording.files import replacing
     from subspace_lab.sweeping.grid import read_sweep
     from subspace_lab.sweeping.running import run_here, submit
@@ -71,8 +73,17 @@ def main() -> None:
         jobs = submit(sweep, out)
         print(f"submitted {len(jobs)} of {len(sweep.jobs)} runs")
     else:
-        failed = run_here(sweep, out)
-        _print(status_table(sweep, out))
+        with interruptible():
+            try:
+                failed = run_here(sweep, out)
+            except KeyboardInterrupt as interrupt:
+                interrupt.add_note("interrupted: the same command continues the sweep")
+                raise
+        table = status_table(sweep, out)
+        _print(table)
+        if "diverged_at" in table:
+            names = ", ".join(table.loc[table["diverged_at"].notna(), "run"])
+            print(f"warning: these runs have diverged: {names}", file=sys.stderr)
         for name in failed:
             print(f"failed: {name}, see {out / 'logs' / name}.log", file=sys.stderr)
         sys.exit(bool(failed))

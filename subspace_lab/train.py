@@ -7,6 +7,9 @@
 Presets are YAML files of the package, found by name, or files of your own; later ones win, and
 every field can be set by its own flag. The run directory holds cores, masks, metrics and adapters;
 `python -m analyses.effective_rank --run RUN` and its neighbours read it.
+
+The exit code is 1 for a run that diverged, 2 for bad input, and 130 or 143 for one interrupted by
+Ctrl-C or SIGTERM, whose record is complete up to then.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
+from subspace_lab.interruption import interruptible
 from subspace_lab.recording.lock import run_lock
 from subspace_lab.training.command_line import parse, training_parser
 from subspace_lab.training.config import TrainConfig
@@ -34,16 +38,22 @@ def main() -> None:
         "--resume",
         type=bool,
         default=False,
-        help="go on with the unfinished run in --out; a finished one is left as it is",
+        help="continue the unfinished run in --out; a finished one is left as it is",
     )
     values = parse(parser, sys.argv[1:])
     out, resume = Path(values.pop("out")), values.pop("resume")
     config = TrainConfig(**values)
 
-    with _the_only_writer(out):
+    with interruptible(), _the_only_writer(out):
         from subspace_lab.training.trainer import train  # heavy: torch, transformers and peft
 
-        train(config, out, resume=resume)
+        diverged_at = train(config, out, resume=resume)
+    if diverged_at is not None:
+        print(
+            f"warning: {out} has diverged: after step {diverged_at} its weights are not finite",
+            file=sys.stderr,
+        )
+        sys.exit(1)
 
 
 @contextlib.contextmanager

@@ -96,8 +96,12 @@ def test_an_occupied_out_is_left_as_it_is(run):
 
 
 def test_a_run_has_one_writer_at_a_time(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "link"
+    link.symlink_to(tmp_path / "run")
     with run_lock(tmp_path / "run"):
-        result = command("subspace_lab.train", "--config", "pocket", "--out", tmp_path / "run")
+        result = command("subspace_lab.train", "--config", "pocket", "--out", link)
+        assert run_lock(tmp_path / "elsewhere" / "run").acquire(timeout=0)
     assert_refused(result, "another process is training", "choose another --out")
     assert not (tmp_path / "run").exists()
 

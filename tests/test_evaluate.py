@@ -11,10 +11,17 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from subspace_lab import evaluate, tasks
+from subspace_lab.evaluation.lm_eval_bridge import LmEvalResults
 from subspace_lab.evaluation.records import prompt_hash
+from subspace_lab.models import POCKET
 from subspace_lab.recording import files
+from subspace_lab.stats.intervals import accuracy_interval
 from subspace_lab.tasks.commonsense import FOLDERS
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.trainer import train
@@ -28,7 +35,8 @@ EXACT = ("--metric", "exact_match")
 def trained(tmp_path_factory) -> Path:
     """A run of a few steps on the pocket task, of a seed and difficulty of its own."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    rows: dict[str, Any] = {"seed": SEED, "difficulty": "medium", "eval_size": ROWS}
+    rows: dict[str, Any] = {"difficulty": "medium", "eval_size": ROWS, "eval_split": "test"}
+    rows["seed"] = SEED
     config = TrainConfig(**rows, train_size=96, steps=STEPS, learning_rate=5e-3, base_dtype="fp32")
     train(config, out)
     return out
@@ -82,6 +90,7 @@ def write_boolq(folder: Path, count: int) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("processor")
 def test_a_runs_own_task_is_scored_as_its_training_scored_it(run, command):
     said = command(run, "pocket", *EXACT, "--batch_size", 5)
     found, row = table(run, "pocket"), summaries(run)["pocket"]
@@ -91,9 +100,13 @@ def test_a_runs_own_task_is_scored_as_its_training_scored_it(run, command):
     assert row["examples"] == len(found) == measured["eval_examples"] == ROWS
     loss = (found["loss"] * found["tokens"]).sum() / found["tokens"].sum()
     assert loss == pytest.approx(measured["eval_response_loss"], rel=1e-5)
-    assert f"exact_match {row['value']:.4f} ± {row['standard_error']:.4f}, n = {ROWS}" in said
+    wilson = accuracy_interval(int(found["correct"].sum()), ROWS)
+    assert (row["low"], row["high"]) == (wilson.low, wilson.high)
+    interval = f"[{wilson.low:.4f}, {wilson.high:.4f}] (95 %)"
+    assert f"exact_match {row['value']:.4f} {interval}, n = {ROWS}" in said
 
 
+@pytest.mark.usefixtures("processor")
 def test_generated_answers_are_counted_right_whatever_the_batch_size(run, command):
     command(run, "pocket", "--batch_size", 1)
     alone = table(run, "pocket")
@@ -108,15 +121,76 @@ def test_generated_answers_are_counted_right_whatever_the_batch_size(run, comman
     assert not (run / "evaluations" / "replaced").exists()
 
 
-def test_rows_are_those_of_the_run_unless_the_command_line_says_otherwise(run, command):
+def test_examples_are_one_set_for_all_seeds_unless_the_command_line_says_otherwise(run, command):
     command(run, "pocket", *EXACT)
-    own = tasks.load("pocket", "test", size=ROWS, seed=SEED, difficulty="medium")
-    assert table(run, "pocket")["prompt_hash"].tolist() == hashes(own)
-    command(run, "pocket", *EXACT, "--seed", 0, "--difficulty", "hard", "--examples", 4)
-    other = tasks.load("pocket", "test", size=4, seed=0, difficulty="hard")
+    fixed = tasks.load("pocket", "test", size=ROWS, seed=0, difficulty="medium")
+    assert table(run, "pocket")["prompt_hash"].tolist() == hashes(fixed)
+    alike = summaries(run)["pocket"]["settings"]
+    command(run, "pocket", *EXACT, "--seed", 0)
+    assert summaries(run)["pocket"]["settings"] == alike
+    command(run, "pocket", *EXACT, "--seed", SEED, "--difficulty", "hard", "--examples", 4)
+    other = tasks.load("pocket", "test", size=4, seed=SEED, difficulty="hard")
     assert table(run, "pocket")["prompt_hash"].tolist() == hashes(other)
-    settings = {"split": "test", "examples": 4, "seed": 0, "difficulty": "hard"}
-    assert summaries(run)["pocket"]["settings"] == settings
+    settings = summaries(run)["pocket"]["settings"]
+    assert settings == {**alike, "examples": 4, "seed": SEED, "difficulty": "hard"}
+
+
+def test_the_dtype_is_part_of_how_a_task_was_measured(run, command):
+    command(run, "pocket", *EXACT)
+    exact, loss = summaries(run)["pocket"], table(run, "pocket")["loss"]
+    assert exact["settings"]["dtype"] == "fp32"
+    said = command(run, "pocket", *EXACT, "--dtype", "bf16")
+    assert summaries(run)["pocket"]["settings"]["dtype"] == "bf16"
+    assert 1e-4 < (table(run, "pocket")["loss"] - loss).abs().max() < 0.5
+    (kept,) = (run / "evaluations" / "replaced").glob("*.json")
+    assert files.read_json(kept) == exact
+    assert str(kept.with_suffix(".parquet")) in said
+
+
+def test_an_evaluation_of_an_earlier_version_is_kept_apart(run, command):
+    """Its dtype, which the machine chose, is not known."""
+    command(run, "pocket", *EXACT)
+    earlier = summaries(run)
+    del earlier["pocket"]["settings"]["dtype"]
+    files.write_json(run / "evaluations" / "summary.json", earlier)
+    command(run, "pocket", *EXACT)
+    (kept,) = (run / "evaluations" / "replaced").glob("*.json")
+    assert files.read_json(kept) == earlier["pocket"]
+
+
+GAUGES = {
+    "as it is": lambda B, A: torch.eye(B.shape[1], dtype=B.dtype),
+    "mixed": lambda B, A: torch.tensor([[1.0, 2, 0], [0, 1, -3], [2, 0, 1]], dtype=B.dtype),
+    "of unequal scale": lambda B, A: torch.diag(torch.tensor([30.0, 1, 0.1], dtype=B.dtype)),
+    "singular vectors": lambda B, A: torch.linalg.svd(A @ A.T)[0],
+}
+"""G (r, r) of (B G)(G^-1 A), which is the same update for every invertible G."""
+
+
+@pytest.mark.usefixtures("processor")
+def test_the_loss_of_an_update_does_not_depend_on_its_gauge(command, tmp_path):
+    lora = LoraConfig(r=3, target_modules=["q_proj", "v_proj", "down_proj"])
+    get_peft_model(AutoModelForCausalLM.from_pretrained(POCKET), lora).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+
+    def loss_in(gauge: Callable[..., torch.Tensor], *options: str) -> float:
+        moved = {}
+        for name in (name for name in weights if "lora_A" in name):
+            generator = torch.Generator().manual_seed(len(moved))
+            shapes = weights[name.replace("lora_A", "lora_B")].shape, weights[name].shape
+            B, A = (0.1 * torch.randn(s, generator=generator).double() for s in shapes)
+            G = gauge(B, A)
+            moved[name.replace("lora_A", "lora_B")] = (B @ G).float()
+            moved[name] = torch.linalg.solve(G, A).float().contiguous()
+        save_file(moved, tmp_path / "adapter_model.safetensors")
+        command(tmp_path, "pocket", *EXACT, "--base", "pocket", "--examples", 16, *options)
+        scored = table(tmp_path, "pocket")
+        return float((scored["loss"] * scored["tokens"]).sum() / scored["tokens"].sum())
+
+    losses = [loss_in(gauge) for gauge in GAUGES.values()]
+    assert losses == pytest.approx([losses[0]] * len(GAUGES), abs=1e-5)
+    # The same in bf16: what the default must not do.
+    assert abs(loss_in(GAUGES["mixed"], "--dtype", "bf16") - losses[0]) > 1e-4
 
 
 def test_an_adapter_folder_knows_no_rows_of_its_own(run, command):
@@ -169,6 +243,23 @@ def test_no_result_is_lost_to_another(run, command, tmp_path):
     assert f"{kept.with_suffix('.parquet')}" in said
     assert files.read_json(kept) == first
     pd.testing.assert_frame_equal(files.read_table(kept.with_suffix(".parquet")), first_table)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "said"),
+    [
+        (0.0, 0.0, "acc 0.0000 [0.0000, 0.0876] (95 %), n = 40"),
+        (0.5, 0.08, "acc 0.5000 ± 0.0800, n = 40"),
+    ],
+)
+def test_lm_eval_at_0_percent_has_an_interval(run, command, monkeypatch, value, error, said):
+    score = {"task": "piqa", "filter": "none", "metric": "acc", "value": value}
+    scores = pd.DataFrame([{**score, "standard_error": error, "examples": 40}])
+    results = LmEvalResults(scores=scores, records=pd.DataFrame({"task": ["piqa"]}))
+    monkeypatch.setattr(
+        "subspace_lab.evaluation.lm_eval_bridge.evaluate_with_lm_eval", lambda *_, **__: results
+    )
+    assert f"lm_eval:piqa: {said}" in command(run, "lm_eval:piqa")
 
 
 @pytest.mark.parametrize(

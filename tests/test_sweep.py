@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 
+from subspace_lab import sweep
 from subspace_lab.errors import UserError
 from subspace_lab.recording.lock import run_lock
 from subspace_lab.sweeping import running
@@ -147,6 +150,29 @@ def test_a_diverged_run_is_the_worst_and_an_old_evaluation_no_score(tiny, tmp_pa
     metrics.to_parquet(path)
     with pytest.raises(UserError, match="not evaluated at its end"):
         select(sweep, out)
+
+
+@pytest.mark.filterwarnings("ignore:the run .* has diverged")
+def test_a_diverged_run_is_finished_and_named(tiny, tmp_path, monkeypatch, capsys):
+    fields = {"optimizer": "sgd", "max_grad_norm": 0}
+    path, out = tiny({"learning_rate": [1e-3, 1e30]}, fields=fields), tmp_path / "runs"
+    configs = {job.name: job.config for job in read_sweep(path).jobs}
+
+    def run_command(command, run):
+        train(configs[Path(run).name], Path(run))
+        return 0
+
+    monkeypatch.setattr(running, "run_command", run_command)
+    monkeypatch.setattr(sys, "argv", ["sweep", f"--config={path}", f"--out={out}"])
+    with pytest.raises(SystemExit) as exit_:
+        sweep.main()
+    assert exit_.value.code == 0
+    warning = capsys.readouterr().err.splitlines()[-1]
+    assert warning == "warning: these runs have diverged: learning_rate=1e+30"
+    table = status_table(read_sweep(path), out)
+    assert table["state"].tolist() == ["finished", "finished"]
+    assert table["diverged_at"].notna().tolist() == [False, True]
+    assert table["eval_response_loss"].notna().tolist() == [True, False]
 
 
 def test_a_folder_of_another_sweep_is_refused(tiny, tmp_path):

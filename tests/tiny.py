@@ -27,7 +27,8 @@ def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
 
 def tiny_lora(*, rank: int = 4, trained: bool = False, seed: int = 0, **options) -> PeftModel:
     """Put a LoRA on a tiny Llama; `trained` gives B random values, as if it had been trained."""
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, **options)
+    options = {"r": rank, "lora_alpha": 2 * rank, "target_modules": TARGETS} | options
+    config = LoraConfig(**options)
     model = get_peft_model(tiny_llama(seed), config)
     if trained:
         for name, parameter in model.named_parameters():

@@ -22,9 +22,15 @@ if TYPE_CHECKING:
 MASK_SETTINGS = ("method", "rank_mask", *MASK_FIELDS)
 WHY = "masked and plain runs soon see different gradients"
 
-LENGTH_B = Prediction("B's displacement over LoRA's", "T16", "masks slow B by another factor")
-LENGTH_A = Prediction("A's displacement over LoRA's", "T16", "masks slow A by another factor")
-DRIFT = Prediction("A's turn per step over LoRA's", "T15", "masks slow the frame by another factor")
+LENGTH_B = Prediction(
+    "B's displacement over LoRA's", "T16", "training", "masks slow B by another factor"
+)
+LENGTH_A = Prediction(
+    "A's displacement over LoRA's", "T16", "training", "masks slow A by another factor"
+)
+DRIFT = Prediction(
+    "A's turn per step over LoRA's", "T15", "training", "masks slow the frame by another factor"
+)
 
 
 def find_lora(run: Run, runs: Sequence[Run]) -> Run | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
 
 Verdict = Literal["supported", "supported in part", "contradicted", "undecided", "not tested"]
 
-LEAST_SEEDS = 6  # fewer cannot reach p < 0.05 in a two-sided sign-flip test
+LEVEL = 0.05  # probability that any of a claim's comparisons is called a difference by chance
+ABOUT_TRAINING = ("training", "masks drawn")
 
 
 @dataclass(frozen=True)
@@ -37,31 +40,77 @@ def needs(text: str) -> Finding:
 
 
 @dataclass(frozen=True)
-class Gain:
-    """Exact match of masked runs minus that of LoRA runs of the same configuration and seed.
+class Measurement:
+    """A number about a run.
+
+    Attributes:
+        value: the number.
+        conditions: how it was measured; only numbers measured alike are compared.
+    """
+
+    value: float
+    conditions: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Masked runs minus LoRA runs of the same configuration, seed by seed.
 
     Attributes:
         label: the masked configuration.
-        rank: its rank.
-        difference: over the seeds, with interval and test.
-        examples: rows of each evaluation.
-        split: which rows they are.
+        quantity: what is compared.
+        by_seed: difference by seed.
+        conditions: how both were measured.
+        config: a masked run's configuration.
     """
 
     label: str
-    rank: int
-    difference: PairedDifference
-    examples: int
-    split: str
+    quantity: str
+    by_seed: Mapping[Hashable, float]
+    conditions: str
+    config: Mapping[str, Any]
+
+    @cached_property
+    def difference(self) -> PairedDifference:
+        """The mean over seeds, with interval and test."""
+        from subspace_lab.stats.paired import paired_difference
+
+        return paired_difference(dict.fromkeys(self.by_seed, 0.0), self.by_seed)
+
+    @property
+    def estimate(self) -> float:
+        """The mean over seeds."""
+        return float(self.difference.difference.estimate)
+
+    @property
+    def p_value(self) -> float:
+        """Of the sign-flip test, not corrected for other comparisons."""
+        return self.difference.test.p_value
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds were paired."""
+        return len(self.by_seed)
 
     def __str__(self) -> str:
-        """Give the gain with its evidence."""
-        found, seeds = self.difference.difference, len(self.difference.pairs)
-        text = f"{self.label}: {found.estimate:+.3f} exact match against LoRA ("
-        if seeds > 1:
-            text += f"95 % interval {found.low:+.3f} to {found.high:+.3f}, "
-            text += f"p = {self.difference.test.p_value:.2g}, "
-        return text + f"{seeds} paired seed{'s' * (seeds > 1)}, {self.examples} {self.split} rows)"
+        """Give the difference with its evidence."""
+        interval = self.difference.difference
+        text = f"{self.label}: {self.estimate:+.3f} {self.quantity} against LoRA ("
+        if self.seeds > 1:
+            text += f"95 % interval {interval.low:+.3f} to {interval.high:+.3f}, "
+            text += f"p = {self.p_value:.2g}, "
+        return text + f"{self.seeds} paired seed{'s' * (self.seeds > 1)}, {self.conditions})"
+
+
+def seeds_needed(comparisons: int) -> int:
+    """Smallest number of seeds at which Holm's correction lets a sign-flip test reach the level.
+
+    Of n seeds the smallest p-value is 2 / 2^n, and it is multiplied by the number of comparisons.
+
+    >>> [seeds_needed(k) for k in (1, 2, 4, 8)]
+    [6, 7, 8, 9]
+    """
+    return math.ceil(1 + math.log2(max(comparisons, 1) / LEVEL))
 
 
 @dataclass(frozen=True)
@@ -77,26 +126,40 @@ class Evidence:
     table: pd.DataFrame
 
     @cached_property
-    def unsound(self) -> list[Run]:
-        """Runs that do not do what they say, by an exact or a sampling prediction."""
-        names = set(self.table.loc[~self.table["agrees"].fillna(True), "run"])
-        return [run for run in self.runs if run.name in names]
+    def excluded(self) -> dict[str, list[str]]:
+        """Runs that were not trained as they say, with the predictions that show it.
 
-    def masked(self, *, granularity: str | None = None, rescale: bool | None = None) -> list[Run]:
-        """List the sound masked runs of a granularity and rescale (None: any)."""
+        Only predictions about the training and its masks count, where the table tells them apart.
+        """
+        rows = self.table[~self.table["agrees"].fillna(True)]
+        if "tests" in rows:
+            rows = rows[rows["tests"].isin(ABOUT_TRAINING)]
+        return {
+            str(run): [
+                f"{row.prediction}: predicted {row.predicted:.4g}, measured {row.measured:.4g}"
+                for row in of_run.itertuples()
+            ]
+            for run, of_run in rows.groupby("run", observed=True, sort=False)
+        }
+
+    def masked(self, *, granularity: str | None = None) -> list[Run]:
+        """List the masked runs of a granularity (None: any) that were trained as they say."""
         return [
             run
             for run in self.runs
             if run.mask_law is not None
-            and run not in self.unsound
+            and run.name not in self.excluded
             and granularity in (None, run.mask_law["granularity"])
-            and rescale in (None, run.mask_law["rescale"])
         ]
 
     @property
     def lora(self) -> list[Run]:
-        """The runs of plain LoRA."""
-        return [run for run in self.runs if run.config.get("method") == "lora"]
+        """The runs of plain LoRA that were trained as they say."""
+        return [
+            run
+            for run in self.runs
+            if run.config.get("method") == "lora" and run.name not in self.excluded
+        ]
 
     def values(self, prediction: str, runs: Sequence[Run]) -> pd.DataFrame:
         """Give the rows of a prediction about some runs."""
@@ -111,61 +174,65 @@ class Evidence:
             for row in self.values(prediction, runs).itertuples()
         )
 
-    @cached_property
-    def gains(self) -> list[Gain]:
-        """Give the gain over LoRA of each masked configuration that has LoRA runs beside it."""
+    def against_lora(
+        self, measure: Callable[[Run], Measurement | None], *, quantity: str
+    ) -> list[Comparison]:
+        """Compare each masked configuration with the LoRA runs that differ in the mask only.
+
+        Args:
+            measure: of a run; None where it was not measured.
+            quantity: what it is, with its unit.
+        """
         from analyses.predictions.against_lora import find_lora
-        from subspace_lab.stats.paired import paired_difference
         from subspace_lab.stats.seeds import label_configurations
 
         masked = {run.name: run for run in self.masked()}
         labels = label_configurations({name: run.config for name, run in masked.items()})
-        pairs: dict[str, list[_Pair]] = {}
+        found: dict[tuple[str, str], dict[Hashable, float]] = {}
         for name, run in masked.items():
             lora = find_lora(run, self.lora)
-            if lora is not None and (pair := _pair(run, lora)) is not None:
-                pairs.setdefault(labels[name], []).append(pair)
+            pair = None if lora is None else (measure(run), measure(lora))
+            if pair is None or pair[0] is None or pair[1] is None:
+                continue
+            if pair[0].conditions == pair[1].conditions:
+                # Rounded, so that equal accuracies differ by zero and not by a rounding error.
+                difference = round(pair[0].value - pair[1].value, 12)
+                key = labels[name], pair[0].conditions
+                found.setdefault(key, {})[run.config["seed"]] = difference
         return [
-            Gain(
-                label if len(pairs) > 1 else "masked",
-                found[0].rank,
-                paired_difference(
-                    {pair.seed: pair.plain for pair in found},
-                    {pair.seed: pair.masked for pair in found},
-                ),
-                found[0].examples,
-                found[0].split,
+            Comparison(
+                label=label if len(found) > 1 else "masked",
+                quantity=quantity,
+                by_seed=by_seed,
+                conditions=conditions,
+                config=next(run.config for name, run in masked.items() if labels[name] == label),
             )
-            for label, found in pairs.items()
+            for (label, conditions), by_seed in found.items()
         ]
 
-
-@dataclass(frozen=True)
-class _Pair:
-    """Exact match of a masked run and of its LoRA run, at their last evaluations."""
-
-    seed: int
-    rank: int
-    masked: float
-    plain: float
-    examples: int
-    split: str
+    @cached_property
+    def gains(self) -> list[Comparison]:
+        """The gain in exact match over LoRA of each masked configuration."""
+        return self.against_lora(_score, quantity="exact match")
 
 
-def _pair(run: Run, lora: Run) -> _Pair | None:
+def kind_of(config: Mapping[str, Any], *, but: Sequence[str]) -> str:
+    """Key of a configuration without its seed, what was recorded, and the named settings."""
+    from subspace_lab.stats.seeds import SEED_AND_RECORDING
 
-    first, second = _score(run), _score(lora)
-    if first is None or second is None:
-        return None
-    config, split = run.config, run.evaluated_split
-    return _Pair(config["seed"], config["rank"], first[0], second[0], first[1], split)
+    left = {k: v for k, v in config.items() if k not in (*SEED_AND_RECORDING, *but)}
+    return json.dumps(left, sort_keys=True, default=str)
 
 
-def _score(run: Run) -> tuple[float, int] | None:
-    """Exact match after the last step and its number of rows; None where it was not evaluated."""
+def _score(run: Run) -> Measurement | None:
+    """Exact match after the last step; None where it was not evaluated."""
     import pandas as pd
 
     last = run.metrics.iloc[-1]
     if last["step"] == 0 or pd.isna(last.get("eval_exact_match")):
         return None
-    return float(last["eval_exact_match"]), int(last["eval_examples"])
+    examples = int(last["eval_examples"])
+    return Measurement(
+        float(last["eval_exact_match"]),
+        f"{examples} {run.evaluated_split} example{'s' * (examples != 1)}",
+    )

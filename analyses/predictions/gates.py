@@ -1,4 +1,4 @@
-"""What the gate witness saw in the first steps: rescale, share kept, and what shares one mask.
+"""What the gate witness saw during training: rescale, share kept, and what shares one mask.
 
 Independent of the record of masks: gates are outputs of the masked A over A x, whatever code
 masked them. Eq. 2 of the paper is one mask per step without rescale, its Algorithm 1 and released
@@ -10,72 +10,90 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from analyses.predictions.rows import Prediction, Row, moments
+from analyses.predictions.rows import Prediction, Row
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from analyses.predictions.group import Group
 
-ROUNDING = 4e-3  # of a quotient of two bfloat16 products, relative
-DROPPED = 0.1  # gates below are zeros: kept ones are 1 or more
+LEAST_ROUNDING = 1e-3  # relative; matrix products in float32 may be taken in TF32
 
 NO_MASK = Prediction(
-    "gates without a mask are 1", "T7", "something masks a run that claims no mask"
+    "gates without a mask are 1", "T7", "training", "something masks a run that claims no mask"
 )
 RESCALE = Prediction(
-    "rescale of kept gates", "T7", "kept directions are not scaled as the run says"
+    "rescale of kept gates", "T7", "training", "kept directions are not scaled as the run says"
 )
 SHARE = Prediction(
     "gates kept, count",
     "T1",
+    "training",
     "the layers keep another share than keep_prob: keep and prune swapped?",
 )
 AS_RECORDED = Prediction(
-    "gates are the recorded masks", "T1", "the layers did not use the masks that were recorded"
+    "gates are the recorded masks",
+    "T1",
+    "training",
+    "the layers did not use the masks that were recorded",
 )
 OVER_TOKENS = Prediction(
-    "gates constant over tokens", "T7", "the tokens of a row have masks of their own"
+    "gates constant over tokens", "T7", "training", "the tokens of a row have masks of their own"
 )
 OVER_ROWS = Prediction(
-    "gates constant over rows", "T7", "the rows of a batch have masks of their own"
+    "gates constant over rows", "T7", "training", "the rows of a batch have masks of their own"
 )
 OVER_CALLS = Prediction(
     "gates constant over micro-batches",
     "T10",
+    "training",
     "the forward passes of a step have masks of their own",
 )
 TOKENS_DIFFER = Prediction(
-    "overlap of two tokens, mean", "T7", "tokens do not have independent masks of their own"
+    "overlap of two tokens, mean",
+    "T7",
+    "training",
+    "tokens do not have independent masks of their own",
 )
 ROWS_DIFFER = Prediction(
-    "overlap of two rows, mean", "T7", "rows do not have independent masks of their own"
+    "overlap of two rows, mean", "T7", "training", "rows do not have independent masks of their own"
 )
 STEPS_DIFFER = Prediction(
-    "overlap of two passes, mean", "T7", "forward passes do not have independent masks"
+    "overlap of two passes, mean", "T7", "training", "forward passes do not have independent masks"
 )
 
 
 def no_mask(group: Group) -> Iterator[Row]:
-    """Without a mask every gate is 1."""
-    for gates in _all_gates(group):
-        if group.law is None:
-            yield NO_MASK.never(((gates - 1).abs() > DROPPED)[~gates.isnan()])
+    """Without a mask no gate is 0."""
+    import torch
+
+    if group.gates and group.law is None:
+        gates = torch.cat([seen.gates.flatten() for seen in group.gates])
+        yield NO_MASK.never((gates == 0)[~gates.isnan()])
 
 
 def rescale(group: Group) -> Iterator[Row]:
-    """A kept gate is s, 1 or 1 / keep_prob; the median, as quotients of tiny numbers are noisy."""
-    for gates in _all_gates(group):
-        kept = gates[gates.abs() > DROPPED]
-        if group.law is not None and len(kept):
-            s = group.law.factor
-            yield RESCALE.equal(
-                s,
-                float(kept.median()),
-                tolerance=ROUNDING * s,
-                basis="rounding of bfloat16",
-                samples=len(kept),
-            )
+    """A kept gate is s: 1 / keep_prob, or 1 without rescale or mask; in every observed pass.
+
+    The median over the gates of a pass, as quotients of tiny numbers are noisy, of the module and
+    pass in which it lies farthest from s.
+    """
+    s = 1.0 if group.law is None else group.law.factor
+    passes = [
+        (kept.median(), max(seen.rounding, LEAST_ROUNDING))
+        for seen in group.gates
+        for gates in seen.gates
+        if len(kept := gates[(gates != 0) & ~gates.isnan()])
+    ]
+    if passes:
+        worst, rounding = max(passes, key=lambda found: abs(float(found[0]) - s) / found[1])
+        yield RESCALE.equal(
+            s,
+            float(worst),
+            tolerance=rounding * s,
+            basis="rounding of the layer's outputs",
+            samples=len(passes),
+        )
 
 
 def share(group: Group) -> Iterator[Row]:
@@ -100,16 +118,17 @@ def share(group: Group) -> Iterator[Row]:
 
 def as_recorded(group: Group) -> Iterator[Row]:
     """Step gates are the recorded mask of their step."""
+    import numpy as np
     import torch
 
     if group.masks is None or not group.gates:
         return
     wrong = []
     for seen in group.gates:
-        masks = torch.from_numpy(
-            group.masks_of(seen.steps.numpy())[:, group.names.index(seen.module)]
-        )
-        found = _masks(seen.gates)
+        known = np.isin(seen.steps.numpy(), group.mask_steps)
+        steps = seen.steps.numpy()[known]
+        masks = torch.from_numpy(group.masks_of(steps)[:, group.names.index(seen.module)])
+        found = _masks(seen.gates[torch.from_numpy(known)])
         differs = (found != masks[:, None, None].to(found)) & (found >= 0)
         wrong.append(differs.any(-1).flatten())
     yield AS_RECORDED.never(torch.cat(wrong))
@@ -144,30 +163,20 @@ def drawn_apart(group: Group) -> Iterator[Row]:
         return
     # Checkpointing repeats a pass, with its masks, in the backward pass: one pass per step counts.
     found = [_masks(seen.gates[_first_calls(seen.steps)]) for seen in group.gates]
-    mean, variance = moments(group.overlap_pmf)
     pairs = {ROWS_DIFFER: 1, STEPS_DIFFER: 0}
     if group.law.granularity == "token":
         pairs = {TOKENS_DIFFER: 2, **pairs}
     for prediction, dim in pairs.items():
         overlaps = torch.cat([_overlaps(masks, dim=dim, group=group) for masks in found])
-        if len(overlaps):
-            yield prediction.mean(overlaps.numpy(), expected=mean, variance=variance)
+        yield from prediction.mean_count(overlaps.numpy(), pmf=group.overlap_pmf)
 
 
 PREDICTIONS = (no_mask, rescale, share, as_recorded, shared_by, drawn_apart)
 
 
-def _all_gates(group: Group) -> Iterator[Tensor]:
-    """Give the gates of all witnessed modules as one flat tensor, if there are any."""
-    import torch
-
-    if group.gates:
-        yield torch.cat([seen.gates.flatten() for seen in group.gates])
-
-
 def _masks(gates: Tensor) -> Tensor:
-    """Read gates as masks: 1 kept, 0 dropped, -1 not seen."""
-    masks: Tensor = (gates.abs() > DROPPED).int().masked_fill(gates.isnan(), -1)
+    """Read gates as masks: 1 kept, 0 dropped, which is exact, -1 not seen."""
+    masks: Tensor = (gates != 0).int().masked_fill(gates.isnan(), -1)
     return masks
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from analyses._mask_laws import law_of, moments_of
+from analyses.predictions.optimizer import Optimizer, optimizer_of
+from subspace_lab.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,11 +35,13 @@ class Directions:
         size: norm of the direction (of a_i or b_i) after the step.
         step: norm of its displacement in the step.
         start: norm of its displacement since step 0.
+        along: inner product of the direction after the step with its displacement in the step.
     """
 
     size: NDArray[np.float64]
     step: NDArray[np.float64]
     start: NDArray[np.float64]
+    along: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,30 @@ class Group:
         return law_of(self.run)
 
     @cached_property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer; None where it is not known, or has no laws here."""
+        return optimizer_of(self.run)
+
+    def learning_rates(self, steps: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """Give the learning rates (T,) of steps; None unless all were logged."""
+        import numpy as np
+
+        rates = self._logged("learning_rate", steps)
+        return None if np.isnan(rates).any() else rates
+
+    def gradient_norms(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Give the norms (T,) of the whole gradient before clipping; nan where not logged."""
+        return self._logged("gradient_norm", steps)
+
+    def _logged(self, name: str, steps: NDArray[np.int64]) -> NDArray[np.float64]:
+        import numpy as np
+
+        table = self.run.metrics.set_index("step")
+        if name not in table:
+            return np.full(len(steps), np.nan)
+        return table[name].reindex(steps).to_numpy(dtype=float)
+
+    @cached_property
     def mask_steps(self) -> NDArray[np.int64]:
         """The steps (T,) whose masks were recorded."""
         import numpy as np
@@ -98,11 +127,22 @@ class Group:
         return self.run.masks_of_rank(self.rank)[1][:, same_rank["module"].isin(self.names)]
 
     def masks_of(self, steps: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Give the masks (T, M, r) of steps that have one; all True in a run without masks."""
+        """Give the masks (T, M, r) of steps that have one; all True in a run without masks.
+
+        Raises:
+            UserError: if the mask of a step is missing.
+        """
         import numpy as np
+
+        from subspace_lab.recording.run import ranges
 
         if self.masks is None:
             return np.ones((len(steps), len(self.modules), self.rank), dtype=bool)
+        if missing := steps[~np.isin(steps, self.mask_steps)].tolist():
+            raise UserError(
+                f"{self.run.path} lacks the masks of the steps {ranges(missing)}: restore the "
+                f"missing chunk in {self.run.path / 'masks'}"
+            )
         return self.masks[np.searchsorted(self.mask_steps, steps)]
 
     @cached_property
@@ -140,9 +180,30 @@ class Group:
 
     @cached_property
     def core_steps(self) -> list[int]:
-        """The steps with cores that may be used."""
+        """The steps with cores that may be used: those before training diverged."""
+        return [step for step, finite in self.finite.items() if finite]
+
+    @cached_property
+    def finite(self) -> dict[int, bool]:
+        """Whether the weights of all modules were finite, by step with cores."""
         chosen = self.run.steps if self.steps is None else self.steps
-        return sorted(set(chosen).intersection(self.run.steps))
+        finite = dict.fromkeys(sorted(set(chosen).intersection(self.run.steps)), True)
+        for batch in self.run.cores(steps=finite.keys(), modules=self.names, motions=False):
+            both = batch.core.row.R.isfinite() & batch.core.column.R.isfinite()
+            for step, whole in zip(batch.steps.tolist(), both.all((1, 2, 3)).tolist(), strict=True):
+                finite[step] &= whole
+        return finite
+
+    def evidence(self, tests: str) -> str:
+        """Name what tests of the masks drawn and of the initialization rest on, by its hash.
+
+        Runs that share a seed share masks or first weights, and are no further evidence there.
+        """
+        if tests == "masks drawn" and self.masks is not None:
+            return _hash(self.masks)
+        if tests == "initialization" and self.core_steps[:1] == [0]:
+            return _hash(self.core(0).row.R.numpy())
+        return ""
 
     @cached_property
     def cores(self) -> tuple[NDArray[np.int64], RankCore]:
@@ -188,7 +249,7 @@ class Group:
             Directions(
                 *(
                     np.concatenate([getattr(part, name) for part in found])
-                    for name in ("size", "step", "start")
+                    for name in ("size", "step", "start", "along")
                 )
             )
             for found in sides.values()
@@ -210,13 +271,25 @@ class Group:
 def groups_of(
     run: Run, *, steps: Collection[int] | None = None, modules: Collection[str] | None = None
 ) -> list[Group]:
-    """Sort a run's modules by rank."""
+    """Sort a run's modules by rank; steps at which weights are not finite are left out."""
+    for _ in run.cores(steps=steps, modules=modules, motions=False):
+        pass  # the run notes where it met nan or infinities
+    if run.not_finite:
+        steps = [
+            step for step in (run.steps if steps is None else steps) if step not in run.not_finite
+        ]
     table = run.modules
     if modules is not None:
         table = table[table["module"].isin(modules)]
     return [
         Group(run, part.reset_index(drop=True), steps) for _, part in table.groupby("r", sort=False)
     ]
+
+
+def _hash(values: NDArray[Any]) -> str:
+    import numpy as np
+
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:12]
 
 
 def _directions(frame: Frame) -> Directions:
@@ -227,6 +300,7 @@ def _directions(frame: Frame) -> Directions:
         size=frame.norms.numpy(),
         step=torch.linalg.vector_norm(frame.step.coordinates, dim=-2).numpy(),
         start=torch.linalg.vector_norm(frame.start.coordinates, dim=-2).numpy(),
+        along=(frame.R * frame.step.along).sum(-2).numpy(),
     )
 
 

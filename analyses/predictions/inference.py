@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from analyses.predictions.rows import LEVEL, Prediction, Row
+from analyses.predictions.laws import LEVEL, Law
+from analyses.predictions.rows import Prediction, Row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,15 +20,25 @@ if TYPE_CHECKING:
 FLOAT32 = 1e-5  # relative, of losses summed over tokens
 
 JENSEN = Prediction(
-    "single = geometric + Jensen gap", "T12", "masks do not cost what their spread says"
+    "single = geometric + Jensen gap", "T12", "identity", "masks do not cost what their spread says"
 )
-CONVEX = Prediction("arithmetic ensemble <= single", "T12", "an ensemble loses against its members")
-SCALE = Prediction("best inference scale", "T9", "the update is not shrunk as a linear layer's is")
+CONVEX = Prediction(
+    "arithmetic ensemble <= single", "T12", "identity", "an ensemble loses against its members"
+)
+SCALE = Prediction(
+    "best inference scale", "T9", "trained model", "the update is not shrunk as a linear layer's is"
+)
 JENSEN_ALONE = Prediction(
-    "single masks' gap is the Jensen gap", "T12", "the full model is not the geometric ensemble"
+    "single masks' gap is the Jensen gap",
+    "T12",
+    "trained model",
+    "the full model is not the geometric ensemble",
 )
 GATES = Prediction(
-    "gates' gap is its second order", "T11", "the regulariser is not what masks cost this network"
+    "gates' gap is its second order",
+    "T11",
+    "trained model",
+    "the regulariser is not what masks cost this network",
 )
 
 
@@ -60,12 +71,16 @@ def gate_gap_rows(table: pd.DataFrame) -> Iterator[Row]:
     samples = int(last["masks"])
     if not large:
         # So few masks leave the standard error itself uncertain.
-        quantile = float(stats.t.isf(LEVEL / 2, samples - 1))
-        chance = quantile * float(last["excess_error"])
-        yield GATES.drawn(
+        chance = Law(stats.t(samples - 1, loc=predicted, scale=float(last["excess_error"])))
+        low, high = chance.limits()
+        higher = sum(orders.values())
+        yield GATES.within(
             predicted,
             float(last["measured"]),
-            tolerance=chance + sum(orders.values()),
+            limits=(low - higher, high + higher),
+            probability=chance.probability(float(last["measured"])),
+            power=chance.caught_above + higher,
+            unit="of measured",
             basis=f"Student's quantile at {LEVEL:g} over masks, and the third and fourth order",
             samples=samples,
         )

@@ -1,7 +1,8 @@
 """T1: the recorded step masks against the law that the run says they follow.
 
-Laws of pairs are tested on pairs of which no two share a mask: the draws are independent then, and
-chance is that of the law. Means are taken over all pairs, with their correlation counted.
+Pairs of masks are taken so that no two pairs share a mask: their overlaps are independent draws
+then, and the laws of sums and counts are exact. All of this tests the random generator and the
+record, not the training: `gates` and `dropped` do that.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from analyses.predictions.rows import LEAST_EXPECTED, LEVEL, Prediction, Row, moments
+from analyses.predictions.laws import Lattice, Law, law_of_sum
+from analyses.predictions.rows import LEAST_EXPECTED, Prediction, Row, moments
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,37 +22,56 @@ if TYPE_CHECKING:
 RECORDED = Prediction(
     "masks are the law's function",
     "T1",
+    "masks drawn",
     "the masks in use were not drawn from (seed, step, module) as the run says",
 )
-KEPT = Prediction("kept directions, mean", "T1", "the masks keep another share than keep_prob")
+KEPT = Prediction(
+    "kept directions, mean", "T1", "masks drawn", "the masks keep another share than keep_prob"
+)
 KEPT_LAW = Prediction(
-    "kept directions, law", "T1", "the counts of kept directions follow no such law"
+    "kept directions, law", "T1", "masks drawn", "the counts of kept directions follow no such law"
 )
 FREQUENCY = Prediction(
-    "keep frequency by direction", "T1", "some directions are kept more often than others"
+    "keep frequency by direction",
+    "T1",
+    "masks drawn",
+    "some directions are kept more often than others",
 )
 OVERLAP = Prediction(
-    "overlap of next masks, mean", "T1", "successive masks are not independent draws"
+    "overlap of next masks, mean", "T1", "masks drawn", "successive masks are not independent draws"
 )
 OVERLAP_LAW = Prediction(
-    "overlap of next masks, law", "T1", "successive masks are not independent draws"
+    "overlap of next masks, law", "T1", "masks drawn", "successive masks are not independent draws"
 )
-JACCARD = Prediction("Jaccard of next masks", "T1", "successive masks are not independent draws")
-LAGGED = Prediction("overlap at lag 2, mean", "T1", "masks two steps apart are not independent")
+JACCARD = Prediction(
+    "Jaccard of next masks", "T1", "masks drawn", "successive masks are not independent draws"
+)
+LAGGED = Prediction(
+    "overlap at lag 2, mean", "T1", "masks drawn", "masks two steps apart are not independent"
+)
 ACROSS = Prediction(
-    "overlap of two modules, mean", "T1", "the modules do not have masks of their own in a step"
+    "overlap of two modules, mean",
+    "T1",
+    "masks drawn",
+    "the modules do not have masks of their own in a step",
 )
 ACROSS_LAW = Prediction(
-    "overlap of two modules, law", "T1", "the modules do not have masks of their own in a step"
+    "overlap of two modules, law",
+    "T1",
+    "masks drawn",
+    "the modules do not have masks of their own in a step",
 )
 EMPTY = Prediction(
-    "empty masks, count", "T1", "masks are empty more, or less, often than by chance"
+    "empty masks, count", "T1", "masks drawn", "masks are empty more, or less, often than by chance"
 )
 EQUAL = Prediction(
-    "equal masks, pairs", "T1", "masks come back more, or less, often than by chance"
+    "equal masks, pairs", "T1", "masks drawn", "masks come back more, or less, often than by chance"
 )
 COVERAGE = Prediction(
-    "steps until all were kept", "T1", "some direction waits longer, or shorter, than by chance"
+    "steps until all were kept",
+    "T1",
+    "masks drawn",
+    "some direction waits longer, or shorter, than by chance",
 )
 
 
@@ -75,52 +96,106 @@ def kept(group: Group) -> Iterator[Row]:
         return
     counts = group.masks.sum(-1)
     mean, variance = moments(group.kept_pmf)
-    yield KEPT.mean(counts, expected=mean, variance=variance)
     if variance:
+        yield from KEPT.mean_count(counts, pmf=group.kept_pmf)
         yield from KEPT_LAW.law(counts, pmf=group.kept_pmf)
     else:
         yield KEPT_LAW.never(counts != mean)
 
 
 def frequency(group: Group) -> Iterator[Row]:
-    """Every direction of every module is kept in Bin(T, q) of the T steps."""
+    """Every direction of every module is kept in Bin(T, q) of the T steps.
+
+    The sum of (count - T q)² / (T q (1 - q)) has the chi-square's mean, one for each free
+    direction. Its variance is that of binomial (exact-k: of correlated) counts,
+
+        M r (2 + (1 - 6 q (1 - q)) / (T q (1 - q))),        2 M (r - 1) (1 - 1 / T) for exact-k.
+    """
+    import math
+
     if group.masks is None or group.law is None:
         return
     steps, modules, rank = group.masks.shape
     q = group.law.keep_prob
+    spread = q * (1 - q)
     if steps * min(q, 1 - q) < LEAST_EXPECTED:
         return
-    statistic = ((group.masks.sum(0) - steps * q) ** 2).sum() / (steps * q * (1 - q))
+    statistic = ((group.masks.sum(0) - steps * q) ** 2).sum() / (steps * spread)
     freedom = modules * rank
+    variance = freedom * (2 + (1 - 6 * spread) / (steps * spread))
     if group.law.sampling == "exact-k":  # the frequencies of a module sum to q r T
         statistic *= (rank - 1) / rank
         freedom -= modules
-    yield FREQUENCY.chi_square(statistic, freedom=freedom, samples=group.masks.size)
+        variance = 2 * freedom * (1 - 1 / steps)
+    yield FREQUENCY.chi_square(
+        statistic,
+        freedom=freedom,
+        variance=variance,
+        samples=group.masks.size,
+        effect=math.sqrt(spread / group.masks.size),
+        unit="root mean square deviation of keep_prob over directions",
+    )
 
 
 def successive(group: Group) -> Iterator[Row]:
-    """|M_t and M_{t+1}| ~ Bin(r, q^2), or hypergeometric; Jaccard index q / (2 - q); any lag."""
+    """|M_t and M_{t+1}| ~ Bin(r, q^2), or hypergeometric, at any lag; Jaccard index q / (2 - q)."""
     if group.masks is None:
         return
     for prediction, lag in ((OVERLAP, 1), (LAGGED, 2)):
-        if len(group.masks) > lag:
-            shared = (group.masks[lag:] & group.masks[:-lag]).sum(-1)
-            mean, variance = _chained_moments(group, pairs=len(shared), lag=lag)
-            yield prediction.mean(shared, expected=mean, variance=variance)
+        first, second = disjoint_pairs(group.masks, lag=lag)
+        yield from prediction.mean_count((first & second).sum(-1), pmf=group.overlap_pmf)
     first, second = disjoint_pairs(group.masks, lag=1)
-    if len(first):
-        yield from OVERLAP_LAW.law((first & second).sum(-1), pmf=group.overlap_pmf)
-        yield _jaccard(group, first, second)
+    yield from OVERLAP_LAW.law((first & second).sum(-1), pmf=group.overlap_pmf)
+    yield from jaccard(group, first, second)
+
+
+def jaccard(group: Group, first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Iterator[Row]:
+    """Shared over united directions, pooled over pairs: sum |M and M'| / sum |M or M'|.
+
+    Given the unions, the shared directions of Bernoulli masks are Bin(sum |M or M'|, q / (2 - q)).
+    With exact-k masks |M or M'| = 2 k - |M and M'|, so that the ratio follows from the overlaps.
+    """
+    assert group.law is not None
+    shared, union = (first & second).sum(-1), (first | second).sum(-1)
+    total = int(union.sum())
+    if not total or group.law.keep_prob == 1:
+        return
+    if group.law.sampling == "bernoulli":
+        from scipy import stats
+
+        q = group.law.keep_prob
+        law = Law(stats.binom(total, q / (2 - q)), 0, total, whole=True)
+        yield JACCARD.follows(
+            law, int(shared.sum()), basis="binomial quantiles", samples=shared.size, per=total
+        )
+        return
+    united = 2 * group.law.kept_exactly(group.rank) * shared.size
+    law = law_of_sum(group.overlap_pmf, shared.size)
+
+    def ratio(overlap: float) -> float:
+        return float(overlap / (united - overlap))
+
+    low, high = (ratio(limit) for limit in law.limits())
+    shift = max(law.caught_below, law.caught_above)
+    yield JACCARD.within(
+        ratio(law.mean),
+        ratio(int(shared.sum())),
+        limits=(low, high),
+        probability=law.probability(int(shared.sum())),
+        power=ratio(law.mean + shift) - ratio(law.mean) if shift < united else shift,
+        unit="of measured",
+        basis="quantiles of a sum of draws",
+        samples=shared.size,
+    )
 
 
 def across_modules(group: Group) -> Iterator[Row]:
     """Masks of two modules in one step overlap as two independent draws do."""
-    if group.masks is None or group.masks.shape[1] < 2:
+    if group.masks is None:
         return
     even = group.masks.shape[1] // 2 * 2
     shared = (group.masks[:, 0:even:2] & group.masks[:, 1:even:2]).sum(-1)
-    mean, variance = moments(group.overlap_pmf)
-    yield ACROSS.mean(shared, expected=mean, variance=variance)
+    yield from ACROSS.mean_count(shared, pmf=group.overlap_pmf)
     yield from ACROSS_LAW.law(shared, pmf=group.overlap_pmf)
 
 
@@ -138,7 +213,6 @@ def equal_pairs(group: Group) -> Iterator[Row]:
     import math
 
     import numpy as np
-    from scipy import stats
 
     from subspace_lab.theory.mask_overlap import expected_equal_pairs, mask_collision_rate
 
@@ -152,22 +226,20 @@ def equal_pairs(group: Group) -> Iterator[Row]:
     for module in range(modules):
         counts = np.unique(group.masks[:, module], axis=0, return_counts=True)[1]
         found += int((counts * (counts - 1) // 2).sum())
-    expected = modules * expected_equal_pairs(rank, keep_prob=q, steps=steps)
     pair, triple = mask_collision_rate(rank, keep_prob=q), (q**3 + (1 - q) ** 3) ** rank
     variance = math.comb(steps, 2) * pair * (1 - pair)
     variance += steps * (steps - 1) * (steps - 2) * (triple - pair**2)
-    few = stats.poisson.isf(LEVEL, expected) - expected  # where equal pairs are rare
-    yield EQUAL.drawn(
-        expected,
+    yield EQUAL.indicative(
+        modules * expected_equal_pairs(rank, keep_prob=q, steps=steps),
         found,
-        tolerance=max(4 * math.sqrt(modules * variance), few),
-        basis=f"4 standard errors, or the Poisson quantile at {LEVEL:g}",
+        scale=max(4 * math.sqrt(modules * variance), 1),
+        why="four standard deviations: the count is skewed and has no simple law",
         samples=modules * math.comb(steps, 2),
     )
 
 
 def coverage(group: Group) -> Iterator[Row]:
-    """All R = r M directions have been kept at least once by step T, E T = sum [1-(1-(1-q)^t)^R].
+    """All R = r M directions have been kept at least once by step T, P(T <= t) = (1 - (1-q)^t)^R.
 
     Says nothing of a run that is too short to tell.
     """
@@ -175,28 +247,19 @@ def coverage(group: Group) -> Iterator[Row]:
 
     import numpy as np
 
-    from subspace_lab.theory.mask_overlap import coverage_time
-
     if group.masks is None or group.law is None or group.law.sampling != "bernoulli":
         return
     q, directions = group.law.keep_prob, group.masks[0].size
+    if q == 1:
+        return
     ever = group.masks.any(0)
     first = np.where(ever, group.masks.argmax(0), len(group.masks)) + 1
-
-    def quantile(level: float) -> float:
-        if q == 1:
-            return 1.0
-        return math.ceil(math.log1p(-math.exp(math.log(level) / directions)) / math.log1p(-q))
-
-    expected = coverage_time(directions, keep_prob=q)
-    low, high = quantile(LEVEL / 2), quantile(1 - LEVEL / 2)
-    if ever.all() or len(group.masks) >= high:
-        yield COVERAGE.drawn(
-            expected,
-            int(first.max()),
-            tolerance=max(expected - low, high - expected),
-            basis=f"quantiles of the law at {LEVEL:g}",
-            samples=directions,
+    last = math.ceil(math.log(1e-18 / directions) / math.log1p(-q))
+    cdf = (-np.expm1(np.arange(last + 1) * math.log1p(-q))) ** directions
+    law = Law(Lattice(np.diff(cdf, prepend=0)), 1, whole=True)
+    if ever.all() or len(group.masks) >= law.limits()[1]:
+        yield COVERAGE.follows(
+            law, int(first.max()), basis="quantiles of the slowest direction", samples=directions
         )
 
 
@@ -212,36 +275,3 @@ def disjoint_pairs(
 
 
 PREDICTIONS = (recorded, kept, frequency, successive, across_modules, empty, equal_pairs, coverage)
-
-
-def _chained_moments(group: Group, *, pairs: int, lag: int) -> tuple[float, float]:
-    """Mean of the overlaps of all pairs (t, t + lag), and their variance per pair.
-
-    Neighbouring pairs share a mask, which correlates Bernoulli overlaps: r (q^3 - q^4). Exact-k
-    overlaps are independent, as that of M with a fresh mask depends on the size of M only.
-    """
-    assert group.law is not None
-    mean, variance = moments(group.overlap_pmf)
-    if group.law.sampling == "bernoulli":
-        q = group.law.keep_prob
-        variance += 2 * max(pairs - lag, 0) / pairs * group.rank * (q**3 - q**4)
-    return mean, variance
-
-
-def _jaccard(group: Group, first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Row:
-    import numpy as np
-
-    from subspace_lab.theory.mask_overlap import jaccard_moments
-
-    assert group.law is not None
-    shared, union = (first & second).sum(-1), (first | second).sum(-1)
-    present = union > 0
-    found = shared[present] / union[present]
-    if group.law.sampling == "exact-k":
-        k = group.law.kept_exactly(group.rank)
-        overlap = np.arange(group.rank + 1)
-        mean, variance = moments(group.overlap_pmf, overlap / np.maximum(2 * k - overlap, 1))
-    else:
-        law = jaccard_moments(group.rank, keep_prob=group.law.keep_prob)
-        mean, variance = law.mean_nonempty, law.variance_nonempty
-    return JACCARD.mean(found, expected=mean, variance=variance)

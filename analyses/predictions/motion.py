@@ -9,9 +9,10 @@ with.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from analyses.predictions.rows import Prediction, Row
+from subspace_lab.theory.mask_overlap import untouched_probability
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,91 +20,147 @@ if TYPE_CHECKING:
 
     from analyses.predictions.group import Group, Motions
 
-BETA1 = 0.9  # of the Trainer's AdamW
 RANK_ROUNDING = 1e-7
 STILL = 1e-9  # radians
+MOVING = 1e-12  # gradient of an entry that moves a weight under AdamW, at usual learning rates
+ABOVE_EPS = 1e-6  # gradient of an entry beside which Adam's eps is small
 
+FINITE = Prediction("weights are finite", "", "training", "training diverged")
 FIRST_B = Prediction(
     "columns of B that step 1 moves",
     "T15",
+    "training",
     "the first step was not taken under the recorded mask: keep and prune swapped, masks per "
     "sample or token, or masks that differ between micro-batches",
 )
 FIRST_MOVE_B = Prediction(
-    "B's first moves: first kept step", "T16", "steps were not taken under the recorded masks"
+    "B's first moves: first kept step",
+    "T16",
+    "training",
+    "steps were not taken under the recorded masks",
 )
 FIRST_MOVE_A = Prediction(
-    "A's first moves: second kept step", "T16", "steps were not taken under the recorded masks"
+    "A's first moves: second kept step",
+    "T16",
+    "training",
+    "steps were not taken under the recorded masks",
 )
 FIRST_LENGTH = Prediction(
     "length of B's first moves",
     "T16",
+    "training",
     "Adam's first step on a direction has not the length lr f(t)",
 )
 FIRST_RANK = Prediction(
-    "rank of the first update", "T15", "step 1 used more directions than its mask"
+    "rank of the first update", "T15", "training", "step 1 used more directions than its mask"
 )
 UNTOUCHED = Prediction(
     "directions that step 1 left",
     "T1",
+    "training",
     "directions without a gradient are not as many as by chance",
 )
-SGD_STILL = Prediction(
-    "masked directions stand still",
-    "T15",
-    "plain SGD moved directions whose gradient should be zero",
-)
 SGD_ANGLES = Prediction(
-    "frame angles are at most the kept", "T15", "plain SGD turned more directions than it kept"
+    "frame angles are at most the kept",
+    "T15",
+    "training",
+    "plain SGD turned more directions than it kept",
 )
 SGD_RANK = Prediction(
-    "rank of a step is at most 2|M|", "T15", "a step used more than its mask allows"
+    "rank of a step is at most 2|M|", "T15", "training", "a step used more than its mask allows"
 )
 GAUGE = Prediction(
     "balance of A's and B's steps",
     "T13",
+    "training",
     "steps on A and B do not balance: ||b_i||² - ||a_i||² drifts",
 )
-GAUGE_ADAM = Prediction("balance under AdamW", "T13", "Adam breaks the balance of A and B")
+GAUGE_ADAM = Prediction(
+    "balance under AdamW", "T13", "training", "Adam breaks the balance of A and B"
+)
 LEAKAGE_B = Prediction(
-    "B's displacement while masked", "T16", "momentum carries masked directions by another share"
+    "B's displacement while masked",
+    "T16",
+    "training",
+    "momentum carries masked directions by another share",
 )
 LEAKAGE_A = Prediction(
-    "A's displacement while masked", "T16", "momentum carries masked directions by another share"
+    "A's displacement while masked",
+    "T16",
+    "training",
+    "momentum carries masked directions by another share",
 )
+
+
+def finite(group: Group) -> Iterator[Row]:
+    """Weights are finite: said only of a run that diverged; other rows end before that step."""
+    if not all(group.finite.values()):
+        yield FINITE.never([not finite for finite in group.finite.values()])
 
 
 def first_step(group: Group) -> Iterator[Row]:
-    """Step 1 moves exactly the kept columns of B (all of them without a mask)."""
+    """Step 1 moves exactly the kept columns of B (all of them without a mask).
+
+    With masks per sample, N of them, a column stays with probability (1 - q)^N. With masks per
+    token N is the number of tokens that carry a gradient, which is not recorded: one for each
+    sample at least, which bounds the number of columns that stay from above.
+    """
     import numpy as np
 
     motions = _from_zero(group)
-    if motions is None:
+    if motions is None or not _has_gradients(group, motions.steps[:1], least=MOVING):
+        return
+    rates = group.learning_rates(motions.steps)
+    if rates is not None and rates[0] == 0:  # a warm-up may begin there, and nothing moves
         return
     moved = motions.column.step[0] > 0
-    kept = group.masks_of(np.array([1]))[0] if _masks_known(group) else None
-    if kept is not None:
-        yield FIRST_B.never(moved != kept)
-    elif (probability := _untouched(group)) is not None:
+    if _masks_known(group):
+        yield FIRST_B.never(moved != group.masks_of(np.array([1]))[0])
+        return
+    samples = _samples(group)
+    if samples is None or group.law is None:
+        return
+    probability = untouched_probability(keep_prob=group.law.keep_prob, tokens=samples)
+    if group.law.granularity == "sample":
         yield UNTOUCHED.count(~moved, probability=probability)
+    else:
+        why = "as if one token of each sample had a gradient"
+        yield UNTOUCHED.at_most(~moved, probability=probability, why=why)
 
 
 def first_moves(group: Group) -> Iterator[Row]:
-    """b_i first moves on its first kept step, a_i on its second."""
+    """b_i first moves on its first kept step, a_i, whose gradient has b_i in it, on its second.
+
+    A step at learning rate 0, where a warm-up may begin, moves nothing; AdamW's momentum makes up
+    for it in the next.
+    """
     import numpy as np
 
-    motions = _from_zero(group)
+    motions, optimizer = _from_zero(group), group.optimizer
     if motions is None or not _masks_known(group):
         return
-    times = group.masks_of(motions.steps).cumsum(0)
-    for prediction, side, nth in (
-        (FIRST_MOVE_B, motions.column, 1),
-        (FIRST_MOVE_A, motions.row, 2),
-    ):
-        due = _first(times >= nth)
-        moved = _first(side.step > 0)
-        if nth == 1 or _weight_decay(group) == 0:  # decay moves A at once, and leaves B = 0 alone
-            yield prediction.never(np.asarray(due != moved))
+    kept = group.masks_of(motions.steps)
+    rates = group.learning_rates(motions.steps)
+    moving = np.ones((len(kept), 1, 1), dtype=bool)
+    if rates is not None:
+        moving = (rates > 0)[:, None, None]
+    if optimizer is None and not moving.all():
+        return
+    remembers = optimizer is not None and optimizer.name == "AdamW"
+
+    def moves(gradient: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        received = np.logical_or.accumulate(gradient) if remembers else gradient
+        return received & moving
+
+    moves_b = moves(kept)
+    before = np.logical_or.accumulate(moves_b) & ~(moves_b & (moves_b.cumsum(0) == 1))
+    due_b, due_a = _first(moves_b), _first(moves(kept & before))
+    last = min(int(max(due_b.max(), due_a.max())) + 1, len(kept))
+    if not _has_gradients(group, motions.steps[:last], least=MOVING):
+        return
+    yield FIRST_MOVE_B.never(due_b != _first(motions.column.step > 0))
+    if optimizer is not None and optimizer.weight_decay == 0:  # decay moves A at once
+        yield FIRST_MOVE_A.never(due_a != _first(motions.row.step > 0))
 
 
 def first_length(group: Group) -> Iterator[Row]:
@@ -113,17 +170,25 @@ def first_length(group: Group) -> Iterator[Row]:
     from subspace_lab.theory.adam import first_activation_step
 
     motions = _from_zero(group)
-    if motions is None or not _masks_known(group) or group.config.get("optimizer") != "adamw":
+    if motions is None or not _masks_known(group) or not _is_adamw(group):
         return
-    rates = _learning_rates(group, motions)
+    assert group.optimizer is not None
+    beta1, beta2 = group.optimizer.betas
+    rates = group.learning_rates(motions.steps)
     due = _first(group.masks_of(motions.steps).cumsum(0) >= 1)
-    known = np.argwhere(due < len(motions.steps))
-    if rates is None or not len(known):
+    if rates is None:
+        return
+    known = np.argwhere(np.append(rates, 0)[due] > 0)
+    if not len(known) or not _has_gradients(group, motions.steps[: due.max()], least=ABOVE_EPS):
         return
     lengths = np.sqrt(group.modules["m"].to_numpy(dtype=float))
     ratios = [
         motions.column.step[due[m, i], m, i]
-        / (lengths[m] * rates[due[m, i]] * first_activation_step(int(due[m, i]) + 1))
+        / (
+            lengths[m]
+            * rates[due[m, i]]
+            * first_activation_step(int(due[m, i]) + 1, beta1=beta1, beta2=beta2)
+        )
         for m, i in known.tolist()
     ]
     yield FIRST_LENGTH.equal(
@@ -149,14 +214,16 @@ def first_rank(group: Group) -> Iterator[Row]:
 
 
 def plain_sgd(group: Group) -> Iterator[Row]:
-    """Without momentum and decay a masked direction has no gradient and does not move."""
+    """Without momentum and decay a step and a turn of the frame have the rank of the mask."""
     import torch
 
     motions = group.motions
-    if motions is None or group.masks is None or not _is_plain_sgd(group):
+    if (
+        motions is None
+        or group.masks is None
+        or not (group.optimizer and group.optimizer.is_plain_sgd)
+    ):
         return
-    masked = ~group.masks_of(motions.steps)
-    yield SGD_STILL.never(((motions.row.step > 0) | (motions.column.step > 0))[masked])
     steps, cores = group.cores
     moving = torch.from_numpy(steps > 0)
     kept = torch.from_numpy(group.masks_of(steps[steps > 0]).sum(-1))
@@ -178,7 +245,7 @@ def gauge(group: Group) -> Iterator[Row]:
     """
     import torch
 
-    if not group.run.recorded or group.config.get("optimizer") not in ("sgd", "adamw"):
+    if not group.run.recorded or group.optimizer is None:
         return
     steps, cores = group.cores
     if steps[-1] == 0 or cores.row.step is None or cores.column.step is None:
@@ -196,10 +263,10 @@ def gauge(group: Group) -> Iterator[Row]:
     if not bool(a.any()):
         return
     slope = float((a * b).sum() / a.square().sum())
-    if _is_plain_sgd(group):
+    if group.optimizer.is_plain_sgd:
         basis = "slope; rounding of float32 weights and of gradients"
         yield GAUGE.equal(1, slope, tolerance=0.02, basis=basis, samples=len(a))
-    elif group.config["optimizer"] == "adamw":
+    elif group.optimizer.name == "AdamW":
         why = "a law of gradient flow and SGD: Adam scales entries one by one and breaks it"
         yield GAUGE_ADAM.indicative(1, slope, scale=0.1, why=why, samples=len(a))
 
@@ -211,11 +278,11 @@ def leakage(group: Group) -> Iterator[Row]:
     from subspace_lab.theory.adam import leakage as predicted
 
     motions = group.motions
-    if motions is None or group.masks is None or group.config.get("optimizer") != "adamw":
+    if motions is None or group.masks is None or not _is_adamw(group):
         return
-    assert group.law is not None
+    assert group.law is not None and group.optimizer is not None
     masked = ~group.masks_of(motions.steps)
-    share = predicted(keep_prob=group.law.keep_prob, beta1=BETA1)
+    share = predicted(keep_prob=group.law.keep_prob, beta1=group.optimizer.betas[0])
     for prediction, side in ((LEAKAGE_B, motions.column), (LEAKAGE_A, motions.row)):
         squared = side.start**2
         growth = np.diff(squared, axis=0, prepend=0)
@@ -229,11 +296,15 @@ def leakage(group: Group) -> Iterator[Row]:
             )
 
 
-PREDICTIONS = (first_step, first_moves, first_length, first_rank, plain_sgd, gauge, leakage)
+PREDICTIONS = (finite, first_step, first_moves, first_length, first_rank, plain_sgd, gauge, leakage)
 
 
 def _from_zero(group: Group) -> Motions | None:
     return group.motions if group.starts_at_zero else None
+
+
+def _is_adamw(group: Group) -> bool:
+    return group.optimizer is not None and group.optimizer.name == "AdamW"
 
 
 def _masks_known(group: Group) -> bool:
@@ -249,37 +320,25 @@ def _first(happened: NDArray[np.bool_]) -> NDArray[np.int64]:
     return places
 
 
-def _weight_decay(group: Group) -> Any:
-    return group.config.get("weight_decay")
+def _samples(group: Group) -> int | None:
+    """Samples of a batch on all processes; None where it is not known."""
+    batch: int | None = group.config.get("global_batch")
+    if batch is None and "batch_size" in group.config:
+        processes = group.run.description.get("provenance", {}).get("processes", 1)
+        batch = group.config["batch_size"] * group.config.get("accumulation", 1) * processes
+    return batch
 
 
-def _is_plain_sgd(group: Group) -> bool:
-    return group.config.get("optimizer") == "sgd" and _weight_decay(group) == 0
+def _has_gradients(group: Group, steps: NDArray[np.int64], *, least: float) -> bool:
+    """Whether the entries of the gradient exceed `least` (root mean square) at all these steps.
 
+    An extreme scaling or learning rate leaves gradients that are infinite, zero, or below Adam's
+    eps and the weights' rounding: then even kept directions stand still, whatever masked them.
+    Norms that were not logged are taken to be usual ones.
+    """
+    import numpy as np
 
-def _untouched(group: Group) -> float | None:
-    """Probability that all masks of a batch drop a direction; None where the batch is not known."""
-    from subspace_lab.theory.mask_overlap import untouched_probability
-
-    assert group.law is not None
-    draws: float | None
-    if group.law.granularity == "token":
-        metrics = group.run.metrics.set_index("step")
-        draws = metrics["tokens_seen"].get(1) if "tokens_seen" in metrics else None
-    else:
-        draws = group.config.get("batch_size")
-        if draws is not None:
-            processes = group.run.description.get("provenance", {}).get("processes", 1)
-            draws *= group.config.get("accumulation", 1) * processes
-    if draws is None:
-        return None
-    return untouched_probability(keep_prob=group.law.keep_prob, tokens=int(draws))
-
-
-def _learning_rates(group: Group, motions: Motions) -> NDArray[np.float64] | None:
-    """The learning rates of steps 1..T; None unless all were logged."""
-    table = group.run.metrics.set_index("step")
-    if "learning_rate" not in table:
-        return None
-    rates = table["learning_rate"].reindex(motions.steps)
-    return None if rates.isna().any() else rates.to_numpy(dtype=float)
+    norms = group.gradient_norms(steps)
+    sizes = group.run.modules
+    enough = norms > least * (sizes["m"] * sizes["r"]).sum() ** 0.5
+    return bool((np.isnan(norms) | (enough & (norms < np.inf))).all())

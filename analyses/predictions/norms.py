@@ -19,40 +19,56 @@ if TYPE_CHECKING:
     from subspace_lab.recording.cores import RankCore
 
 ROUNDING = 1e-10  # relative to the largest singular value
-LEAST_CORES = 12  # whose squared norms have a mean that is nearly normal
+LEAST_CORES = 12  # whose mean has a law that three cumulants describe
+DRAWS = 64  # of masks for each state, to estimate the skewness of squared norms
 WELL_CONDITIONED = 1e-8  # least singular value of an update that counts as of full rank
 
 NORM = Prediction(
-    "masked norm² over expected", "T5", "the coming mask is no fair draw for the weights"
+    "masked norm² over expected",
+    "T5",
+    "masks drawn",
+    "the coming mask is no fair draw for the weights",
 )
 SHARES = tuple(
     Prediction(
         f"regulariser over norm², {part} third",
         "T7",
+        "masks drawn",
         "masks do not add to the update what their regulariser says",
     )
     for part in ("first", "middle", "last")
 )
 RANK = Prediction(
-    "masked rank is the kept count", "T6", "masked updates do not have the rank of their masks"
+    "masked rank is the kept count",
+    "T6",
+    "identity",
+    "masked updates do not have the rank of their masks",
 )
-WEYL = Prediction("Weyl interlacing", "T6", "masked singular values leave their bounds")
+WEYL = Prediction("Weyl interlacing", "T6", "identity", "masked singular values leave their bounds")
 CAUCHY = Prediction(
-    "Cauchy interlacing of A", "T6", "singular values of masked A leave their bounds"
+    "Cauchy interlacing of A", "T6", "identity", "singular values of masked A leave their bounds"
 )
 ENTROPY = Prediction(
-    "masked entropy rank over full", "T6", "the entropy effective rank does not shrink by keep_prob"
+    "masked entropy rank over full",
+    "T6",
+    "trained model",
+    "the entropy effective rank does not shrink by keep_prob",
 )
 STABLE = Prediction(
-    "masked stable rank over full", "T6", "the stable rank does not shrink by keep_prob"
+    "masked stable rank over full",
+    "T6",
+    "trained model",
+    "the stable rank does not shrink by keep_prob",
 )
 REGULARISER = Prediction(
-    "regulariser above its bound", "T7", "R is below the squared nuclear norm over r"
+    "regulariser above its bound", "T7", "identity", "R is below the squared nuclear norm over r"
 )
 BALANCE_START = Prediction(
-    "balance ratio, first update", "T5", "the gauge is not the equalised one"
+    "balance ratio, first update", "T5", "trained model", "the gauge is not the equalised one"
 )
-BALANCE_END = Prediction("balance ratio, last update", "T5", "the gauge is not the equalised one")
+BALANCE_END = Prediction(
+    "balance ratio, last update", "T5", "trained model", "the gauge is not the equalised one"
+)
 
 
 @dataclass(frozen=True)
@@ -66,9 +82,9 @@ class Masked:
 def expected_norm(group: Group) -> Iterator[Row]:
     """||dW_D||² over its expectation is 1 on average."""
     found = _masked(group)
-    if found is not None:
+    if found is not None and len(found.masks) >= LEAST_CORES:
         norms = _squared_norms(group, found)
-        yield _mean_over_masks(NORM, norms, unit=norms.expected, less=0)
+        yield from _mean_over_masks(NORM, norms, unit=norms.expected, less=0)
 
 
 def regulariser_share(group: Group) -> Iterator[Row]:
@@ -84,7 +100,7 @@ def regulariser_share(group: Group) -> Iterator[Row]:
     for prediction, part in zip(SHARES, range(3), strict=True):
         third = _SquaredNorms(*(each.tensor_split(3)[part] for each in norms))
         if len(third.mean) >= LEAST_CORES:
-            yield _mean_over_masks(prediction, third, unit=third.mean, less=1)
+            yield from _mean_over_masks(prediction, third, unit=third.mean, less=1)
 
 
 def masked_rank(group: Group) -> Iterator[Row]:
@@ -197,7 +213,8 @@ class _SquaredNorms(NamedTuple):
 
     masked: Tensor
     expected: Tensor
-    variance: Tensor  # of `masked`; nan for exact-k masks
+    variance: Tensor  # of `masked`
+    third: Tensor  # its third central moment, estimated
     mean: Tensor  # squared norm of the mean update
 
 
@@ -208,26 +225,50 @@ def _squared_norms(group: Group, found: Masked) -> _SquaredNorms:
 
     assert group.law is not None
     B, A = found.core.column.R, found.core.row.R.mT
-    H, d, q = masked_moments.gram_product(B, A), found.masks.double(), group.moments.mean
+    H, q = masked_moments.gram_product(B, A), group.moments.mean
     expected = masked_moments.expected_output_energy(B, A, group.moments)
-    variance = torch.full_like(expected, torch.nan)
+
+    def energy(masks: Tensor) -> Tensor:
+        return torch.einsum("...ni,nij,...nj->...n", masks, H, masks)
+
+    draws = energy(_drawn_masks(group, len(H))) - expected
+    variance = draws.square().mean(0)
     if group.law.sampling == "bernoulli":
         keep_prob = group.law.keep_prob
         variance = masked_moments.variance_of_output_energy(B, A, keep_prob=keep_prob)
-    masked = torch.einsum("ni,nij,nj->n", d, H, d)
-    return _SquaredNorms(masked, expected, variance, torch.einsum("i,nij,j->n", q, H, q))
+    return _SquaredNorms(
+        energy(found.masks.double()),
+        expected,
+        variance,
+        draws.pow(3).mean(0),
+        torch.einsum("i,nij,j->n", q, H, q),
+    )
+
+
+def _drawn_masks(group: Group, states: int) -> Tensor:
+    """Draw masks (DRAWS, states, r) from the law, for moments that have no closed form."""
+    import torch
+
+    assert group.law is not None
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.rand(DRAWS, states, group.rank, generator=generator, dtype=torch.float64)
+    if group.law.sampling == "exact-k":
+        return (draws.argsort(-1).argsort(-1) < group.law.kept_exactly(group.rank)).double()
+    return (draws < group.law.keep_prob).double()
 
 
 def _mean_over_masks(
     prediction: Prediction, norms: _SquaredNorms, *, unit: Tensor, less: float
-) -> Row:
+) -> Iterator[Row]:
     """Hold the mean of masked / unit - less against its expectation."""
     expected = float((norms.expected / unit).mean()) - less
     values = (norms.masked - norms.expected) / unit + expected
-    variance = float((norms.variance / unit**2).mean())
-    if variance != variance:
-        return prediction.empirical_mean(values.numpy(), expected=expected)
-    return prediction.mean(values.numpy(), expected=expected, variance=variance)
+    return prediction.mean(
+        values.numpy(),
+        expected=expected,
+        variance=float((norms.variance / unit**2).mean()),
+        third=float((norms.third / unit**3).mean()),
+    )
 
 
 def _masked(group: Group) -> Masked | None:

@@ -1,10 +1,16 @@
 """Rows of the table of predictions: what theory says, what was measured, how far apart they may be.
 
-There are three kinds. An `exact` prediction allows rounding only. A `sampling` prediction is a
-mean or a count over random masks (or a random start), and allows what chance does once in some
-10,000 times: four standard errors, or the quantiles of the exact law at that level. Both agree or
-disagree. An `indicative` prediction rests on assumptions that a real run does not meet; its
-tolerance is only a scale to read the distance by, and it gets no verdict.
+There are three kinds. An `exact` prediction allows rounding only. A `sampling` prediction is about
+random masks (or a random start), and allows what chance does in 9,999 of 10,000 right runs, by the
+quantiles of the statistic's law. Both agree or disagree, and state their power: the smallest
+deviation that they would notice in at least 80 % of runs of this size. One that could notice none
+has power inf, and says nothing. An `indicative` prediction rests on assumptions that a real run
+does not meet; its tolerance is only a scale to read the distance by, and it gets no verdict.
+
+And there are five things that a row can test. Only rows about `training` say whether the run was
+trained as it claims; `masks drawn` test the random generator behind the record of masks,
+`initialization` the weights at step 0, `trained model` what the final weights do, and an `identity`
+holds for any weights and masks, so that it tests the code that computes it.
 """
 
 from __future__ import annotations
@@ -14,15 +20,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from analyses.predictions.laws import LEVEL, POWER, Law, law_of_cumulants, law_of_sum
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
 Kind = Literal["exact", "sampling", "indicative"]
+Tests = Literal["training", "masks drawn", "initialization", "trained model", "identity"]
 
-STANDARD_ERRORS = 4.0
-LEVEL = 1e-4
 LEAST_EXPECTED = 5.0  # in a cell of a chi-square test
+FEW_CELLS = 10  # of a chi-square test, which is then one-sided
 ROUNDING = 1e-9
 
 
@@ -33,17 +41,24 @@ class Row:
     Attributes:
         prediction: its name.
         statement: number of the theorem in docs/theory.md.
+        tests: what a disagreement would be about.
         kind: `exact`, `sampling` or `indicative`.
         predicted: what theory says.
         measured: what the run shows.
-        tolerance: largest |measured - predicted| that counts as agreement.
+        tolerance: largest |measured - predicted| that counts as agreement, on the side of
+            `measured`: limits of chance need not lie at equal distances.
         basis: where the tolerance comes from; of an indicative row, why it is only that.
         samples: number of draws, directions or cores behind `measured`.
         meaning: what a disagreement would mean.
+        power: smallest deviation that would be noticed in at least 80 % of runs of this size; inf:
+            none would; nan: indicative.
+        unit: what `power` is measured in.
+        probability: of a deviation as large as this one by chance; nan unless sampling.
     """
 
     prediction: str
     statement: str
+    tests: Tests
     kind: Kind
     predicted: float
     measured: float
@@ -51,11 +66,14 @@ class Row:
     basis: str
     samples: int
     meaning: str
+    power: float = math.nan
+    unit: str = ""
+    probability: float = math.nan
 
     @property
     def agrees(self) -> bool | None:
-        """Whether it agrees; None for an indicative row."""
-        if self.kind == "indicative":
+        """Whether it agrees; None for an indicative row, and for one that cannot fail."""
+        if self.kind == "indicative" or self.power == math.inf:
             return None
         rounding = ROUNDING * max(1.0, abs(self.predicted))
         return abs(self.measured - self.predicted) <= self.tolerance + rounding
@@ -68,11 +86,13 @@ class Prediction:
     Attributes:
         name: short, unique.
         statement: number of the theorem.
+        tests: what a disagreement would be about.
         meaning: what a disagreement would mean.
     """
 
     name: str
     statement: str
+    tests: Tests
     meaning: str
 
     def never(self, exceptions: ArrayLike) -> Row:
@@ -84,43 +104,127 @@ class Prediction:
         import numpy as np
 
         cases = np.asarray(exceptions)
-        return self._row("exact", 0, cases.sum(), 0, "exceptions, none allowed", cases.size)
+        share = 1 - (1 - POWER) ** (1 / cases.size) if cases.size else math.inf
+        return self._row(
+            "exact", 0, cases.sum(), 0, "exceptions, none allowed", cases.size,
+            power=share, unit="share of cases that break the rule",
+        )  # fmt: skip
 
     def equal(
-        self, predicted: float, measured: float, *, tolerance: float, basis: str, samples: int
+        self,
+        predicted: float,
+        measured: float,
+        *,
+        tolerance: float,
+        basis: str,
+        samples: int,
+        unit: str = "of measured",
     ) -> Row:
-        """Predict a number up to rounding."""
-        return self._row("exact", predicted, measured, tolerance, basis, samples)
+        """Predict a number up to rounding, or up to a stated tolerance."""
+        return self._row(
+            "exact", predicted, measured, tolerance, basis, samples, power=tolerance, unit=unit
+        )
 
-    def drawn(
-        self, predicted: float, measured: float, *, tolerance: float, basis: str, samples: int
+    def follows(
+        self, law: Law, measured: float, *, basis: str, samples: int, per: float = 1.0
     ) -> Row:
-        """Predict the mean of a random number, up to what chance allows."""
-        return self._row("sampling", predicted, measured, tolerance, basis, samples)
+        """Predict a random number by its law.
 
-    def mean(self, values: ArrayLike, *, expected: float, variance: float) -> Row:
-        """Predict the mean of independent draws of a known variance.
+        Args:
+            law: of the statistic.
+            measured: the statistic.
+            basis: where the law comes from.
+            samples: as in `Row`.
+            per: the row shows statistic / per (a mean in place of a sum).
+        """
+        low, high = law.limits()
+        power, unit = _weaker(law.caught_below / per, law.caught_above / per)
+        return self.within(
+            law.mean / per,
+            measured / per,
+            limits=(low / per, high / per),
+            probability=law.probability(measured),
+            power=power,
+            unit=unit,
+            basis=f"{basis}, at {LEVEL:g}",
+            samples=samples,
+        )
+
+    def within(
+        self,
+        predicted: float,
+        measured: float,
+        *,
+        limits: tuple[float, float],
+        probability: float,
+        power: float,
+        unit: str,
+        basis: str,
+        samples: int,
+    ) -> Row:
+        """Predict a random number by the limits of chance around it."""
+        low, high = limits
+        tolerance = high - predicted if measured >= predicted else predicted - low
+        return self._row(
+            "sampling", predicted, measured, tolerance, basis, samples,
+            power=power, unit=unit, probability=probability,
+        )  # fmt: skip
+
+    def mean_count(self, counts: ArrayLike, *, pmf: NDArray[np.float64]) -> Iterator[Row]:
+        """Predict the mean of independent whole numbers by the law P(0), P(1), ... of one.
+
+        Args:
+            counts: the draws, of any shape; no row where there are none.
+            pmf: the law of a draw.
+        """
+        import numpy as np
+
+        draws = np.asarray(counts)
+        if draws.size:
+            yield self.follows(
+                law_of_sum(pmf, draws.size),
+                int(draws.sum()),
+                basis="quantiles of a sum of draws",
+                samples=draws.size,
+                per=draws.size,
+            )
+
+    def mean(
+        self, values: ArrayLike, *, expected: float, variance: float, third: float
+    ) -> Iterator[Row]:
+        """Predict the mean of independent draws by the first three cumulants of their law.
 
         Args:
             values: the draws, of any shape.
             expected: their predicted mean.
-            variance: predicted variance of one draw, or the average where draws differ.
+            variance: predicted variance of one draw, averaged where draws differ; no row if 0.
+            third: predicted third central moment of one draw, averaged as well.
         """
         import numpy as np
 
         draws = np.asarray(values, dtype=float)
-        tolerance = STANDARD_ERRORS * math.sqrt(variance / draws.size)
-        basis = "4 standard errors, from the predicted variance"
-        return self._row("sampling", expected, draws.mean(), tolerance, basis, draws.size)
+        if draws.size and variance > 0:
+            n = draws.size
+            yield self.follows(
+                law_of_cumulants(expected, variance / n, third / n**2),
+                float(draws.mean()),
+                basis="quantiles by mean, variance and skewness",
+                samples=n,
+            )
 
-    def empirical_mean(self, values: ArrayLike, *, expected: float) -> Row:
-        """Predict the mean of independent draws; their variance is taken from them."""
+    def student(self, values: ArrayLike, *, expected: float) -> Iterator[Row]:
+        """Predict the mean of independent draws by Student's t; no row for fewer than two draws."""
         import numpy as np
+        from scipy import stats
 
         draws = np.asarray(values, dtype=float)
-        tolerance = STANDARD_ERRORS * draws.std() / math.sqrt(draws.size)
-        basis = "4 standard errors, from the draws' own variance"
-        return self._row("sampling", expected, draws.mean(), tolerance, basis, draws.size)
+        if draws.size > 1 and (error := draws.std(ddof=1) / math.sqrt(draws.size)) > 0:
+            yield self.follows(
+                Law(stats.t(draws.size - 1, loc=expected, scale=error)),
+                float(draws.mean()),
+                basis="quantiles of Student's t",
+                samples=draws.size,
+            )
 
     def count(self, events: ArrayLike, *, probability: float) -> Row:
         """Predict how many of N independent events happen, each with `probability`."""
@@ -128,17 +232,58 @@ class Prediction:
         from scipy import stats
 
         happened = np.asarray(events)
-        law = stats.binom(happened.size, probability)
-        low, high = law.ppf([LEVEL / 2, 1 - LEVEL / 2])
-        expected = happened.size * probability
-        tolerance = max(expected - low, high - expected, 0.5)
-        basis = f"binomial quantiles at {LEVEL:g}"
-        return self._row("sampling", expected, happened.sum(), tolerance, basis, happened.size)
+        n = happened.size
+        law = Law(stats.binom(n, probability), 0, n, whole=True)
+        low, high = law.limits()
+        expected = n * probability
+        above = n * stats.beta.ppf(POWER, high + 1, n - high) - expected if high < n else math.inf
+        below = expected - n * stats.beta.ppf(1 - POWER, low, n - low + 1) if low > 0 else math.inf
+        power, unit = _weaker(float(below), float(above))
+        return self.within(
+            expected,
+            happened.sum(),
+            limits=(low, high),
+            probability=law.probability(float(happened.sum())),
+            power=power,
+            unit=unit,
+            basis=f"binomial quantiles, at {LEVEL:g}",
+            samples=n,
+        )
+
+    def at_most(self, events: ArrayLike, *, probability: float, why: str) -> Row:
+        """Predict that of N independent events no more happen than with `probability` each.
+
+        Args:
+            events: of any shape, True where one happened.
+            probability: upper bound on that of each event.
+            why: where the bound comes from.
+        """
+        import numpy as np
+        from scipy import stats
+
+        happened = np.asarray(events)
+        n, measured = happened.size, int(happened.sum())
+        law = stats.binom(n, probability)
+        high = float(law.isf(LEVEL))
+        expected = n * probability
+        above = n * stats.beta.ppf(POWER, high + 1, n - high) - expected if high < n else math.inf
+        return self.within(
+            expected,
+            measured,
+            limits=(0, high),
+            probability=float(law.sf(measured - 1)),
+            power=float(above),
+            unit="of measured, upwards only",
+            basis=f"at most: {why}; binomial quantile, at {LEVEL:g}",
+            samples=n,
+        )
 
     def law(self, counts: ArrayLike, *, pmf: NDArray[np.float64]) -> Iterator[Row]:
         """Predict the law of whole numbers by Pearson's chi-square; no row where draws are few.
 
-        Neighbouring values are pooled until at least 5 draws are expected in each cell.
+        Neighbouring values are pooled until at least 5 draws are expected in each cell. With k
+        cells of probabilities p_j and n draws the statistic has mean k - 1 and variance
+        2 (k - 1) + (sum 1 / p_j - k^2 - 2 k + 2) / n (Cramér 1946, section 30.1).
 
         Args:
             counts: independent draws, of any shape.
@@ -147,7 +292,8 @@ class Prediction:
         import numpy as np
 
         draws = np.asarray(counts).ravel()
-        expected = pmf * draws.size
+        n = draws.size
+        expected = pmf * n
         observed = np.bincount(draws, minlength=len(pmf))
         cells, gathered = [], np.zeros(2)
         for pair in zip(expected, observed, strict=True):
@@ -158,17 +304,59 @@ class Prediction:
         if len(cells) > 1:
             cells[-1] = cells[-1] + gathered
             e, o = np.array(cells).T
+            k = len(cells)
             yield self.chi_square(
-                ((o - e) ** 2 / e).sum(), freedom=len(cells) - 1, samples=len(draws)
+                ((o - e) ** 2 / e).sum(),
+                freedom=k - 1,
+                variance=2 * (k - 1) + float((n / e).sum() - k**2 - 2 * k + 2) / n,
+                samples=n,
+                effect=1 / math.sqrt(n),
+                unit="root mean square relative deviation of probabilities",
             )
 
-    def chi_square(self, statistic: float, *, freedom: int, samples: int) -> Row:
-        """Predict a chi-square statistic: its mean, up to the quantile of the law."""
-        from scipy import stats
+    def chi_square(
+        self,
+        statistic: float,
+        *,
+        freedom: int,
+        variance: float,
+        samples: int,
+        effect: float,
+        unit: str,
+    ) -> Row:
+        """Predict a chi-square statistic, by a multiple of a chi-square law of this variance.
 
-        tolerance = stats.chi2.isf(LEVEL, freedom) - freedom
-        basis = f"chi-square quantile at {LEVEL:g}, {freedom} degrees of freedom"
-        return self._row("sampling", freedom, statistic, tolerance, basis, samples)
+        Args:
+            statistic: the statistic.
+            freedom: its degrees of freedom, which is its mean.
+            variance: its variance, which for few draws is not quite 2 x freedom.
+            samples: as in `Row`.
+            effect: the size of effect that adds 1 to the mean.
+            unit: what the size of effect is.
+        """
+        from scipy import optimize, stats
+
+        scale = variance / (2 * freedom)
+        law = Law(stats.chi2(freedom / scale, scale=scale), 0)
+        low, high = law.limits()
+        if freedom < FEW_CELLS:  # counts that are as expected make 0, more often than the law says
+            low = 0.0
+
+        def missed(noncentrality: float) -> float:
+            caught = stats.ncx2.sf(high / scale, freedom / scale, noncentrality / scale)
+            return float(caught) - POWER
+
+        noncentrality = optimize.brentq(missed, 1e-6, 100 * (high + 1))
+        return self.within(
+            freedom,
+            statistic,
+            limits=(low, high),
+            probability=law.probability(statistic) if statistic > freedom or low else 1.0,
+            power=effect * math.sqrt(noncentrality),
+            unit=unit,
+            basis=f"chi-square quantiles, {freedom} degrees of freedom, at {LEVEL:g}",
+            samples=samples,
+        )
 
     def indicative(
         self, predicted: float, measured: float, *, scale: float, why: str, samples: int
@@ -192,9 +380,27 @@ class Prediction:
         tolerance: float,
         basis: str,
         samples: int,
+        *,
+        power: float = math.nan,
+        unit: str = "",
+        probability: float = math.nan,
     ) -> Row:
-        numbers = (float(predicted), float(measured), float(tolerance))
-        return Row(self.name, self.statement, kind, *numbers, basis, int(samples), self.meaning)
+        if power == math.inf:
+            basis = f"cannot fail at this size: {basis}"
+        return Row(
+            self.name, self.statement, self.tests, kind,
+            float(predicted), float(measured), float(tolerance), basis, int(samples),
+            self.meaning, float(power), unit, float(probability),
+        )  # fmt: skip
+
+
+def _weaker(below: float, above: float) -> tuple[float, str]:
+    """Give the deviation that is noticed whichever way it goes, or the only way it can."""
+    if below == math.inf and above < math.inf:
+        return above, "of measured, upwards only"
+    if above == math.inf and below < math.inf:
+        return below, "of measured, downwards only"
+    return max(below, above), "of measured"
 
 
 def moments(pmf: NDArray[np.float64], values: ArrayLike | None = None) -> tuple[float, float]:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from subspace_lab.adapters.modules import PEFT_PREFIX, lora_modules
+from subspace_lab.adapters.modules import lora_modules
+from subspace_lab.recording.names import PEFT_PREFIX, base_name
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -47,7 +48,10 @@ class SaveOnOriginalBase:
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 
-        tensors = get_peft_model_state_dict(model, adapter_name=self._adapter)
+        tensors = {
+            f"{PEFT_PREFIX}{base_name(name)}": tensor
+            for name, tensor in get_peft_model_state_dict(model, adapter_name=self._adapter).items()
+        }
         for module in lora_modules(model, adapter=self._adapter):
             A0, B0 = self._initial[module.name]
             path = f"{PEFT_PREFIX}{module.name}"

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from subspace_lab.adapters.modules import PEFT_PREFIX
 from subspace_lab.errors import UserError
 from subspace_lab.recording import files
-from subspace_lab.recording.names import layer_and_projection
+from subspace_lab.recording.names import PEFT_PREFIX, layer_and_projection
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +40,7 @@ class FullChange:
         rank: singular directions k of each dW that a snapshot keeps; None: all.
 
     Raises:
-        UserError: if the targets match no linear layer, or the model is not in fp32.
+        UserError: if a target matches no linear layer, or the model is not in fp32.
     """
 
     def __init__(self, model: nn.Module, targets: Sequence[str], *, rank: int | None) -> None:
@@ -51,8 +50,11 @@ class FullChange:
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in targets
         }
-        if not layers:
-            raise UserError(f"the targets {', '.join(targets)} match no linear layer of the model")
+        matched = {name.rsplit(".", 1)[-1] for name in layers}
+        if unmatched := [target for target in targets if target not in matched]:
+            raise UserError(
+                f"the targets {', '.join(unmatched)} match no linear layer of the model"
+            )
         model.requires_grad_(False)
         self._initial: dict[str, Tensor] = {}
         self._ranks: dict[str, int] = {}

@@ -8,127 +8,63 @@ and without it in evaluation. The mask is a forward hook on each `lora_A` module
 adapter is a plain LoRA adapter. Whether one d serves a whole optimizer step, a sample or a token
 is the granularity: the paper's Equation 2 is (`step`, not rescaled), its Algorithm 1 and released
 code are (`token`, rescaled), kohya's `rank_dropout` is (`sample`, rescaled).
+
+The masks are a pure function of the law's seed, the optimizer step and the module; those of samples
+and tokens also of the forward pass within the step and of the data-parallel process. Torch's global
+random generator is not used, so the order of the data and input dropout do not depend on the mask.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
+from torch.optim import Optimizer
 
+from subspace_lab.adapters.mask_check import refuse_unmasked
+from subspace_lab.adapters.mask_hook import MaskHook
+from subspace_lab.adapters.mask_law import Granularity, MaskLaw, Sampling
+from subspace_lab.adapters.mask_steps import OptimizerWatch, steps_taken
 from subspace_lab.adapters.modules import LoraModule, lora_modules
 from subspace_lab.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
-Granularity = Literal["step", "sample", "token"]
-Sampling = Literal["bernoulli", "exact-k"]
-
-
-@dataclass(frozen=True)
-class MaskLaw:
-    """How rank masks are drawn.
-
-    Attributes:
-        keep_prob: probability q in (0, 1] that a rank direction is kept.
-        granularity: what shares one mask: an optimizer `step`, a `sample`, or a `token`.
-        rescale: multiply what is kept by 1 / q, so that the mean over masks is the full update.
-        sampling: `bernoulli` (each direction on its own) or `exact-k` (q r of them, uniformly).
-        seed: seed of the step masks; sample and token masks use torch's global generator.
-
-    Raises:
-        UserError: if keep_prob lies outside (0, 1], or a name is unknown.
-    """
-
-    keep_prob: float
-    granularity: Granularity = "step"
-    rescale: bool = True
-    sampling: Sampling = "bernoulli"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.keep_prob <= 1:
-            raise UserError(f"keep_prob must lie in (0, 1], not {self.keep_prob}")
-        if self.granularity not in get_args(Granularity):
-            raise UserError(f"granularity must be step, sample or token, not {self.granularity!r}")
-        if self.sampling not in get_args(Sampling):
-            raise UserError(f"sampling must be bernoulli or exact-k, not {self.sampling!r}")
-
-    @property
-    def factor(self) -> float:
-        """What kept directions are multiplied by: s = 1 / keep_prob if rescaled, else 1."""
-        return 1 / self.keep_prob if self.rescale else 1.0
-
-    def step_mask(self, step: int, module: str, rank: int) -> NDArray[np.bool_]:
-        """Draw the step mask (r,), True = kept: a pure function of (seed, step, module).
-
-        Philox counters (Salmon et al. 2011) make it random access: no state is carried from step
-        to step, so micro-batches, data-parallel ranks and resumed runs agree by construction.
-        """
-        name = int.from_bytes(hashlib.sha256(module.encode()).digest()[:8], "little")
-        stream = np.random.Philox(
-            key=np.array([self.seed, name], dtype=np.uint64),
-            counter=np.array([0, 0, 0, step], dtype=np.uint64),
-        )
-        uniform = np.random.Generator(stream).random(rank)
-        if self.sampling == "exact-k":
-            return uniform.argsort().argsort() < self.kept_exactly(rank)
-        return uniform < self.keep_prob
-
-    def random_mask(self, output: Tensor) -> Tensor:
-        """Draw a sample or token mask that broadcasts against `output` (batch, ..., r)."""
-        rank = output.shape[-1]
-        if self.granularity == "sample":
-            shape = (output.shape[0], *[1] * (output.dim() - 2), rank)
-        else:
-            shape = tuple(output.shape)
-        draws = torch.empty(shape, dtype=output.dtype, device=output.device)
-        if self.sampling == "exact-k":
-            order = draws.uniform_().argsort(dim=-1).argsort(dim=-1)
-            return (order < self.kept_exactly(rank)).to(output.dtype)
-        return draws.bernoulli_(self.keep_prob)
-
-    def kept_exactly(self, rank: int) -> int:
-        """Give k = q r of the exact-k law.
-
-        Raises:
-            UserError: if q r is not a whole number.
-        """
-        kept = round(self.keep_prob * rank)
-        if abs(kept - self.keep_prob * rank) > 1e-9 or kept == 0:
-            raise UserError(
-                f"exact-k masks need keep_prob x rank to be a whole number of at least 1, "
-                f"not {self.keep_prob} x {rank}"
-            )
-        return kept
+__all__ = ["Granularity", "MaskLaw", "RankMask", "Sampling", "find_rank_mask"]
 
 
 class RankMask:
     """A mask on the rank dimension of every linear LoRA layer of a PEFT model.
 
     Example:
-        mask = RankMask(keep_prob=0.5, granularity="step", rescale=True, seed=0).attach(model)
-        trainer.add_callback(SubspaceRecorder("runs/mine"))      # sets the step, and records
+        RankMask(keep_prob=0.5, granularity="step", rescale=True, seed=0).attach(model)
+        trainer = Trainer(model=model, ...)
 
-    In a training loop of one's own, call `set_step(t)` before optimizer step t = 1, 2, ...
+    The mask advances by itself with every step of an optimizer that holds the adapter, in any loop.
+    A Trainer built after `attach` also sets the step from its own count, so that a resumed run
+    continues with the masks of its step. To resume a loop of your own, call `set_step(t)` before
+    optimizer step t.
 
     Args:
         keep_prob: see `MaskLaw`, as for the other arguments.
         granularity: `step`, `sample` or `token`.
         rescale: multiply by 1 / keep_prob.
         sampling: `bernoulli` or `exact-k`.
-        seed: seed of the step masks.
+        seed: seed of the masks.
+        checked_steps: number of optimizer steps, from the first on, in which the gradients are
+            checked: they show whether the mask is applied. 0 for a loss with a term in A or B
+            themselves, whose gradient no mask touches.
 
     Attributes:
         law: the `MaskLaw`.
+        step: the optimizer step, from 1, whose masks are in use.
         ranks: rank of each masked module.
         kept: the step masks in use, module name to (r,), True = kept; empty for other laws.
     """
@@ -141,51 +77,67 @@ class RankMask:
         rescale: bool = True,
         sampling: Sampling = "bernoulli",
         seed: int = 0,
+        checked_steps: int = 3,
     ) -> None:
         self.law = MaskLaw(keep_prob, granularity, rescale, sampling, seed)
+        self.checked_steps = checked_steps
+        self.step = 0
         self.ranks: dict[str, int] = {}
         self.kept: dict[str, NDArray[np.bool_]] = {}
-        self._hooks: dict[str, _MaskHook] = {}
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._hooks: dict[str, MaskHook] = {}
+        self._handles: list[Any] = []
 
     def attach(self, model: nn.Module, *, adapter: str = "default") -> Self:
         """Put the mask on every LoRA layer of `model` and draw the masks of step 1.
 
         Raises:
             UserError: if the model has no LoRA layers, already has a rank mask, or is a DoRA
-                asked for sample or token masks, which would corrupt its weight norm.
+                asked for sample or token masks, which would corrupt its weight norm. Later, from
+                the optimizer's step: if the gradients show that the mask is not applied, or the
+                optimizer continues an earlier training and the mask's step is not known.
         """
         modules = lora_modules(model, adapter=adapter)
         if find_rank_mask(model) is not None:
             raise UserError("the model already has a rank mask: detach that one first")
         self._check(modules, adapter)
         for module in modules:
-            hook = _MaskHook(self.law, torch.ones_like(module.A[:, 0], requires_grad=False))
-            hook.owner = self
+            hook = MaskHook(
+                self,
+                self.law,
+                module=module.name,
+                A_module=module.A_module,
+                B_module=module.B_module,
+            )
             self._hooks[module.name] = hook
             self.ranks[module.name] = module.rank
             self._handles.append(module.A_module.register_forward_hook(hook))
+        self._checked = self._trainer_steps = 0
+        self._gradients_seen = self._advances_soon = False
+        self._follow_training()
+        self.step = 0
         self.set_step(1)
+        self._step_is_certain = False
         return self
 
     def detach(self) -> None:
         """Take the mask off the model."""
         for handle in self._handles:
             handle.remove()
+        self._watch.stop()
+        self._trainers.stop()
         self._handles.clear()
         self._hooks.clear()
         self.ranks.clear()
         self.kept.clear()
 
     def set_step(self, step: int) -> None:
-        """Use the step masks of optimizer step `step` (from 1) until the next call."""
-        if self.law.granularity != "step":
-            return
-        self.kept = self.masks(step)
-        for name, kept in self.kept.items():
-            multiplier = self._hooks[name].multiplier
-            # copy_ keeps the tensor that a compiled graph has seen.
-            multiplier.copy_(torch.from_numpy(kept * self.law.factor), non_blocking=True)
+        """Use the masks of optimizer step `step` (from 1) from now on, whatever was counted."""
+        self._step_is_certain = True
+        for hook in self._hooks.values():
+            hook.move(hook.A_module.weight.device)
+        if step != self.step:
+            self._watch.restart()
+            self._use(step)
 
     def masks(self, step: int) -> dict[str, NDArray[np.bool_]]:
         """Give the step masks of one optimizer step: module name to (r,), True = kept.
@@ -222,6 +174,80 @@ class RankMask:
             for hook in self._hooks.values():
                 hook.in_evaluation = None
 
+    def _use(self, step: int) -> None:
+        self.step = step
+        for hook in self._hooks.values():
+            hook.begin(step)
+        if self.law.granularity != "step":
+            return
+        self.kept = self.masks(step)
+        for name, kept in self.kept.items():
+            multiplier = self._hooks[name].multiplier
+            # copy_ keeps the tensor that a compiled graph has seen.
+            multiplier.copy_(torch.from_numpy(kept * self.law.factor), non_blocking=True)
+
+    def _follow_training(self) -> None:
+        """Follow the optimizers that train the masked modules, and the Trainers."""
+        from subspace_lab.adapters.trainer_steps import FollowTrainers
+
+        self._watch = OptimizerWatch(
+            weights=self._weights,
+            forward_seen=lambda: any(hook.calls for hook in self._hooks.values()),
+            before=self._before_optimizer_step,
+            after=self._after_optimizer_step,
+        )
+        self._trainers = FollowTrainers(self._trainer_begins)
+
+    def _weights(self) -> list[Tensor]:
+        """Give the weights A and B in use: some wrappers replace the parameters."""
+        parts = [(hook.A_module, hook.B_module) for hook in self._hooks.values()]
+        return [part.weight for pair in parts for part in pair]
+
+    def _before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if not self._step_is_certain and (taken := steps_taken(optimizer, self._weights())):
+            raise UserError(
+                f"the optimizer has taken {taken} steps, but the rank mask uses the masks of step "
+                f"{self.step}: call set_step({taken + 1}) before a resumed training continues, or "
+                "set_step(1) if the masks begin now"
+            )
+        if self._checked < self.checked_steps:
+            self._gradients_seen |= refuse_unmasked(self._hooks.values(), self.kept)
+
+    def _after_optimizer_step(self) -> None:
+        if torch._C._current_graph_task_id() == -1:  # not in a backward pass
+            self._advance()
+        elif not self._advances_soon:  # the backward pass goes on, under the same masks
+            self._advances_soon = True
+            Variable._execution_engine.queue_callback(self._advance)
+
+    def _advance(self) -> None:
+        self._advances_soon = False
+        self._step_is_certain = True
+        self._checked += 1
+        self._use(self.step + 1)
+
+    def _trainer_begins(self, model: nn.Module, step: int) -> None:
+        if find_rank_mask(model) is not self:
+            return
+        self.set_step(step)
+        self._trainer_steps += 1
+        if self._trainer_steps == self.checked_steps + 1 and not self._gradients_seen:
+            warnings.warn(
+                "whether the rank mask is applied was not checked: the gradients of the adapter "
+                "are not at hand (DeepSpeed, sharded parameters)",
+                stacklevel=2,
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what follows the training, which belongs to this object."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("_watch", "_trainers")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Follow the training of the copied model."""
+        self.__dict__.update(state)
+        if self.ranks:
+            self._follow_training()
+
     def _check(self, modules: list[LoraModule], adapter: str) -> None:
         is_dora = any(
             getattr(module.layer, "use_dora", {}).get(adapter, False)
@@ -244,40 +270,10 @@ class RankMask:
             )
 
 
-class _MaskHook:
-    """The forward hook on one `lora_A`: multiplies its output (..., r) by the mask."""
-
-    owner: RankMask
-
-    def __init__(self, law: MaskLaw, multiplier: Tensor) -> None:
-        self.law = law
-        self.multiplier = multiplier
-        self.in_evaluation: Tensor | None = None
-
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if not module.training:
-            return output if self.in_evaluation is None else self._chosen(output)
-        if self.law.granularity == "step":
-            return output * self.multiplier.to(output.dtype)
-        return output * (self.law.random_mask(output) * self.law.factor)
-
-    def _chosen(self, output: Tensor) -> Tensor:
-        chosen = self.in_evaluation
-        assert chosen is not None
-        if chosen.dim() == 1:
-            return output * chosen.to(output.dtype)
-        if output.shape[0] % chosen.shape[0]:
-            raise UserError(
-                f"a batch of {output.shape[0]} rows cannot be split among {chosen.shape[0]} masks"
-            )
-        rows = chosen.repeat_interleave(output.shape[0] // chosen.shape[0], dim=0)
-        return output * rows.view(-1, *[1] * (output.dim() - 2), rows.shape[-1]).to(output.dtype)
-
-
 def find_rank_mask(model: nn.Module) -> RankMask | None:
     """Find the rank mask that is attached to a model, if there is one."""
     for module in model.modules():
         for hook in module._forward_hooks.values():
-            if isinstance(hook, _MaskHook):
+            if isinstance(hook, MaskHook) and isinstance(hook.owner, RankMask):
                 return hook.owner
     return None

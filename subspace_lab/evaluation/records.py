@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,7 @@ import pandas as pd
 from filelock import FileLock
 
 from subspace_lab.recording import files
+from subspace_lab.stats.intervals import accuracy_interval, mean_interval
 
 if TYPE_CHECKING:
     from subspace_lab.tasks import Example
@@ -37,7 +39,11 @@ OUTCOMES = ("first_turn", "second_turn", "unscored")
 
 @dataclass(frozen=True)
 class Summary:
-    """One task's result: a mean over examples with its standard error."""
+    """One task's result: a mean over examples with its standard error and 95 % interval.
+
+    The interval of a share of right answers is Wilson's, which has a width at 0 and 100 %, too;
+    that of other means is Student's t. Both cover the sampling of examples only.
+    """
 
     task: str
     metric: str  # what the mean is of: exact_match, accuracy, pass@1, mt_bench_score ...
@@ -46,6 +52,8 @@ class Summary:
     examples: int  # that the mean is over
     step: int | None = None  # optimizer step of the adapter; None for a model of no run
     settings: Mapping[str, Any] = field(default_factory=dict)
+    low: float | None = None  # of the interval; None where none was computed
+    high: float | None = None
 
 
 def prompt_hash(prompt: str) -> str:
@@ -92,12 +100,30 @@ def summarise(
     step: int | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Summary:
-    """Mean and standard error of a column over the examples that have a value in it."""
+    """Mean, standard error and interval of a column over the examples that have a value in it."""
     values = records[column].dropna().to_numpy(dtype=float)
-    standard_error = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
+    count = len(values)
+    standard_error = float(values.std(ddof=1) / count**0.5) if count > 1 else None
+    right = values == 1
+    if (right | (values == 0)).all():
+        interval = accuracy_interval(int(right.sum()), count)
+    else:
+        interval = mean_interval(values)
     return Summary(
-        task, metric, float(values.mean()), standard_error, len(values), step, dict(settings or {})
+        task,
+        metric,
+        float(values.mean()),
+        standard_error,
+        count,
+        step,
+        dict(settings or {}),
+        low=_known(interval.low),
+        high=_known(interval.high),
     )
+
+
+def _known(number: Any) -> float | None:
+    return None if math.isnan(number) else float(number)
 
 
 def write(
@@ -141,9 +167,12 @@ def read_summaries(run: Path | str, *, part: str = "") -> dict[str, dict[str, An
 
 
 def way_of_measuring(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what a summary row says about how it was measured: metric, step and settings."""
+    """Give what a summary row says about how it was measured: metric, step and settings.
+
+    The dtype is `unknown` in a row of an earlier version, whose dtype was the machine's choice.
+    """
     settings = {key: value for key, value in row["settings"].items() if key not in OUTCOMES}
-    return {"metric": row["metric"], "step": row["step"], **settings}
+    return {"metric": row["metric"], "step": row["step"], "dtype": "unknown", **settings}
 
 
 def _prompts(records: pd.DataFrame) -> list[Any]:

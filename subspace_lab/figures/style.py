@@ -7,6 +7,7 @@ threads.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backend_bases import RendererBase
 from matplotlib.container import Container
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter, MaxNLocator, ScalarFormatter
 
 COLUMN_WIDTH = 3.3  # inches
 DOTS_PER_INCH = 300
@@ -30,6 +34,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 PREDICTION: dict[str, Any] = {"color": "0.35", "linestyle": (0, (1, 1)), "linewidth": 1.2}
 
 LegendHandle = Artist | Container
+
+# Labels that matplotlib makes up; other names may begin with an underscore, too.
+_NO_LABEL = re.compile(r"_(child|container)\d+|_nolegend_|")
 
 SETTINGS: Any = {  # matplotlib's own type lists all its keys
     "font.size": 7,
@@ -66,6 +73,20 @@ def paper_style() -> Iterator[None]:
         yield
 
 
+class PlainTextFigure(Figure):
+    """A figure whose texts stand as they are: a `$` in a run's name does not begin a formula."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw the figure; only the numbers at ticks may be formulas, such as powers of ten."""
+        numbers: set[Artist] = set()
+        for axis in self.findobj(Axis):
+            if isinstance(axis.get_major_formatter(), LogFormatter | ScalarFormatter):
+                numbers |= {*axis.findobj(Text)} - {axis.label}
+        for text in self.findobj(Text):
+            text.set_parse_math(text in numbers)
+        super().draw(renderer)
+
+
 def new_figure(
     rows: int, columns: int = 1, *, row_height: float = 1.3, share_x: bool = True
 ) -> tuple[Figure, np.ndarray[Any, np.dtype[np.object_]]]:
@@ -77,7 +98,7 @@ def new_figure(
         row_height: height of a row, in inches.
         share_x: whether the axes of a column share the horizontal axis.
     """
-    figure = Figure(figsize=(COLUMN_WIDTH, rows * row_height), layout="constrained")
+    figure = PlainTextFigure(figsize=(COLUMN_WIDTH, rows * row_height), layout="constrained")
     axes = figure.subplots(rows, columns, sharex="col" if share_x else "none", squeeze=False)
     return figure, axes
 
@@ -95,9 +116,13 @@ def legend_below(figure: Figure, axes: Axes | Iterable[Axes], *, columns: int = 
     stands right.
     """
     found: dict[str, LegendHandle] = {}
-    for each in [axes] if isinstance(axes, Axes) else axes:
-        handles, labels = each.get_legend_handles_labels()
-        found |= dict(zip(labels, handles, strict=True))
+    for panel in [axes] if isinstance(axes, Axes) else axes:
+        # Not get_legend_handles_labels, which leaves out names that begin with an underscore.
+        handles: list[LegendHandle] = [*panel.lines, *panel.patches, *panel.collections]
+        for handle in [*handles, *panel.containers]:
+            label = str(handle.get_label() or "")
+            if not _NO_LABEL.fullmatch(label):
+                found[label] = handle
     if not found:
         return
     entries = list(found.items())

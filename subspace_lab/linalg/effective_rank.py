@@ -47,6 +47,7 @@ def effective_rank(
     ==================  =========================================================================
 
     Exact zeros contribute nothing to any of them, and a spectrum of zeros has effective rank 0.
+    A spectrum with a value that is not finite has none: nan.
 
     Args:
         sigma: singular values (..., r), descending.
@@ -73,7 +74,8 @@ def effective_rank(
         sigma = torch.where(torch.arange(sigma.shape[-1], device=sigma.device) < count, sigma, 0.0)
     largest = sigma.amax(-1, keepdim=True)
     normalised = sigma / torch.where(largest > 0, largest, 1.0)
-    return torch.where(largest[..., 0] > 0, _MEASURES[measure](normalised), 0.0)
+    rank = torch.where(largest[..., 0] > 0, _MEASURES[measure](normalised), 0.0)
+    return torch.where(sigma.isfinite().all(-1), rank, torch.nan)
 
 
 def nuclear_norm(sigma: Float[Tensor, "*batch r"]) -> Float64[Tensor, "*batch"]:

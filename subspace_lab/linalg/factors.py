@@ -30,6 +30,10 @@ EPS = torch.finfo(torch.float64).eps
 # precision that can still be trusted, so that all masks of one frame are judged alike.
 RANK_TOLERANCE = 1e-13
 
+# What rounding makes of a product that is zero, relative to sum_i ||b_i|| ||a_i||: the triangular
+# factors and the product are off by about half a unit roundoff of that sum, whatever the size.
+PRODUCT_TOLERANCE = 1e-14
+
 Algorithm = Literal["householder", "cholesky"]
 
 
@@ -116,6 +120,27 @@ def update_core(
         The core (..., min(m, r), min(n, r)) in float64.
     """
     return scaling * (masked_columns(compressed(B), mask) @ compressed(A.mT).mT)
+
+
+def product_rounding(
+    B: Float[Tensor, "*#batch m r"],
+    A: Float[Tensor, "*#batch r n"],
+    *,
+    mask: Bool[Tensor, "*#batch r"] | None = None,
+    scaling: float = 1.0,
+) -> Float64[Tensor, "*out"]:
+    """Size up to which a computed singular value of scaling B diag(mask) A is rounding alone.
+
+    1e-14 |scaling| sum_i ||b_i|| ||a_i|| over the kept directions. Where the terms b_i a_i^T
+    cancel, singular values up to here cannot be told from zero, however they compare with the
+    largest one: [B, -B] [A; A] is zero, and its computed singular values are not.
+    """
+    B, A = B.to(torch.float64), A.to(torch.float64)
+    lengths = torch.linalg.vector_norm(B, dim=-2) * torch.linalg.vector_norm(A, dim=-1)
+    if mask is not None:
+        lengths = lengths * mask
+    total: Tensor = lengths.sum(-1)
+    return PRODUCT_TOLERANCE * abs(scaling) * total
 
 
 def compressed(X: Float[Tensor, "*batch n k"]) -> Float64[Tensor, "*batch d k"]:

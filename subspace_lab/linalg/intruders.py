@@ -1,8 +1,16 @@
-"""Intruder dimensions: leading singular vectors of the merged weight that the base has not.
+"""Intruder dimensions: leading singular vectors of the merged weight without a counterpart in W0.
 
 Shuttleworth, Andreas, Torralba and Sharma (2024, arXiv:2410.21228) call a left singular vector
 among the top k of W0 + dW an intruder if its largest |cosine| with any left singular vector of W0
 is below epsilon. PEFT's `reduce_intruder_dimension` uses the same definition.
+
+It has no meaning where singular vectors are not determined, so two cases are defined here:
+
+- Singular values of W0 that follow each other within a factor of 1 - 1e-5 form a cluster, whose
+  singular vectors are arbitrary in the subspace that they span (all of them, for an isometry).
+  The cosine is with that subspace, ||U_c^T u||. A cluster of one gives the published definition.
+- Vectors of singular values that are zero to rounding are arbitrary: those of W0 count as no
+  counterpart, and those of W0 + dW as no intruders.
 """
 
 from __future__ import annotations
@@ -16,6 +24,8 @@ from torch import Tensor
 from .merged import base_svd, merged_svd
 from .spectra import LowRankSVD
 
+CLUSTER_GAP = 1e-5  # relative gap below which singular values share a cluster
+
 
 @dataclass(frozen=True)
 class IntruderDimensions:
@@ -23,9 +33,11 @@ class IntruderDimensions:
 
     Attributes:
         singular_values: of the merged weight, descending (k,).
-        max_cosine: largest |cosine| with a given base vector (k,).
-        unseen_cosine: what the |cosine| with base vectors that were not given can be at most,
-            sqrt(1 - sum of the squared cosines with those given); 0 if all were given (k,).
+        max_cosine: largest |cosine| with a given base vector, or cluster of them; nan past the
+            numerical rank of the merged weight (k,).
+        unseen_cosine: upper bound on the |cosine| with base vectors that were not given, and with
+            the last given cluster, which they may extend: sqrt(1 - sum of the squared cosines with
+            the clusters before); 0 if all were given (k,).
         intruder: max_cosine and unseen_cosine are below epsilon (k,).
         undecided: only max_cosine is: more base vectors are needed to tell (k,).
         residual: of the merged triplets, as in `LowRankSVD`.
@@ -74,11 +86,14 @@ def intruder_dimensions(
     if row_scaling is not None:
         W0, B = row_scaling[:, None] * W0, row_scaling[:, None] * B
     merged = merged_svd(W0, B, A, rank=top_k, mask=mask, scaling=scaling)
-    cosines = (merged.U.T @ base.U).abs()
-    max_cosine = cosines.max(dim=-1).values
-    unseen = (1 - cosines.square().sum(-1)).clamp(min=0).sqrt()
-    if base.S.shape[-1] == min(W0.shape):
-        unseen = torch.zeros_like(unseen)
+    squares = _cluster_energies(merged.U, base)
+    max_cosine = squares.amax(dim=-1).sqrt().clamp(max=1)
+    complete = base.S.shape[-1] == min(W0.shape) or base.numerical_rank < base.S.shape[-1]
+    unseen = torch.zeros_like(max_cosine)
+    if not complete:
+        unseen = (1 - squares[:, :-1].sum(-1)).clamp(min=0).sqrt()
+    arbitrary = torch.arange(len(merged.S), device=W0.device) >= merged.numerical_rank
+    max_cosine = max_cosine.masked_fill(arbitrary, torch.nan)
     return IntruderDimensions(
         singular_values=merged.S,
         max_cosine=max_cosine,
@@ -87,3 +102,17 @@ def intruder_dimensions(
         undecided=(max_cosine < epsilon) & (unseen >= epsilon),
         residual=merged.residual,
     )
+
+
+def _cluster_energies(U: Float[Tensor, "m k"], base: LowRankSVD) -> Float[Tensor, "k c"]:
+    """||U_c^T u||^2 of each column u of U with each cluster c of base vectors.
+
+    One cluster of no vectors (0) if the base is zero.
+    """
+    rank = int(base.numerical_rank)
+    S = base.S[:rank]
+    ends = S[1:] < (1 - CLUSTER_GAP) * S[:-1]
+    cluster = torch.cat([ends.new_zeros(1, dtype=torch.long), ends.cumsum(-1)])[:rank]
+    count = int(cluster[-1]) + 1 if rank else 1
+    squares = (U.T @ base.U[:, :rank]).square()
+    return squares.new_zeros(len(squares), count).index_add_(1, cluster, squares)

@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from scipy.sparse.linalg import LinearOperator, svds
+from scipy.sparse.linalg import ArpackError, LinearOperator, svds
 from torch import Tensor
 
-from .factors import masked_columns
+from .factors import PRODUCT_TOLERANCE, masked_columns, product_rounding
 from .spectra import LowRankSVD, with_evidence
 
 
@@ -44,7 +44,8 @@ def merged_svd(
         rank: how many triplets, at most min(m, n).
         mask: kept rank directions (r,), True = kept; None keeps all.
         scaling: the factor in front of B A.
-        tolerance: relative accuracy asked of Lanczos; what was reached is in `residual`.
+        tolerance: relative accuracy asked of Lanczos; what was reached is in `residual`. Where
+            ARPACK fails, a dense decomposition is computed.
 
     Returns:
         A `LowRankSVD` in float64.
@@ -64,24 +65,16 @@ def merged_svd(
     def adjoint(X: Tensor) -> Tensor:
         return W0.T @ X + A.T @ (BD.T @ X)
 
-    if 2 * rank >= min(m, n):  # Lanczos saves nothing here, and ARPACK cannot give all triplets
+    triplets = None
+    if 2 * rank < min(m, n):  # else Lanczos saves nothing, and ARPACK cannot compute all triplets
+        triplets = _lanczos(product, adjoint, W0, rank=rank, tolerance=tolerance)
+    if triplets is None:
         U, S, Vh = torch.linalg.svd(W0 + BD @ A, full_matrices=False)
-        U, S, Vh = U[:, :rank], S[:rank], Vh[:rank]
-    else:
-        operator = LinearOperator(
-            shape=(m, n),
-            dtype=np.float64,
-            matvec=_on_arrays(product, W0.device),
-            rmatvec=_on_arrays(adjoint, W0.device),
-            matmat=_on_arrays(product, W0.device),
-            rmatmat=_on_arrays(adjoint, W0.device),
-        )
-        start = np.random.default_rng(0).standard_normal(min(m, n))
-        arrays = svds(operator, k=rank, tol=tolerance, v0=start)
-        # Ascending order, and views with negative strides that torch does not take.
-        U, S, Vh = (torch.from_numpy(array.copy()).to(W0.device) for array in arrays)
-        U, S, Vh = U.flip(-1), S.flip(-1), Vh.flip(0)
-    return with_evidence(U, S, Vh, MV=product(Vh.T), MtU=adjoint(U))
+        triplets = U[:, :rank], S[:rank], Vh[:rank]
+    U, S, Vh = triplets
+    rounding = PRODUCT_TOLERANCE * torch.linalg.matrix_norm(W0)
+    rounding = rounding + product_rounding(B, A, mask=mask, scaling=scaling)
+    return with_evidence(U, S, Vh, MV=product(Vh.T), MtU=adjoint(U), rounding=rounding)
 
 
 def base_svd(
@@ -109,6 +102,38 @@ def base_svd(
     if path is not None:
         _write_atomically(vars(svd), path)
     return svd
+
+
+def _lanczos(
+    product: Callable[[Tensor], Tensor],
+    adjoint: Callable[[Tensor], Tensor],
+    W0: Float[Tensor, "m n"],
+    *,
+    rank: int,
+    tolerance: float,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Leading triplets by ARPACK; None where it cannot compute them.
+
+    A Krylov space holds one vector of a singular value, however often that repeats, so ARPACK ends
+    with an error on matrices of few distinct singular values: zero, a multiple of an isometry, an
+    isometry with a low-rank update.
+    """
+    operator = LinearOperator(
+        shape=W0.shape,
+        dtype=np.float64,
+        matvec=_on_arrays(product, W0.device),
+        rmatvec=_on_arrays(adjoint, W0.device),
+        matmat=_on_arrays(product, W0.device),
+        rmatmat=_on_arrays(adjoint, W0.device),
+    )
+    start = np.random.default_rng(0).standard_normal(min(W0.shape))
+    try:
+        arrays = svds(operator, k=rank, tol=tolerance, v0=start)
+    except ArpackError:
+        return None
+    # Ascending order, and views with negative strides that torch does not take.
+    U, S, Vh = (torch.from_numpy(array.copy()).to(W0.device) for array in arrays)
+    return U.flip(-1), S.flip(-1), Vh.flip(0)
 
 
 def _on_arrays(

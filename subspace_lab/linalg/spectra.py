@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .factors import RANK_TOLERANCE, masked_columns, update_core
+from .factors import RANK_TOLERANCE, masked_columns, product_rounding, update_core
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class LowRankSVD:
         U: left singular vectors, orthonormal columns (..., m, k).
         S: singular values, descending (..., k).
         Vh: right singular vectors, orthonormal rows (..., k, n).
-        numerical_rank: how many values exceed 1e-13 times the largest (...).
+        numerical_rank: how many values exceed 1e-13 times the largest, and the rounding of the
+            product that M is (...).
         residual: max(||M V - U S||_F, ||M^T U - V S||_F) / ||S||_F against the matrix M that was
             decomposed; 0 for M = 0 (...).
     """
@@ -46,8 +47,9 @@ def singular_values(
     """Singular values of scaling B diag(mask) A, descending, without the m x n product.
 
     sigma(B D A) = sigma(R_B D R_A^T) with the triangular factors of B and A^T. The rank is at most
-    the number of kept directions (and at most m and n), so the values past it are exact zeros.
-    The absolute error is a small multiple of 1e-16 ||B||_2 ||A||_2 |scaling|.
+    the number of kept directions (and at most m and n), so the values past it are exact zeros,
+    and so are values that cannot be told from the rounding of the product (`product_rounding`).
+    The absolute error is a small multiple of 1e-16 |scaling| sum_i ||b_i|| ||a_i||.
 
     Args:
         B: left factors (..., m, r); no QR is taken where m <= r.
@@ -65,6 +67,8 @@ def singular_values(
     """
     sigma = torch.linalg.svdvals(update_core(B, A, mask=mask, scaling=scaling))
     sigma = pad(sigma, (0, B.shape[-1] - sigma.shape[-1]))
+    rounding = product_rounding(B, A, mask=mask, scaling=scaling)
+    sigma = torch.where(sigma <= rounding[..., None], 0.0, sigma)
     if mask is None:
         return sigma
     position = torch.arange(sigma.shape[-1], device=sigma.device)
@@ -100,7 +104,10 @@ def singular_vectors(
     U, S, Vh = torch.linalg.svd(scaling * (masked_columns(R_B, mask) @ R_A.mT), full_matrices=False)
     U, S, Vh = (Q_B @ U)[..., :rank], S[..., :rank], (Vh @ Q_A.mT)[..., :rank, :]
     BD = scaling * masked_columns(B, mask)
-    return with_evidence(U, S, Vh, MV=BD @ (A @ Vh.mT), MtU=A.mT @ (BD.mT @ U))
+    rounding = product_rounding(B, A, mask=mask, scaling=scaling)
+    S = torch.where(rounding[..., None] >= S, 0.0, S)
+    MV, MtU = BD @ (A @ Vh.mT), A.mT @ (BD.mT @ U)
+    return with_evidence(U, S, Vh, MV=MV, MtU=MtU, rounding=rounding)
 
 
 def with_evidence(
@@ -110,8 +117,18 @@ def with_evidence(
     *,
     MV: Float64[Tensor, "*batch m k"],
     MtU: Float64[Tensor, "*batch n k"],
+    rounding: Float64[Tensor, "*batch"],
 ) -> LowRankSVD:
-    """The triplets of a matrix M with their numerical rank and residual, given M V and M^T U."""
+    """The triplets of a matrix M with their numerical rank and residual.
+
+    Args:
+        U: left singular vectors.
+        S: singular values, descending.
+        Vh: right singular vectors.
+        MV: M V, computed from M.
+        MtU: M^T U.
+        rounding: size up to which a singular value of M cannot be told from zero.
+    """
     right = torch.linalg.matrix_norm(MV - U * S[..., None, :])
     left = torch.linalg.matrix_norm(MtU - Vh.mT * S[..., None, :])
     norm = torch.linalg.vector_norm(S, dim=-1)
@@ -119,7 +136,9 @@ def with_evidence(
         U=U,
         S=S,
         Vh=Vh,
-        numerical_rank=S.gt(RANK_TOLERANCE * S[..., :1]).sum(-1),
+        numerical_rank=S.gt(torch.maximum(RANK_TOLERANCE * S[..., :1], rounding[..., None])).sum(
+            -1
+        ),
         residual=torch.maximum(left, right) / torch.where(norm > 0, norm, 1.0),
     )
 
@@ -141,10 +160,11 @@ def frobenius_norm(
     """||scaling B diag(mask) A||_F as the Frobenius norm of the r x r core.
 
     The trace of Gram matrices, sqrt(tr(B^T B D A A^T D)), is the same number but loses half the
-    digits where B A is much smaller than B and A are.
+    digits where B A is much smaller than B and A are. A product that cannot be told from zero (see
+    `product_rounding`) has norm 0.
     """
-    norm: Tensor = torch.linalg.matrix_norm(update_core(B, A, mask=mask, scaling=scaling))
-    return norm
+    norm = torch.linalg.matrix_norm(update_core(B, A, mask=mask, scaling=scaling))
+    return torch.where(norm <= product_rounding(B, A, mask=mask, scaling=scaling), 0.0, norm)
 
 
 def inner_product(

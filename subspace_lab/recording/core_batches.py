@@ -45,6 +45,14 @@ class CoreBatch:
         """Keep some of the steps, (T,) True = kept."""
         return CoreBatch(self.steps[steps], self.modules, self.core[torch.from_numpy(steps)])
 
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """Whether a core's numbers are all finite, (T, M); training that diverged leaves nan."""
+        return np.asarray(
+            self.core.row.R.isfinite().all(-1).all(-1)
+            & self.core.column.R.isfinite().all(-1).all(-1)
+        )
+
 
 @dataclass(frozen=True)
 class PendingBatch:

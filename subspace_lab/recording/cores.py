@@ -108,8 +108,7 @@ class RankCore:
 
     def norm(self) -> Float[Tensor, "*batch"]:
         """Frobenius norm of dW."""
-        product = (self.column.gram * self.row.gram).sum((-2, -1))
-        return self.scaling.abs() * product.clamp_min(0).sqrt()
+        return self.scaling.abs() * linalg.frobenius_norm(self.column.R, self.row.R.mT)
 
     def change(self, since: str) -> Float[Tensor, "*batch rr rr"]:
         """Give dW_t - dW_s in orthonormal coordinates, (..., 2 r, 2 r): Delta_B A_t + B_s Delta_A.

@@ -55,6 +55,11 @@ class Factors:
         """The number r of rank directions, which bounds the rank of dW."""
         return int(self.A.shape[0])
 
+    @property
+    def finite(self) -> bool:
+        """Whether all numbers are finite; training that diverged leaves nan."""
+        return bool(self.A.isfinite().all() and self.B.isfinite().all())
+
 
 def weight_matrix(
     weight: Float[Tensor, "*leading last"], *, kind: Kind = "linear", fan_in_fan_out: bool = False

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,18 +21,55 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path for a file or folder; on success it takes the place of `path` in one rename."""
+    """Give a path for a file or folder; on success it takes the place of `path` in one rename.
+
+    Raises:
+        OSError: naming `path`, if the disk is full or a limit is reached, whatever library it was
+            that could not write.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         yield unfinished
         unfinished.replace(path)
+    except Exception as error:
+        if (full := storage_error(error, path)) is not None:
+            raise full from error
+        raise
     finally:
         if unfinished.is_dir():
             shutil.rmtree(unfinished)
         unfinished.unlink(missing_ok=True)
+
+
+def storage_error(error: Exception, path: Path) -> OSError | None:
+    """Give the error of a full disk or a reached limit its usual form, with the place.
+
+    safetensors and pyarrow only quote the system's number in errors of their own, and torch only
+    notices that a file is shorter than what it wrote.
+
+    Args:
+        error: what was raised.
+        path: what was being written.
+
+    Returns:
+        The error to raise instead; None where `error` is another one, or names its place.
+    """
+    if isinstance(error, OSError) and error.filename is not None:
+        return None
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (quoted := re.search(r"(?:os error|errno) (\d+)", str(error), re.I)):
+        number = int(quoted[1])
+    if number in STORAGE_ERRORS:
+        return OSError(number, os.strerror(number), str(path))
+    if re.search(r"PytorchStreamWriter|inline_container.*unexpected pos", str(error)):
+        return OSError(errno.EIO, "No space left, or file sizes are limited", str(path))
+    return None
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -8,7 +8,11 @@ from filelock import FileLock
 
 
 def run_lock(run: Path) -> FileLock:
-    """Give the lock that is held while the run in a folder is trained."""
-    folder = run.parent / ".locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / f"{run.name}.lock")
+    """Give the lock that is held while the run in a folder is trained.
+
+    It belongs to the folder itself, whatever symbolic links lead there.
+    """
+    folder = run.resolve()
+    locks = folder.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / f"{folder.name}.lock")

@@ -1,4 +1,4 @@
-"""What a module's path says: its layer and its projection."""
+"""The names of modules: one name whatever wraps the model, its layer and its projection."""
 
 from __future__ import annotations
 
@@ -8,6 +8,30 @@ import re
 # every stage counts its own from 0.
 _STACKS = r"(?:^|\.)(?:layers?|h|blocks?)|^(?:transformer\.)?(?:single_)?transformer_blocks"
 _LAYER = re.compile(rf"(?:{_STACKS})\.(\d+)(?:\.|$)")
+
+PEFT_PREFIX = "base_model.model."
+# What torch.compile, FSDP and the checkpoint wrapper put into a path.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+
+def unwrapped(path: str) -> str:
+    """Remove what torch.compile, FSDP, the checkpoint wrapper and data-parallel wrappers add.
+
+    Data-parallel wrappers put `module` at the front; elsewhere that is a name of the model's own.
+    """
+    own = ".".join(part for part in path.split(".") if part not in _WRAPPERS)
+    while own.startswith("module."):
+        own = own.removeprefix("module.")
+    return own
+
+
+def base_name(path: str) -> str:
+    """Name a module, or a tensor of it, as the unwrapped base model names it, without PEFT's part.
+
+    >>> base_name("module._orig_mod.base_model.model.model.layers.0._fsdp_wrapped_module.mlp")
+    'model.layers.0.mlp'
+    """
+    return unwrapped(path).removeprefix(PEFT_PREFIX)
 
 
 def layer_and_projection(module: str) -> tuple[int, str]:

@@ -3,10 +3,10 @@
     folder = AdapterFolder(resolve_adapter("runs/mine/snapshots/step-000100"))
     folder.modules                    # DataFrame: module, layer, projection, m, n, r, scaling, ...
     folder.factors(module)            # B (m, r), A (r, n), scaling
-    folder.skipped                    # DataFrame: module, reason
+    folder.skipped                    # DataFrame: module, reason, parameters
 
-LoRA in all its layer kinds, rsLoRA, DoRA and AdaLoRA are read. What is no update scaling * B A of
-stored factors is named in `skipped`, never guessed.
+LoRA in all its layer kinds, rsLoRA, DoRA and AdaLoRA are read. What is not an update scaling * B A
+of stored factors is named in `skipped`, never guessed.
 
 A PiSSA, CorDA, OLoRA or LoRA-GA adapter changed the base weight at its start. Saved with
 `path_initial_model_for_weight_conversion` it is a plain LoRA of twice the rank, valid on the
@@ -29,13 +29,14 @@ from subspace_lab.recording.factors import Factors
 from subspace_lab.recording.names import layer_and_projection
 from subspace_lab.recording.peft_files.configuration import CONFIG_FILE, read_config
 from subspace_lab.recording.peft_files.dora import DoraUpdate, dora_whole_update
-from subspace_lab.recording.peft_files.modules import StoredModule, sort_tensors
+from subspace_lab.recording.peft_files.modules import LeftOut, StoredModule, count, sort_tensors
 from subspace_lab.recording.peft_files.weights import (
     WEIGHT_FILES,
     find_weights,
     read_tensors,
     tensor_shapes,
 )
+from subspace_lab.recording.root_adapter import RootAdapter, find_root_adapter
 
 __all__ = [
     "AdapterFolder",
@@ -65,7 +66,9 @@ class AdapterFolder:
             (path in the base model), `layer` (-1 if none) and `projection` (see
             `layer_and_projection`), `m`, `n`, `r`, `scaling`, `kind` (see `Factors`), `variant`
             (lora, dora, rslora, dora+rslora, adalora), `note`.
-        skipped: one row per `module` and `reason` for what the file holds besides.
+        skipped: one row per `module` and `reason` for what the file holds besides, with the number
+            of trained `parameters`.
+        parameters: how many numbers the modules with an update hold (factors, magnitudes).
 
     Raises:
         UserError: if the folder holds no adapter, one that is no LoRA, or a broken file.
@@ -82,9 +85,14 @@ class AdapterFolder:
             )
         self._weights = weights
         self.config = config.values
-        stored, skipped = sort_tensors(tensor_shapes(weights), config)
+        shapes = tensor_shapes(weights)
+        stored, skipped = sort_tensors(shapes, config)
+        if not shapes:
+            reason = "the file holds no tensors: sharded weights, or nothing was trained?"
+            skipped = [LeftOut(weights.name, reason, 0)]
         self._stored = {module.name: module for module in stored}
-        self.skipped = pd.DataFrame(skipped, columns=["module", "reason"])
+        self.skipped = pd.DataFrame(skipped, columns=["module", "reason", "parameters"])
+        self.parameters = count(shapes, (key for module in stored for key in module.keys))
         self.modules = pd.DataFrame(
             [
                 (m.name, *layer_and_projection(m.name), m.m, m.n, m.r, m.scaling, m.kind, m.note)
@@ -140,12 +148,16 @@ class Checkpoints(dict[int, AdapterFolder]):
 
     Attributes:
         left_out: one row per `folder` and `reason` for checkpoints that could not be opened,
-            such as one that is still being written.
+            such as one that is still being written, or hold nothing that can be read.
+        root: the adapter that lies beside the checkpoints, as the final one; None without.
     """
 
-    def __init__(self, adapters: dict[int, AdapterFolder], left_out: pd.DataFrame) -> None:
+    def __init__(
+        self, adapters: dict[int, AdapterFolder], left_out: pd.DataFrame, root: RootAdapter | None
+    ) -> None:
         super().__init__(adapters)
         self.left_out = left_out
+        self.root = root
 
 
 def checkpoint_folders(path: str | Path) -> dict[int, Path]:
@@ -170,15 +182,28 @@ def checkpoint_folders(path: str | Path) -> dict[int, Path]:
 
 
 def open_checkpoints(path: str | Path) -> Checkpoints:
-    """Open the adapters in a training run's `checkpoint_folders` that can be read as factors."""
+    """Open the adapters that a training run left and that can be read as factors.
+
+    These are its `checkpoint_folders`, and the adapter beside them (see `find_root_adapter`).
+    """
+    folders = checkpoint_folders(path)
+    if root := find_root_adapter(Path(path), folders):
+        folders = dict(sorted({**folders, root.step: root.folder}.items()))
     adapters: dict[int, AdapterFolder] = {}
     left_out = []
-    for step, folder in checkpoint_folders(path).items():
+    for step, folder in folders.items():
         try:
-            adapters[step] = AdapterFolder(folder)
+            adapter = AdapterFolder(folder)
         except UserError as error:
             left_out.append((folder.name, str(error)))
-    return Checkpoints(adapters, pd.DataFrame(left_out, columns=["folder", "reason"]))
+            continue
+        if adapter.modules.empty:
+            reasons = adapter.skipped["reason"].unique()
+            left_out.append((folder.name, f"it has no factors that can be read: {reasons[0]}"))
+        else:
+            adapters[step] = adapter
+    table = pd.DataFrame(left_out, columns=["folder", "reason"])
+    return Checkpoints(adapters, table, root)
 
 
 def resolve_adapter(path_or_hub_id: str | Path) -> Path:

@@ -7,7 +7,9 @@ batched factorisation; only the cores, r x r numbers, travel to the disk.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -17,23 +19,31 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from subspace_lab.adapters.mask import RankMask, find_rank_mask
-from subspace_lab.adapters.modules import PEFT_PREFIX, LoraModule, lora_modules
+from subspace_lab.adapters.modules import LoraModule, lora_modules
+from subspace_lab.errors import UserError
 from subspace_lab.recording import files, schedule
 from subspace_lab.recording.cores import frame_arrays, frame_core
+from subspace_lab.recording.divergence import finite, true_loss, weights_are_finite
 from subspace_lab.recording.groups import make_groups
-from subspace_lab.recording.names import layer_and_projection
+from subspace_lab.recording.names import PEFT_PREFIX, layer_and_projection
 from subspace_lab.recording.provenance import provenance
-from subspace_lab.recording.witness import STEPS as WITNESSED_STEPS
 from subspace_lab.recording.witness import GateWitness
-from subspace_lab.recording.writer import RunWriter
+from subspace_lab.recording.writer import RunWriter, discard_record
 
 
 class SubspaceRecorder(TrainerCallback):
-    """Records a training run into a run directory, and drives its rank mask.
+    """Records a training run, and the masks of its rank mask, into a run directory.
+
+    Core and adapter of the last step are recorded whatever stops the training. Where the Trainer
+    loads the best model at its end, the adapter of its best step is saved as well, and run.json
+    names it as `best_step`. A run whose loss or weights are no longer finite is `diverged_at` the
+    first step at which this was seen. An `evaluate()` after training belongs to the step of the
+    model that it evaluates.
 
     Args:
         folder: the run directory; new or empty.
@@ -42,9 +52,13 @@ class SubspaceRecorder(TrainerCallback):
         mask: the rank mask, if any; None: the one attached to the model, found at the start.
         adapter: name of the PEFT adapter.
         description: what run.json says of the run (configuration, data); provenance is added.
-        resume_at: step of the checkpoint from which the Trainer resumes this run; None: a new run.
+        resume_at: step of the checkpoint from which the Trainer continues this run; None: a new
+            run.
         save: what writes a snapshot, given the model and the folder; None: PEFT's
             `save_pretrained`.
+
+    Attributes:
+        diverged_at: the step at which the run was seen to have diverged; None if it has not.
 
     Raises:
         UserError: when training begins, if `folder` is occupied or nothing can be recorded.
@@ -64,6 +78,7 @@ class SubspaceRecorder(TrainerCallback):
     ) -> None:
         self.folder = Path(folder)
         self.mask = mask
+        self.diverged_at: int | None = None
         self._core_due = schedule.parse(cores)
         self._snapshot_due = schedule.parse(snapshots)
         self._schedules = {"cores": cores, "snapshots": snapshots}
@@ -84,22 +99,57 @@ class SubspaceRecorder(TrainerCallback):
         """Open the run directory and record step 0."""
         self._model: nn.Module = kwargs["model"]
         self.mask = self.mask or find_rank_mask(self._model)
-        self._core_is_due_now = False
+        if self.mask is not None:  # which may have been attached after the Trainer was built
+            self.mask.set_step(state.global_step + 1)
+        self._kept: Mapping[str, NDArray[np.bool_]] = {}
         if not state.is_world_process_zero:
             return
+        if self._writer is not None:
+            self._start_over(args)
+        self._logged_step = self._core_step = state.global_step
+        self.diverged_at = self._known_divergence()
         self._modules = self._module_table()
         self._writer = RunWriter(
-            self.folder, self._describe(), self._modules, resume_at=self._resume_at
+            self.folder,
+            self._describe() | {"optimizer": optimizer_settings(kwargs.get("optimizer"))},
+            self._modules,
+            resume_at=self._resume_at,
         )
         if self._resume_at is None:
             self._save_snapshot(0)
-        self._prepare_cores(args)
+        self._prepare_cores(args, state)
+
+    def _start_over(self, args: TrainingArguments) -> None:
+        """Discard the record of an attempt that ended in memory errors; refuse another training.
+
+        Raises:
+            UserError: unless the Trainer is trying a smaller batch.
+        """
+        assert self._writer is not None
+        if self._writer.closed or not args.auto_find_batch_size:
+            raise UserError(
+                f"{self.folder} already holds a run, of this recorder's previous training: make "
+                "a SubspaceRecorder with another folder for each call of train()"
+            )
+        self._writer.abandon()
+        if self._witness is not None:
+            self._witness.end_step()
+            self._witness = None
+        if self._resume_at is None:
+            discard_record(self.folder)
+
+    def _known_divergence(self) -> int | None:
+        """Give the step at which the run that is continued diverged, if it had by then."""
+        if self._resume_at is None:
+            return None
+        step = files.read_json(self.folder / "run.json").get("diverged_at")
+        return step if step is not None and step <= self._resume_at else None
 
     def _module_table(self) -> pd.DataFrame:
         """Make the table of the modules that are recorded."""
         return module_table(lora_modules(self._model, adapter=self._adapter))
 
-    def _prepare_cores(self, args: TrainingArguments) -> None:
+    def _prepare_cores(self, args: TrainingArguments, state: TrainerState) -> None:
         """Take hold of the matrices that are recorded, and record step 0."""
         modules = lora_modules(self._model, adapter=self._adapter)
         self._modules_of_rank: dict[int, list[LoraModule]] = defaultdict(list)
@@ -109,27 +159,35 @@ class SubspaceRecorder(TrainerCallback):
         if self._resume_at is None and self._schedules["cores"] != "never":
             self._record_cores(0)
         # A compiled model would have to be compiled again for the witness's hooks.
-        if self._resume_at is None and not args.torch_compile:
-            self._witness = GateWitness(modules)
+        if not args.torch_compile:
+            self._witness = GateWitness(
+                modules,
+                self.folder,
+                last=state.max_steps,
+                seed=args.seed,
+                resume_at=self._resume_at,
+            )
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Set the masks of the coming step and keep the weights that it starts from."""
+        """Keep the weights that the coming step starts from."""
         step = state.global_step + 1
         self._started = time.perf_counter()
-        if self.mask is not None:
-            self.mask.set_step(step)
         if self._writer is None:
             return
         self._writer.flush_now_and_then()
         if self._witness is not None:
-            self._witness.step = step
-        last = step == state.max_steps and self._schedules["cores"] != "never"
-        self._core_is_due_now = self._core_due(step) or last
-        if self._core_is_due_now:
+            self._witness.begin_step(step)
+        if self._schedules["cores"] != "never":  # any step may turn out to be the last
             for group in self._groups:
                 group.previous = group.stacked()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep the masks in use: the optimizer's step brings those of the next one."""
+        self._kept = {} if self.mask is None else self.mask.kept
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -139,15 +197,28 @@ class SubspaceRecorder(TrainerCallback):
             return
         step = state.global_step
         self._writer.add_metrics(step, {"seconds": time.perf_counter() - self._started})
-        if self.mask is not None and self.mask.kept:
-            self._writer.add_masks(step, self._masks_by_rank(self.mask))
-        if self._witness is not None and step == min(WITNESSED_STEPS, state.max_steps):
-            self._witness.stop(self.folder)
-            self._witness = None
-        if self._core_is_due_now:
+        if self._kept:
+            self._writer.add_masks(step, self._masks_by_rank(self._kept))
+        if self._witness is not None:
+            self._witness.end_step()
+        if self._core_due(step):
             self._record_cores(step)
-        if self._snapshot_due(step) or step == state.max_steps:
+        if self._snapshot_due(step):
             self._save_snapshot(step)
+        if control.should_training_stop:
+            self._record_last(step)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Record the last step, if an evaluation stopped the training.
+
+        All stops come by here, and only here the model is sure to be the last and not the best
+        one. An evaluation at the epoch's end is still to come, and may stop the training.
+        """
+        undecided = args.load_best_model_at_end and args.eval_strategy == "epoch"
+        if self._writer is not None and (control.should_training_stop or undecided):
+            self._record_last(state.global_step)
 
     def on_log(
         self,
@@ -158,12 +229,27 @@ class SubspaceRecorder(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Keep the Trainer's per-step numbers: loss, learning rate, gradient norm, tokens."""
+        """Keep the Trainer's per-step numbers: loss, learning rate, gradient norm, tokens.
+
+        What it logs every few steps is the mean loss since the last time: that is `window_loss`,
+        and the loss of the step itself is not known.
+        """
         names = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "gradient_norm"}
         names["num_input_tokens_seen"] = "tokens_seen"
         found = {new: float(logs[old]) for old, new in names.items() if logs and old in logs}
-        if self._writer is not None and "loss" in found:
-            self._writer.add_metrics(state.global_step, found)
+        if self._writer is None or "loss" not in found:
+            return
+        step = state.global_step
+        window, self._logged_step = step - self._logged_step, step
+        if args.logging_nan_inf_filter:
+            batches = window * args.gradient_accumulation_steps * args.world_size
+            norm = found.get("gradient_norm")
+            found["loss"] = true_loss(found["loss"], norm, self._model, batches=batches)
+        if not finite(found["loss"], found.get("gradient_norm", 0.0)):
+            self._note_divergence(step)
+        if window > 1:
+            found |= {"loss": math.nan, "window_loss": found["loss"]}
+        self._writer.add_metrics(step, found)
 
     def on_evaluate(
         self,
@@ -174,11 +260,15 @@ class SubspaceRecorder(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Keep evaluations (columns `eval_*`) with the step they were made at."""
-        if self._writer is not None and metrics:
-            speed = ("_runtime", "_per_second", "_time")
-            kept = {name: value for name, value in metrics.items() if not name.endswith(speed)}
-            kept.pop("epoch", None)
+        """Keep evaluations (columns `eval_*`) with the step of the model that was evaluated."""
+        if self._writer is None or not metrics:
+            return
+        speed = ("_runtime", "_per_second", "_time")
+        kept = {name: value for name, value in metrics.items() if not name.endswith(speed)}
+        kept.pop("epoch", None)
+        if self._writer.closed:
+            self._writer.add_metrics_after_the_end(self._loaded_step, kept)
+        else:
             self._writer.add_metrics(state.global_step, kept)
 
     def on_save(
@@ -194,16 +284,49 @@ class SubspaceRecorder(TrainerCallback):
         """Save the trained adapter, write what is left and mark the run as finished."""
         if self._writer is None:
             return
-        # Training may have been stopped early; a best model loaded in the end is of another step.
-        stopped_early = state.global_step < state.max_steps and not args.load_best_model_at_end
-        if stopped_early and not self._snapshot_path(state.global_step).is_dir():
-            self._save_snapshot(state.global_step)
+        best = state.best_global_step if _best_was_loaded(args, state) else None
+        if best is None:
+            self._record_last(state.global_step)
+        else:
+            self._writer.describe(best_step=best)
+            if not self._snapshot_path(best).is_dir():
+                self._save_snapshot(best)
+        self._loaded_step = state.global_step if best is None else best
         self._writer.close()
 
+    def interrupt(self) -> None:
+        """Write what was recorded of a training that was stopped, with the status `interrupted`.
+
+        Nothing happens to a run that is finished, nor in processes that do not record.
+        """
+        if self._writer is not None:
+            self._writer.close("interrupted")
+
+    def _record_last(self, step: int) -> None:
+        """Record core and adapter of the last step, where their schedules have not done so."""
+        if self._schedules["cores"] != "never" and self._core_step < step:
+            self._record_cores(step)
+        if not self._snapshot_path(step).is_dir():
+            self._save_snapshot(step)
+        self._note_divergence(step)
+
+    def _note_divergence(self, step: int) -> None:
+        """Say so, here and in run.json, if the weights are not finite, once."""
+        if self.diverged_at is None and not weights_are_finite(self._model):
+            assert self._writer is not None
+            self.diverged_at = step
+            self._writer.describe(diverged_at=step)
+            warnings.warn(
+                f"the run {self.folder} has diverged: after step {step} its weights are not finite",
+                stacklevel=2,
+            )
+
     def _describe(self) -> dict[str, Any]:
-        description = {"provenance": provenance(), "schedules": self._schedules}
+        description: dict[str, Any] = {"provenance": provenance(), "schedules": self._schedules}
         if self.mask is not None:
             description["mask"] = asdict(self.mask.law)
+        if self.diverged_at is not None:
+            description["diverged_at"] = self.diverged_at
         return description | self._description
 
     def _initial_values(self, modules: list[LoraModule]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -225,6 +348,7 @@ class SubspaceRecorder(TrainerCallback):
 
     def _record_cores(self, step: int) -> None:
         assert self._writer is not None
+        self._core_step = step
         with _one_thread():
             self._writer.add_core(step, self._reduced())
 
@@ -241,10 +365,10 @@ class SubspaceRecorder(TrainerCallback):
                 recorded[key][group.places] = values.to(recorded[key].device)
         return recorded
 
-    def _masks_by_rank(self, mask: RankMask) -> dict[int, np.ndarray[Any, np.dtype[np.bool_]]]:
+    def _masks_by_rank(self, kept: Mapping[str, NDArray[np.bool_]]) -> dict[int, NDArray[np.bool_]]:
         names = self._modules["module"]
         return {
-            rank: np.stack([mask.kept[name] for name in names[self._modules["r"] == rank]])
+            rank: np.stack([kept[name] for name in names[self._modules["r"] == rank]])
             for rank in self._modules["r"].unique().tolist()
         }
 
@@ -252,11 +376,25 @@ class SubspaceRecorder(TrainerCallback):
         return self.folder / "snapshots" / f"step-{step:06d}"
 
     def _save_snapshot(self, step: int) -> None:
+        assert self._writer is not None
+        self._writer.refuse_if_gone()
         with files.replacing(self._snapshot_path(step)) as unfinished:
             if self._save is not None:
                 self._save(self._model, unfinished)
-            else:
-                self._model.save_pretrained(unfinished, selected_adapters=[self._adapter])  # type: ignore[operator]
+                return
+            self._model.save_pretrained(unfinished, selected_adapters=[self._adapter])  # type: ignore[operator]
+            # PEFT puts an adapter of another name than "default" into a folder of that name.
+            named = unfinished / self._adapter
+            for file in list(named.glob("*")):
+                file.rename(unfinished / file.name)
+            if named.is_dir():
+                named.rmdir()
+
+
+def _best_was_loaded(args: TrainingArguments, state: TrainerState) -> bool:
+    """Whether the Trainer has put its best checkpoint in place of the last weights."""
+    best = state.best_model_checkpoint
+    return bool(args.load_best_model_at_end) and best is not None and Path(best).is_dir()
 
 
 @contextlib.contextmanager
@@ -268,6 +406,22 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def optimizer_settings(optimizer: Any) -> dict[str, Any] | None:
+    """Give the optimizer's class and the settings that all its trained parameters share."""
+    groups = [group for group in getattr(optimizer, "param_groups", []) if group["params"]]
+    if not groups:
+        return None
+    names = ("betas", "eps", "weight_decay", "momentum", "amsgrad", "nesterov")
+    shared = {
+        name: groups[0][name]
+        for name in names
+        if name in groups[0] and all(group[name] == groups[0][name] for group in groups)
+    }
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    dtypes = {str(p.dtype).removeprefix("torch.") for group in groups for p in group["params"]}
+    return {"name": type(inner).__name__, "dtypes": sorted(dtypes)} | shared
 
 
 def module_table(modules: list[LoraModule]) -> pd.DataFrame:

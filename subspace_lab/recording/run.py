@@ -8,7 +8,7 @@ cores, masks and factors, and never learn which of these it is.
 from __future__ import annotations
 
 import glob
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from subspace_lab.errors import UserError
+from subspace_lab.models import DTYPES
 from subspace_lab.recording import files
 from subspace_lab.recording.core_batches import (
     MODULE_COLUMNS,
@@ -26,9 +27,11 @@ from subspace_lab.recording.core_batches import (
     recorded_batches,
 )
 from subspace_lab.recording.factors import Factors
+from subspace_lab.recording.left_out import coverage, left_out
 from subspace_lab.recording.peft_files.configuration import CONFIG_FILE
 from subspace_lab.recording.peft_folder import (
     AdapterFolder,
+    Checkpoints,
     checkpoint_folders,
     open_checkpoints,
     resolve_adapter,
@@ -47,6 +50,10 @@ class Run:
     Args:
         path: a run directory, a PEFT adapter folder, a Trainer output folder, or a hub id.
 
+    Attributes:
+        snapshots: the saved adapters with factors B and A, by step.
+        not_finite: the modules, by step, in which nan or infinities were met while reading.
+
     Raises:
         UserError: if `path` is none of these.
     """
@@ -56,9 +63,10 @@ class Run:
         self.name = self.path.resolve().name
         self.description: dict[str, Any] = {}
         self.recorded = (self.path / "run.json").is_file()
+        self.not_finite: dict[int, set[str]] = {}
         if self.recorded:
             self.description = files.read_json(self.path / "run.json")
-            self.snapshots: Mapping[int, AdapterFolder] = open_checkpoints(self.path / "snapshots")
+            self.snapshots = open_checkpoints(self.path / "snapshots")
         else:
             self.snapshots = self._open_foreign(path)
 
@@ -66,15 +74,28 @@ class Run:
         """Name the run."""
         return f"Run({str(self.path)!r})"
 
-    def _open_foreign(self, path: str | Path) -> Mapping[int, AdapterFolder]:
-        if self.path.is_dir() and (checkpoints := open_checkpoints(self.path)):
+    def _open_foreign(self, path: str | Path) -> Checkpoints:
+        checkpoints = open_checkpoints(self.path)
+        if checkpoints:
             return checkpoints
-        return {0: AdapterFolder(resolve_adapter(path))}
+        if len(checkpoints.left_out):
+            folder, reason = checkpoints.left_out.iloc[-1]
+            raise UserError(f"{self.path} has no checkpoint that can be read ({folder}: {reason})")
+        adapter = AdapterFolder(resolve_adapter(path))
+        return Checkpoints({0: adapter}, checkpoints.left_out, None)
 
     @property
     def config(self) -> dict[str, Any]:
-        """The configuration that the run was trained with (empty for a foreign adapter)."""
-        return dict(self.description.get("config", {}))
+        """The configuration that the run was trained with (empty for a foreign adapter).
+
+        `base_dtype` is the one that was used, also where it was left to the machine.
+        """
+        config = dict(self.description.get("config", {}))
+        used = self.description.get("provenance", {}).get("base_dtype")
+        if "base_dtype" in config and used is not None:
+            names = {dtype: name for name, dtype in DTYPES.items()}
+            config["base_dtype"] = names.get(used, used)
+        return config
 
     @property
     def evaluated_split(self) -> str:
@@ -97,12 +118,54 @@ class Run:
         return not self.recorded or self.description.get("status") == "finished"
 
     @property
+    def diverged_at(self) -> int | None:
+        """The step after which weights were seen not to be finite; None if they always were."""
+        return self.description.get("diverged_at")
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best model by its evaluations, if the Trainer loaded it at its end."""
+        return self.description.get("best_step")
+
+    @property
     def adapter_folders(self) -> dict[int, Path]:
         """The saved adapters by step, of any kind; `snapshots` are those with factors B and A."""
         folders = checkpoint_folders(self.path) or {
             step: adapter.path for step, adapter in self.snapshots.items()
         }
+        if root := self.snapshots.root:
+            folders |= {root.step: root.folder}
         return {step: path for step, path in folders.items() if (path / CONFIG_FILE).is_file()}
+
+    @property
+    def final_step(self) -> int:
+        """The step of the adapter that the run ended with.
+
+        It is the last one, or that at the root of a Trainer's output folder (the best, maybe).
+
+        Raises:
+            UserError: if the run has no saved adapters.
+        """
+        if root := self.snapshots.root:
+            return root.step
+        if not self.adapter_folders:
+            raise UserError(f"{self.path} has no saved adapters: record them with --snapshots")
+        return max(self.adapter_folders)
+
+    @property
+    def final_snapshot(self) -> int:
+        """The step of the final adapter, or the last that can be read as factors."""
+        return self.final_step if self.final_step in self.snapshots else max(self.snapshots)
+
+    @property
+    def left_out(self) -> pd.DataFrame:
+        """What of the saved adapters is not analyzed, and why: see `left_out`'s own module."""
+        return left_out(self.snapshots, modules=self.modules["module"])
+
+    @property
+    def coverage(self) -> tuple[int, int]:
+        """How many trained parameters of the last saved adapter are analyzed, and of how many."""
+        return coverage(self.snapshots)
 
     @property
     def output_folder(self) -> Path:
@@ -116,7 +179,7 @@ class Run:
             if "modules" not in self.description:
                 raise UserError(f"{self.path / 'run.json'} lists no modules: restore it")
             return pd.DataFrame(self.description["modules"], columns=MODULE_COLUMNS)
-        return self._any_snapshot().modules[MODULE_COLUMNS].reset_index(drop=True)
+        return self._last_snapshot().modules[MODULE_COLUMNS].reset_index(drop=True)
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -133,15 +196,28 @@ class Run:
         return files.read_table(path)
 
     @property
+    def evaluations(self) -> pd.DataFrame:
+        """The rows of `metrics` whose step was evaluated; a loss that was not finite is nan."""
+        return evaluations(self.metrics)
+
+    @property
     def steps(self) -> list[int]:
         """The steps that have cores: recorded ones, else those of the snapshots."""
-        recorded = {int(step) for steps, _ in self._chunks("cores") for step in steps}
-        return sorted(recorded or self.snapshots)
+        return self._recorded_steps("cores") or sorted(self.snapshots)
 
     @property
     def mask_steps(self) -> list[int]:
         """The steps whose masks were recorded."""
-        return sorted({int(step) for steps, _ in self._chunks("masks") for step in steps})
+        return self._recorded_steps("masks")
+
+    @property
+    def steps_without_mask(self) -> list[int]:
+        """The steps whose masks are missing from the record of a run that has one mask a step."""
+        if (self.mask_law or {}).get("granularity") != "step":
+            return []
+        recorded = self.mask_steps
+        last = max([*recorded, *self._recorded_steps("cores")], default=0)
+        return sorted(set(range(1, last + 1)) - set(recorded))
 
     @property
     def gates(self) -> list[Gates]:
@@ -154,13 +230,15 @@ class Run:
         Modules are in the order of `modules`; True = kept.
 
         Raises:
-            UserError: if the run has no step masks.
+            UserError: if the run has no step masks, or they are missing.
         """
         steps, packed = [], []
         for chunk_steps, path in self._chunks("masks"):
             with files.open_tensors(path) as tensors:
                 packed.append(tensors.get_tensor(f"r{rank}").numpy())
             steps.append(chunk_steps)
+        if not steps and self.steps_without_mask:
+            raise UserError(f"{self.path / 'masks'} was deleted: restore it")
         if not steps:
             raise UserError(
                 f"{self.path} has no step masks: train with --method droplora --granularity step"
@@ -234,10 +312,14 @@ class Run:
         table = self.modules
         chosen = table["module"] if modules is None else modules
         if chunks := self._chunks("cores"):
-            yield from recorded_batches(chunks, table, modules=chosen, steps=steps, motions=motions)
+            batches = recorded_batches(chunks, table, modules=chosen, steps=steps, motions=motions)
         else:
             ranks = dict(zip(table["module"], table["r"], strict=True)) if self.recorded else {}
-            yield from computed_batches(self.snapshots, modules=chosen, steps=steps, ranks=ranks)
+            batches = computed_batches(self.snapshots, modules=chosen, steps=steps, ranks=ranks)
+        for batch in batches:
+            for row, module in np.argwhere(~batch.finite):
+                self._note_not_finite(int(batch.steps[row]), batch.modules["module"].iloc[module])
+            yield batch
 
     def factors(self, step: int, module: str) -> Factors:
         """Give B (m, r), A (r, n) and the scaling of a module, from the snapshot at `step`.
@@ -250,10 +332,16 @@ class Run:
                 f"{self.path} has no snapshot of step {step}, only of {sorted(self.snapshots)}: "
                 "record more with --snapshots"
             )
-        return self.snapshots[step].factors(module)
+        factors = self.snapshots[step].factors(module)
+        if not factors.finite:
+            self._note_not_finite(step, module)
+        return factors
 
-    def _any_snapshot(self) -> AdapterFolder:
-        return self.snapshots[min(self.snapshots)]
+    def _note_not_finite(self, step: int, module: str) -> None:
+        self.not_finite.setdefault(step, set()).add(module)
+
+    def _last_snapshot(self) -> AdapterFolder:
+        return self.snapshots[max(self.snapshots)]
 
     def _place(self, module: str) -> tuple[Any, int]:
         """Find a module's row of the table and its place among the modules of its rank."""
@@ -264,13 +352,54 @@ class Run:
         same_rank = self.modules[self.modules["r"] == row.r]
         return row, int(np.flatnonzero(same_rank["module"] == module)[0])
 
+    def _recorded_steps(self, kind: str) -> list[int]:
+        return [int(step) for steps, _ in self._chunks(kind) for step in steps]
+
     def _chunks(self, kind: str) -> list[tuple[NDArray[np.int64], Path]]:
-        """List the chunks of a kind in order, with the steps that each holds."""
-        found = []
+        """List the chunks of a kind in order, with the steps that each holds.
+
+        Raises:
+            UserError: if two chunks hold the same step.
+        """
+        chunks: list[tuple[NDArray[np.int64], Path]] = []
+        last = -1
         for path in sorted((self.path / kind).glob("steps-*.safetensors")):
             with files.open_tensors(path) as tensors:
-                found.append((tensors.get_tensor("steps").numpy(), path))
-        return found
+                steps = tensors.get_tensor("steps").numpy()
+            if steps[0] <= last:
+                raise UserError(
+                    f"{chunks[-1][1]} and {path.name} both hold step {steps[0]}: delete the one "
+                    "that does not belong to this run"
+                )
+            last = steps[-1]
+            chunks.append((steps, path))
+        return chunks
+
+
+def evaluations(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Select the rows of a metrics table whose step was evaluated.
+
+    Those that say on how many examples; where none does, those with a number in any `eval_*`.
+    """
+    columns = [name for name in metrics if str(name).startswith("eval_")]
+    if "eval_examples" in metrics and metrics["eval_examples"].notna().any():
+        columns = ["eval_examples"]
+    return metrics[metrics[columns].notna().any(axis=1)]
+
+
+def ranges(steps: Collection[int]) -> str:
+    """Write ascending steps in short.
+
+    >>> ranges([1, 2, 3, 7, 9, 10])
+    '1 to 3, 7, 9 to 10'
+    """
+    runs: list[list[int]] = []
+    for step in steps:
+        if runs and step == runs[-1][-1] + 1:
+            runs[-1].append(step)
+        else:
+            runs.append([step])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
 
 
 def open_runs(patterns: Collection[str]) -> list[Run]:

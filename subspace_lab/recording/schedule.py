@@ -2,7 +2,8 @@
 
 A schedule is written as a string: a preset named by its cost (`full` every step, `light` every 10
 steps, `minimal` about 8 steps per decade, `never`), `every:K`, `log:K` (K per decade), or an
-explicit list such as `1,2,5,100`. Step 0 and the last step are always recorded, but for `never`.
+explicit list such as `1,2,5,100`. Step 0 and the last step are always recorded, wherever training
+stops, except with `never`.
 """
 
 from __future__ import annotations
@@ -64,6 +65,6 @@ def parse(text: str) -> Schedule:
     if re.fullmatch(r"[0-9]+(,[0-9]+)*", text):
         return at({int(step) for step in text.split(",")})
     raise UserError(
-        f"{text!r} is no schedule: write full, light, minimal, never, every:K, log:K or a list of "
-        "steps such as 1,2,5"
+        f"{text!r} is not a schedule: write full, light, minimal, never, every:K, log:K or a list "
+        "of steps such as 1,2,5"
     )

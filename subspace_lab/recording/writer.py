@@ -6,14 +6,17 @@
     RUN/snapshots/step-NNNNNN/   PEFT adapter folders
 
 A chunk holds `steps` (T,) and, for the modules of each rank r in the module table's order, arrays
-`rR/NAME` (T, modules, ...). A background thread writes chunks; metrics are written last, so the
-last step in `metrics.parquet` is the step through which the whole record is on disk.
+`rR/NAME` (T, modules, ...). A background thread writes chunks: masks before the cores of the same
+steps, so that no core is ever on disk without its mask; metrics last, so that the last step in
+`metrics.parquet` is the step through which the whole record is on disk.
 """
 
 from __future__ import annotations
 
+import atexit
 import queue
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -37,18 +40,25 @@ CORE_VALUES_PER_CHUNK = 1 << 24  # 128 MiB of float64
 STEPS_PER_CHUNK = 64
 SECONDS_BETWEEN_FLUSHES = 30.0
 
+OF_THE_RECORD = ("run.json", "metrics.parquet", GATES_FILE, "cores", "masks", "snapshots")
+"""What a recorder writes into a run directory."""
+
 
 class RunWriter:
     """Writes one run; every method but `flush(wait=True)` and `close` returns at once.
+
+    A program that ends without `close` leaves the record complete, with the status `interrupted`,
+    unless it was killed: then what was flushed is there, with the status `running`.
 
     Args:
         folder: the run directory; must be new or empty unless `resume_at` is given.
         description: what run.json says besides status and modules.
         modules: the module table: module, layer, projection, m, n, r, scaling.
-        resume_at: go on with the run in `folder` after this step and forget what it recorded later.
+        resume_at: continue the run in `folder` after this step and forget what it recorded later.
 
     Raises:
-        UserError: if `folder` already holds something.
+        UserError: if `folder` already holds something; of every method: if the run cannot be
+            written, or its folder was moved or deleted since.
     """
 
     def __init__(
@@ -74,13 +84,23 @@ class RunWriter:
         self._flushed = time.monotonic()
         self._thread = threading.Thread(target=self._work, daemon=True, name="run-writer")
         self._thread.start()
-        self._write_description("running")
+        self.closed = False
+        self._status = "running"
+        self._write_description()
+        atexit.register(self._close_at_exit)
+
+    def describe(self, **facts: Any) -> None:
+        """Add facts to run.json."""
+        self._description |= facts
+        self.refuse_if_gone()
+        self._write_description()
 
     def add_core(self, step: int, arrays: dict[str, Tensor]) -> None:
         """Keep the packed core arrays `rR/NAME` (modules, ...) of one step."""
         self._cores[step] = arrays
         values = sum(array.numel() for array in arrays.values())
         if len(self._cores) >= min(STEPS_PER_CHUNK, max(1, CORE_VALUES_PER_CHUNK // values)):
+            self._write_chunk("masks", self._masks)
             self._write_chunk("cores", self._cores)
 
     def add_masks(self, step: int, masks: Mapping[int, NDArray[np.bool_]]) -> None:
@@ -102,24 +122,71 @@ class RunWriter:
     def flush(self, *, wait: bool = False) -> None:
         """Hand everything to the writing thread, and wait for the disk if asked to."""
         self._flushed = time.monotonic()
-        self._write_chunk("cores", self._cores)
+        self.refuse_if_gone()
         self._write_chunk("masks", self._masks)
-        rows = [{"step": step, **row} for step, row in sorted(self._metrics.items())]
-        if rows:  # a table without rows would lack the column `step`, too
+        self._write_chunk("cores", self._cores)
+        if self._metrics:  # a table without rows would lack the column `step`, too
+            rows = self._metrics_rows()
             self._jobs.put(lambda: _write_metrics(self.folder / "metrics.parquet", rows))
         if wait:
             self._jobs.join()
             self._raise_failure()
 
     def close(self, status: str = "finished") -> None:
-        """Write what is left and the run's final status."""
-        self.flush(wait=True)
+        """Write what is left and the run's final status, once: `interrupted` if that fails."""
+        if self.closed:
+            return
+        try:
+            self.flush(wait=True)
+        except BaseException:
+            self._stop("interrupted")
+            raise
+        self._stop(status)
+
+    def abandon(self) -> None:
+        """Write nothing more; what is on disk stays."""
+        self._jobs.join()
+        self._stop(None)
+
+    def add_metrics_after_the_end(self, step: int, values: Mapping[str, float]) -> None:
+        """Add columns to the metrics row of one step of a closed run, and write them at once."""
+        self.add_metrics(step, values)
+        self.refuse_if_gone()
+        _write_metrics(self.folder / "metrics.parquet", self._metrics_rows())
+
+    def refuse_if_gone(self) -> None:
+        """Refuse to write into a folder that is no longer the run's.
+
+        Raises:
+            UserError: if the folder was moved or deleted since the run began.
+        """
+        if not (self.folder / "run.json").is_file():
+            self._stop(None)
+            raise UserError(
+                f"{self.folder} was moved or deleted while the run was being recorded: nothing "
+                "more is written there; start again with another --out"
+            )
+
+    def _stop(self, status: str | None) -> None:
+        self.closed = True
+        atexit.unregister(self._close_at_exit)
         self._jobs.put(None)
         self._thread.join()
-        self._write_description(status)
+        if status is not None and (self.folder / "run.json").is_file():
+            self._status = status
+            self._write_description()
 
-    def _write_description(self, status: str) -> None:
-        content = {"schema_version": SCHEMA_VERSION, "status": status, **self._description}
+    def _close_at_exit(self) -> None:
+        try:
+            self.close("interrupted")
+        except (UserError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+
+    def _metrics_rows(self) -> list[dict[str, float]]:
+        return [{"step": step, **row} for step, row in sorted(self._metrics.items())]
+
+    def _write_description(self) -> None:
+        content = {"schema_version": SCHEMA_VERSION, "status": self._status, **self._description}
         content["modules"] = self._modules.to_dict(orient="records")
         files.write_json(self.folder / "run.json", content)
 
@@ -134,13 +201,13 @@ class RunWriter:
         copied, ready = _copy_to_host(stacked)
         copied["steps"] = torch.tensor(steps)
         path = self.folder / kind / f"steps-{steps[0]:08d}-{steps[-1]:08d}.safetensors"
-        pending.clear()
 
         def write() -> None:
             ready()
             files.write_tensors(path, copied)
 
         self._jobs.put(write)
+        pending.clear()  # last: an interrupted flush can be repeated
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -155,7 +222,7 @@ class RunWriter:
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
-            raise UserError(f"the run {self.folder} could not be written: {self._failure}")
+            raise self._failure
 
 
 def refuse_if_occupied(folder: Path) -> None:
@@ -166,7 +233,7 @@ def refuse_if_occupied(folder: Path) -> None:
     """
     if (folder / "run.json").exists():
         raise UserError(
-            f"{folder} already holds a run: choose another --out, or go on with it by --resume true"
+            f"{folder} already holds a run: choose another --out, or continue it with --resume true"
         )
     # The Trainer makes its own, still empty, subfolder before the recorder starts.
     if folder.is_file() or any(path.is_file() for path in folder.rglob("*")):
@@ -179,10 +246,7 @@ def discard_unfinished(folder: Path) -> None:
     Raises:
         UserError: if `folder` holds anything else; then nothing is deleted.
     """
-    known = {
-        "run.json", "metrics.parquet", GATES_FILE, "cores", "masks", "snapshots", "checkpoints",
-        "analyses", "evaluations",
-    }  # fmt: skip
+    known = {*OF_THE_RECORD, "checkpoints", "analyses", "evaluations"}
     found = sorted(folder.iterdir())
     others = [path for path in found if path.name not in known and path.suffix != ".unfinished"]
     if others:
@@ -192,6 +256,13 @@ def discard_unfinished(folder: Path) -> None:
         )
     for path in found:
         _delete(path)
+
+
+def discard_record(folder: Path) -> None:
+    """Delete what a recorder wrote into a folder, and nothing else."""
+    for name in OF_THE_RECORD:
+        if (folder / name).exists():
+            _delete(folder / name)
 
 
 def _delete(path: Path) -> None:

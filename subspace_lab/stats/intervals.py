@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 from scipy import stats
+
+ROUNDING = 1e-12
+"""Spread of accuracies, or of mean losses in nats, that double precision alone can make."""
 
 Numbers = float | Float[np.ndarray, " *batch"]
 
@@ -80,6 +84,63 @@ def accuracy_interval(correct: int, total: int, *, level: float = 0.95) -> Inter
         raise ValueError(f"{correct} correct answers of {total} examples")
     found = stats.binomtest(correct, total).proportion_ci(level, method="wilson")
     return Interval(correct / total, float(found.low), float(found.high), level, total)
+
+
+def accuracy_over_seeds(values: ArrayLike, *, examples: int, level: float = 0.95) -> Interval:
+    """Mean accuracy of n seeds with Student's t interval over seeds, cut off at 0 and 1.
+
+    Where all seeds score the same, or one scores 0 or 1, their spread says nothing; the interval is
+    then Wilson's for one seed's examples.
+
+    Args:
+        values: accuracies (n,), in [0, 1].
+        examples: how many examples each seed was scored on.
+        level: coverage.
+
+    >>> interval = accuracy_over_seeds([0.0, 0.0, 0.0], examples=40)
+    >>> interval.estimate, interval.low, round(interval.high, 3)
+    (0.0, 0.0, 0.088)
+    """
+    found = mean_interval(values, level=level)
+    if found.estimate in (0, 1) or all_alike(values):
+        correct = round(float(found.estimate) * examples)
+        wilson = accuracy_interval(correct, examples, level=level)
+        return replace(found, low=wilson.low, high=wilson.high)
+    low, high = np.clip([found.low, found.high], 0, 1).tolist()
+    return replace(found, low=low, high=high)
+
+
+def all_alike(values: ArrayLike) -> bool:
+    """Tell whether several values are the same up to rounding, so that their spread says nothing.
+
+    >>> all_alike([0.1 + 0.2, 0.3]), all_alike([0.3, 0.4]), all_alike([0.3])
+    (True, False, False)
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    return sample.size > 1 and bool(np.ptp(sample) < ROUNDING)
+
+
+def spread_text(interval: Interval, form: str, *, scale: float = 1.0) -> str:
+    """Write an interval after its estimate: "± half its width", or its ends if it is lopsided.
+
+    Args:
+        interval: of one estimate; empty where it has no ends.
+        form: format of a number.
+        scale: what the numbers are multiplied by.
+
+    >>> spread_text(Interval(0.5, 0.4, 0.6, 0.95, 3), ".1f", scale=100)
+    '± 10.0'
+    >>> spread_text(Interval(0.0, 0.0, 0.0876, 0.95, 3), ".1f", scale=100)
+    '[0.0, 8.8]'
+    """
+    estimate, low, high = (
+        scale * float(value) for value in (interval.estimate, interval.low, interval.high)
+    )
+    if math.isnan(low):
+        return ""
+    if math.isclose(high - estimate, estimate - low, abs_tol=1e-9 * abs(scale)):
+        return f"± {(high - low) / 2:{form}}"
+    return f"[{low:{form}}, {high:{form}}]"
 
 
 def _plain(array: np.ndarray[Any, Any]) -> Any:

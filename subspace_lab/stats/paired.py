@@ -67,6 +67,8 @@ def paired_difference(
 def sign_flip_test(differences: ArrayLike) -> SignFlipTest:
     """Two-sided permutation test that differences (n,) are symmetric around 0 (Fisher 1935).
 
+    nan where a difference is.
+
     Under the null the sign of each difference is a fair coin. Up to 16 differences all 2^n sign
     patterns are enumerated, so the smallest p-value is 2 / 2^n: 0.03 for six seeds.
 
@@ -74,6 +76,8 @@ def sign_flip_test(differences: ArrayLike) -> SignFlipTest:
     0.03125
     """
     sample = np.asarray(differences, dtype=np.float64)
+    if np.isnan(sample).any():
+        return SignFlipTest(float("nan"), exact=True)
     if len(sample) == 1:  # both signs are as extreme; SciPy takes no sample of one
         return SignFlipTest(1.0, exact=True)
     exact = len(sample) <= EXACT_UP_TO

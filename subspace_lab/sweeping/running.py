@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +21,7 @@ TAKEN = ("running", "finished")
 
 
 def command_of(job: Job, run: Path, launch: Sequence[str]) -> list[str]:
-    """Give the command that trains a job, or goes on with it."""
+    """Give the command that trains a job, or continues it."""
     start = list(launch) or [sys.executable]
     return [*start, "-m", "subspace_lab.train", *job.arguments, f"--out={run}", "--resume=true"]
 
@@ -27,16 +29,28 @@ def command_of(job: Job, run: Path, launch: Sequence[str]) -> list[str]:
 def run_command(command: Sequence[str], run: str) -> int:
     """Train one run in a process of its own; its output goes to RUN's neighbour `logs/NAME.log`.
 
+    If this process is interrupted, so is that one, and it gets the time to write its record.
+
     Returns:
-        The exit code; 0 if another process has taken the run in the meantime.
+        The exit code; 0 for a finished run, even if it diverged, and if another process has taken
+        the run in the meantime.
     """
     folder = Path(run)
     if state_of(folder) in TAKEN:
         return 0
     log = folder.parent / "logs" / f"{folder.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as stream:
-        code = subprocess.run(command, stdout=stream, stderr=stream, check=False).returncode
+    with (
+        log.open("a") as stream,
+        # A group of its own, so that a launcher and what it has launched are stopped together.
+        subprocess.Popen(command, stdout=stream, stderr=stream, process_group=0) as process,
+    ):
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+            raise
     return 0 if state_of(folder) in TAKEN else code
 
 

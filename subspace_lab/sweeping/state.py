@@ -56,20 +56,32 @@ def refuse_other_runs(sweep: Sweep, out: Path) -> None:
 
 
 def status_table(sweep: Sweep, out: Path) -> pd.DataFrame:
-    """Make the status table: run, state, step (the last on disk), eval_loss, eval_exact_match.
+    """Make the status table.
 
-    The evaluation columns hold the last evaluation: nats per response token, and the share of
-    responses that greedy decoding writes.
+    Its columns are run, state, step (the last on disk), eval_response_loss and eval_exact_match (of
+    the last evaluation: nats per response token, and the share of responses that greedy decoding
+    writes) and, where a run diverged, diverged_at.
     """
     import pandas as pd
 
-    rows = []
-    for job in sweep.jobs:
-        run = out / job.name
-        row = {"run": job.name, "state": state_of(run), **last_evaluation(run)}
-        rows.append(row)
-    columns = ["run", "state", "step", "eval_response_loss", "eval_exact_match"]
-    return pd.DataFrame(rows, columns=columns)
+    rows = [
+        {
+            "run": job.name,
+            "state": state_of(out / job.name),
+            **last_evaluation(out / job.name),
+            "diverged_at": diverged_at(out / job.name),
+        }
+        for job in sweep.jobs
+    ]
+    columns = ["run", "state", "step", "eval_response_loss", "eval_exact_match", "diverged_at"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table if table["diverged_at"].notna().any() else table.drop(columns="diverged_at")
+
+
+def diverged_at(run: Path) -> int | None:
+    """Read the step at which a run diverged; None if it did not, or has not begun."""
+    description = run / "run.json"
+    return files.read_json(description).get("diverged_at") if description.is_file() else None
 
 
 def last_evaluation(run: Path) -> dict[str, float]:
@@ -77,9 +89,12 @@ def last_evaluation(run: Path) -> dict[str, float]:
     path = run / "metrics.parquet"
     if not path.is_file():
         return {}
+    from subspace_lab.recording.run import evaluations
+
     metrics = files.read_table(path)
-    found = {"step": float(metrics["step"].max())}
+    last = {"step": float(metrics["step"].max())}
+    evaluated = evaluations(metrics)
     for column in ("eval_response_loss", "eval_exact_match"):
-        if column in metrics and metrics[column].notna().any():
-            found[column] = float(metrics[column].dropna().iloc[-1])
-    return found
+        if column in evaluated and len(evaluated):
+            last[column] = float(evaluated[column].iloc[-1])
+    return last

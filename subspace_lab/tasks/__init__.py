@@ -24,10 +24,16 @@ from subspace_lab.tasks.examples import Example
 from subspace_lab.tasks.noise import with_label_noise
 from subspace_lab.tasks.splits import check_split, in_training_split
 
-__all__ = ["GENERATED", "Example", "load", "names", "score"]
+__all__ = ["EVALUATION_SEED", "GENERATED", "Example", "load", "names", "score"]
 
 GENERATED = builtin.NAMES
 """The built-in tasks, whose rows are generated: as many as are asked for."""
+
+EVALUATION_SEED = 0
+"""Seed of the examples that are evaluated: one set for all runs, whatever seed each trained with.
+
+None of them is a training example of any seed, since a hash of the prompt decides the split.
+"""
 
 _SCORES: dict[str, Callable[[Example, str], float]] = {
     name: family.score

@@ -1,20 +1,18 @@
 r"""Math: GSM8K, MATH, and MetaMathQA to train on (Yu et al., 2023).
 
 Every response ends with "The answer is: X", as MetaMathQA's do, and the scorer compares what
-follows the last such marker. With math-verify (the extra `evaluation`) answers are compared as
-mathematics, so 1/2 equals 0.5; without it, as numbers or, failing that, as text.
+follows the last such marker on its line (see `score`).
 
 With a data folder: `math/{gsm8k,math,metamathqa}_{train,test}.jsonl`, with the hub sets' fields.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import re
-from decimal import Decimal
 from pathlib import Path
 
 from subspace_lab.errors import UserError
+from subspace_lab.tasks.answers import equal, first_number_equal
 from subspace_lab.tasks.examples import Example
 from subspace_lab.tasks.prompts import alpaca_math
 from subspace_lab.tasks.sources import HubSet, Row, read
@@ -37,7 +35,6 @@ MATH = tuple(
 )
 
 MARKER = re.compile(r"The answer is:?")
-NUMBER = re.compile(r"[-+]?((\d{1,3}(,\d{3})+|\d+)(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 CALCULATION = re.compile(r"<<[^>]*>>")
 
 
@@ -63,16 +60,26 @@ def load(name: str, split: str, *, data_dir: str | Path | None = None) -> list[E
 
 
 def score(example: Example, generated_text: str) -> float:
-    r"""Give 1.0 if what follows the last "The answer is:" equals the answer, else 0.0.
+    r"""Give 1.0 if what follows the last "The answer is:" is the answer, else 0.0.
+
+    Answers are compared as numbers or as mathematics (see `answers.equal`). In GSM8K, whose answers
+    are numbers, the wording around a number does not matter: as in MetaMath's scorer
+    (eval_gsm8k.py of Yu et al., 2023) the first number after the marker counts, as in "18 dollars",
+    "**18**" or "about 18". Unlike there, an expression is compared as mathematics (that scorer
+    reads 18 + 2 = 20 as 18), 1,234,567 is one number (there 1,234), and nothing is rounded (there
+    17.6 counts as 18).
 
     >>> row = Example("gsm8k", "...", "...", "1234567")
     >>> score(row, "So ... The answer is: 1,234,567."), score(row, "The answer is: 1,234")
     (1.0, 0.0)
-    >>> score(row, "1234567")  # no marker
-    0.0
+    >>> score(row, "The answer is: $1,234,567 a year"), score(row, "1234567")  # no marker
+    (1.0, 0.0)
     """
-    answer = final_answer(generated_text)
-    return float(answer is not None and equal(answer, example.answer))
+    answer, truth = final_answer(generated_text), example.answer
+    if answer is None:
+        return 0.0
+    in_words = _of_gsm8k(example) and first_number_equal(answer, truth)
+    return float(in_words or equal(answer, truth))
 
 
 def final_answer(text: str) -> str | None:
@@ -86,22 +93,6 @@ def final_answer(text: str) -> str | None:
         return None
     lines = text[markers[-1].end() :].strip().splitlines()
     return lines[0].strip().removesuffix(".") if lines else None
-
-
-def equal(answer: str, truth: str) -> bool:
-    """Tell whether two answers are the same number or expression.
-
-    >>> equal("$1,234,567", "1234567"), equal("17.6", "18"), equal("18.0", "18")
-    (True, False, True)
-    """
-    number, true_number = _number(answer), _number(truth)
-    if number is not None and true_number is not None:
-        return number == true_number
-    if importlib.util.find_spec("math_verify") is None:
-        return answer.replace(" ", "") == truth.replace(" ", "")
-    from math_verify import parse, verify
-
-    return bool(verify(parse(f"${truth}$"), parse(f"${answer}$")))
 
 
 def last_boxed(solution: str) -> str | None:
@@ -122,13 +113,9 @@ def last_boxed(solution: str) -> str | None:
     return None
 
 
-def _number(text: str) -> Decimal | None:
-    """Read a plain number, thousands in commas and a currency or per cent sign allowed.
-
-    Decimal itself would read 1,2 (a list) without its comma as 12, 25_8 (base eight) as 258.
-    """
-    plain = text.strip().strip("$%")
-    return Decimal(plain.replace(",", "")) if NUMBER.fullmatch(plain) else None
+def _of_gsm8k(example: Example) -> bool:
+    """Tell whether a question is GSM8K's; MetaMathQA says which set each was made from."""
+    return example.task == "gsm8k" or str(example.metadata.get("type")).startswith("GSM")
 
 
 def _gsm8k(row: Row) -> Example:

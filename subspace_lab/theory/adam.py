@@ -137,6 +137,51 @@ def first_activation_step(step: int, *, beta1: float = 0.9, beta2: float = 0.999
     return (1 - beta1) / (1 - beta1**step) * math.sqrt((1 - beta2**step) / (1 - beta2))
 
 
+@dataclass(frozen=True)
+class DroppedStep:
+    """Factors that turn a direction's last step into its step without a gradient."""
+
+    factor: float  # where the gradients behind the second moment are far above eps
+    least: float  # where they are far below it; entries in between lie in between
+
+
+def dropped_step(
+    step: int, *, rate_ratio: float = 1.0, beta1: float = 0.9, beta2: float = 0.999
+) -> DroppedStep:
+    """Step t of an entry whose gradient is 0, over its step t - 1: known without the gradients.
+
+    Both moments only decay, m_t = b1 m_{t-1} and v_t = b2 v_{t-1}, so that with eps = 0
+
+        u_t / u_{t-1} = (lr_t / lr_{t-1}) b1 (1 - b1^{t-1}) / (1 - b1^t) / rho_t,
+        rho_t = sqrt(b2 (1 - b2^{t-1}) / (1 - b2^t)) < 1,
+
+    the same for all entries: a dropped direction repeats its last step, shorter. With eps each
+    entry has a factor of its own, between rho_t times that (v below eps^2) and that. Exact for
+    Adam and AdamW, where u is the step without its decay, X_t = (1 - lr_t wd) X_{t-1} - u_t:
+    decoupled decay moves a dropped direction as any other. Clipping the norm of the gradients
+    multiplies a zero by a number, and changes nothing. There is no such law for masks per sample
+    or per token, which drop no direction for a whole batch, nor for Adam with weight decay in the
+    gradient.
+
+    Args:
+        step: t, from 2: in step 1 a dropped direction stands still.
+        rate_ratio: lr_t / lr_{t-1}.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+
+    Raises:
+        ValueError: step below 2.
+
+    >>> round(dropped_step(1000, rate_ratio=1.0).factor, 4)
+    0.9002
+    """
+    if step < 2:
+        raise ValueError(f"only from step 2 on is there a last step to repeat, not at {step}")
+    least = rate_ratio * beta1 * (1 - beta1 ** (step - 1)) / (1 - beta1**step)
+    rho = math.sqrt(beta2 * (1 - beta2 ** (step - 1)) / (1 - beta2**step))
+    return DroppedStep(factor=least / rho, least=least)
+
+
 def first_gradient_step(*, keep_prob: float) -> float:
     """Mean step at which a row of A gets its first gradient from the start B = 0: 2/q.
 
@@ -173,3 +218,19 @@ def weight_decay_ratio(*, keep_prob: float) -> float:
     2.0
     """
     return 1 / effective_step_ratio(keep_prob=keep_prob)
+
+
+def squared_leakage(*, keep_prob: float, beta1: float = 0.9) -> float:
+    """Share of the summed squared step length on masked steps: b1^2 (1-q).
+
+    On a masked step the moment is b1 times the last one, so its square is on average b1^2 E m^2, at
+    every signal-to-noise ratio: less than the share b1 (1-q) of the mean displacement (`leakage`).
+    Exact for SGD with momentum b1; for Adam leading order in 1 - beta2. It is the ratio of two sums
+    over many coordinates or steps; a mean of ratios of few directions lies above it (by 0.01 to
+    0.03 at r = 8, q = 0.5).
+
+    >>> round(squared_leakage(keep_prob=0.5), 3)
+    0.405
+    """
+    check_keep_prob(keep_prob)
+    return beta1**2 * (1 - keep_prob)

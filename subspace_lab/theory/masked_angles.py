@@ -82,3 +82,23 @@ def expected_right_angles(rank: int, *, keep_prob: float) -> float:
     check_keep_prob(keep_prob)
     tail = stats.binom.sf(np.arange(rank), rank, keep_prob)
     return math.fsum(tail**2) - rank * keep_prob**2
+
+
+def right_angles_pmf(rank: int, *, keep_prob: float) -> Float[np.ndarray, " most_plus_1"]:
+    """Law P(0), ..., P(r // 2) of the number of 90-degree angles of two masks in coordinates.
+
+    It is min(|D|, |D'|), where the directions that one mask only keeps are Bin(r, 2 q (1 - q)) in
+    number and fall on either side alike.
+
+    >>> right_angles_pmf(2, keep_prob=0.5).tolist()
+    [0.875, 0.125]
+    """
+    check_keep_prob(keep_prob)
+    apart = np.arange(rank + 1)
+    pmf = np.zeros(rank // 2 + 1)
+    for number, weight in enumerate(stats.binom.pmf(apart, rank, 2 * keep_prob * (1 - keep_prob))):
+        first = np.arange(number + 1)
+        np.add.at(
+            pmf, np.minimum(first, number - first), weight * stats.binom.pmf(first, number, 0.5)
+        )
+    return pmf

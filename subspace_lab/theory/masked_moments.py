@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subspace_lab.linalg.spectra import singular_values
+from subspace_lab.linalg.factors import compressed
+from subspace_lab.linalg.spectra import frobenius_norm, singular_values
 from subspace_lab.theory.enumeration import check_keep_prob
 from subspace_lab.theory.mask_law import MaskMoments
 
@@ -168,10 +169,16 @@ def balance_ratio(
 
     ||.||_*^2 / (r ||.||_F^2) <= ρ with the norms of B A Σ^{1/2}: equality when all products
     ||b_i|| ||a_i||_Σ are equal and sum to the nuclear norm. In the gauge of the singular value
-    decomposition ρ = 1; it exceeds 1 when the terms cancel. nan for B A = 0.
+    decomposition ρ = 1; it exceeds 1 when the terms cancel. nan for B A = 0, also where that is
+    zero by cancellation only. The denominator is taken from the product, not from Gram matrices,
+    which lose half the digits to cancellation.
     """
     H = gram_product(B, A, second_moment=second_moment)
-    return H.diagonal(dim1=-2, dim2=-1).sum(-1) / H.sum((-2, -1))
+    product = compressed(B) @ A.double()
+    weighted = product if second_moment is None else product @ second_moment.double()
+    energy = (product * weighted).sum((-2, -1))
+    zero = frobenius_norm(B, A) == 0
+    return H.diagonal(dim1=-2, dim2=-1).sum(-1) / energy.masked_fill(zero, torch.nan)
 
 
 def bernstein_bound(

@@ -65,8 +65,9 @@ def expected_squared_loss(
         mask_penalty  = γ^2 s^2 sum_ij C_ij (B^T B)_ij (A Σ' A^T)_ij
         input_penalty = λ_x tr(W diag(Σ) W^T).
 
-    For Bernoulli(q) masks with s = 1/q the mask penalty is λ γ^2 R, λ = (1 - q) / q, with R from
-    `explicit_regulariser`. Input dropout is per element and rescaled by 1/q_x, as `nn.Dropout`.
+    For Bernoulli(q) masks the mask penalty is γ^2 s^2 q (1 - q) R, with R from
+    `explicit_regulariser`: λ γ^2 R, λ = (1 - q) / q, with s = 1/q, and q (1 - q) γ^2 R without a
+    rescale (s = 1). Input dropout is per element and rescaled by 1/q_x, as `nn.Dropout`.
     """
     B, A, X, Y = B.double(), A.double(), X.double(), Y.double()
     second_moment = X @ X.mT / X.shape[-1]
@@ -108,8 +109,10 @@ def nuclear_norm_bound(
     """Lower bound ||B A Σ^{1/2}||_*^2 / r on R over all gauges of the same update.
 
     Equality iff all ||b_i|| ||a_i||_Σ are equal and sum to the nuclear norm, which a gauge attains
-    for every r >= rank (`equalised_factors`). Minimised over the gauge, the masked loss is thus
-    the fit plus (λ / r) ||dW Σ^{1/2}||_*^2, whatever the scaling.
+    for every r >= rank (`equalised_factors`). Minimised over the gauge, the masked loss of
+    Bernoulli masks with s = 1/q is thus the fit plus (λ / r) ||dW Σ^{1/2}||_*^2, dW = γ B A,
+    whatever γ. Without a rescale (s = 1) the fit is that of the mean update W = q dW, whose penalty
+    is again (λ / r) ||W Σ^{1/2}||_*^2.
     """
     weighted = A.double() if second_moment is None else A.double() @ _square_root(second_moment)
     return nuclear_norm(singular_values(B, weighted)) ** 2 / B.shape[-1]

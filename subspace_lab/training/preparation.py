@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from subspace_lab.adapters.methods import (
     lora_config,
     peft_config_from_file,
 )
-from subspace_lab.adapters.modules import lora_modules
+from subspace_lab.adapters.modules import LoraModule, lora_modules
 from subspace_lab.errors import UserError
 from subspace_lab.recording.recorder import module_table
 from subspace_lab.training.config import TrainConfig
@@ -86,13 +86,28 @@ def prepare(config: TrainConfig, model: PreTrainedModel, *, device: torch.device
         ).attach(adapted)
     save = SaveOnOriginalBase(adapted) if config.method in SPLIT_THE_BASE else None
     try:
-        lora_modules(adapted)
+        _warn_of_high_ranks(lora_modules(adapted))
     except UserError as reason:
         warnings.warn(
             f"only metrics and snapshots are recorded, no rank cores: {reason}", stacklevel=2
         )
         return Prepared(adapted, save, coreless=[])
     return Prepared(adapted, save)
+
+
+def _warn_of_high_ranks(modules: Sequence[LoraModule]) -> None:
+    """Name modules (m, n) whose rank is above min(m, n), which their updates cannot have."""
+    high = [
+        f"{module.name} ({module.B.shape[0]} x {module.A.shape[1]})"
+        for module in modules
+        if module.rank > min(module.B.shape[0], module.A.shape[1])
+    ]
+    if high:
+        warnings.warn(
+            f"the rank is above min(m, n) in {len(high)} of {len(modules)} modules, such as "
+            f"{high[0]}: the rank of an update is at most min(m, n), so a smaller --rank will do",
+            stacklevel=3,
+        )
 
 
 def restrict_to_shards(config: TrainConfig, prepared: Prepared) -> Prepared:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 from transformers import (
     Trainer,
     TrainerCallback,
@@ -25,7 +26,8 @@ from subspace_lab.evaluation.batching import context_length
 from subspace_lab.recording import files
 from subspace_lab.recording.provenance import provenance
 from subspace_lab.recording.recorder import SubspaceRecorder
-from subspace_lab.recording.writer import discard_unfinished, refuse_if_occupied
+from subspace_lab.recording.run import Run
+from subspace_lab.recording.writer import refuse_if_occupied
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.coreless import CorelessRecorder
 from subspace_lab.training.data import (
@@ -36,41 +38,70 @@ from subspace_lab.training.data import (
     tokenize,
 )
 from subspace_lab.training.preparation import Prepared, prepare, restrict_to_shards
+from subspace_lab.training.resuming import FINISHED, how_to_continue, resume_point
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from subspace_lab.tasks import Example
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "auto": None}
 
-
-def train(config: TrainConfig, out: Path, *, resume: bool = False) -> None:
+def train(config: TrainConfig, out: Path, *, resume: bool = False) -> int | None:
     """Train as `config` says and record into the run directory `out`.
+
+    Whatever stops the training, what was recorded is on disk then. A `KeyboardInterrupt` gets a
+    note that says how to continue.
 
     Args:
         config: the configuration.
         out: the run directory.
-        resume: go on with an unfinished run of the same configuration in `out` from its last
+        resume: continue an unfinished run of the same configuration in `out` from its last
             checkpoint; a finished one is left as it is.
 
+    Returns:
+        The step after which the weights were not finite; None for a run that did not diverge.
+
     Raises:
-        UserError: if `out` is occupied, or anything that the configuration names is missing.
+        UserError: if `out` is occupied or cannot be written, or anything that the configuration
+            names is missing.
     """
-    resume_at = _resume_point(config, out) if resume else None
+    resume_at = None
+    if resume:
+        dtype = models.DTYPES[base_dtype(config, models.find_base(config.base))]
+        resume_at = resume_point(config, out, processes=_processes(), base_dtype=dtype)
     if resume_at == FINISHED:
         print(f"{out} is finished: nothing to do")
-        return
+        return Run(out).diverged_at
     if resume_at is None:
         refuse_if_occupied(out)
     _, trainer = build(config, out, resume_at=resume_at)
+    (recorder,) = (
+        callback
+        for callback in trainer.callback_handler.callbacks
+        if isinstance(callback, SubspaceRecorder)
+    )
     checkpoint = out / "checkpoints" / f"checkpoint-{resume_at}" if resume_at else None
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except BaseException as error:
+        _close_progress_bar(trainer)
+        recorder.interrupt()
+        if isinstance(error, KeyboardInterrupt) and trainer.is_world_process_zero():
+            error.add_note(how_to_continue(out))
+        if isinstance(error, Exception) and (full := files.storage_error(error, out)):
+            raise full from error
+        raise
     if trainer.is_world_process_zero():
         print(f"wrote {out}")
+    return recorder.diverged_at
 
 
-FINISHED = -1
+def _close_progress_bar(trainer: Trainer) -> None:
+    """End its line, so that what is printed next stands on a line of its own."""
+    for callback in trainer.callback_handler.callbacks:
+        bar: tqdm[Any] | None = getattr(callback, "training_bar", None)
+        if bar is not None:
+            bar.close()
 
 
 def build(
@@ -81,14 +112,13 @@ def build(
     base = models.find_base(config.base)
     tokenizer = models.load_tokenizer(base)
     tokenized = {split: _tokenize(config, examples, tokenizer) for split, examples in rows.items()}
-    arguments = training_arguments(config, out)
-    dtype = torch.float32 if config.method == "full" else DTYPES[config.base_dtype]
+    dtype = base_dtype(config, base)
+    arguments = training_arguments(config, out, dtype=dtype)
     model = models.load_model(base, dtype=dtype)
     _refuse_rows_beyond_the_context(model, tokenized)
     model.config.use_cache = False
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    base_dtype = str(model.dtype).removeprefix("torch.")
     prepared = prepare(config, model, device=arguments.device)
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":  # set by accelerate launch
         prepared = restrict_to_shards(config, prepared)
@@ -99,7 +129,7 @@ def build(
             "base": base.name,
             "base_remark": base.remark,
             "base_hash": models.content_hash(base),
-            "base_dtype": base_dtype,
+            "base_dtype": models.DTYPES[dtype],
             "data_hashes": {split: data_hash(examples) for split, examples in rows.items()},
             "rows": {split: len(tokens) for split, tokens in tokenized.items()},
             "rows_dropped": {split: len(rows[split]) - len(tokenized[split]) for split in rows},
@@ -123,6 +153,13 @@ def build(
     return prepared.model, trainer
 
 
+def base_dtype(config: TrainConfig, base: models.Base) -> models.Precision:
+    """Give the dtype of the base and of what is computed, which `auto` leaves to the machine."""
+    if config.method == "full":
+        return "fp32"
+    return models.training_dtype(base) if config.base_dtype == "auto" else config.base_dtype
+
+
 class EvaluateTheEnd(TrainerCallback):
     """Has the Trainer evaluate after the last step, whatever `eval_every` is."""
 
@@ -139,23 +176,24 @@ def trainable_parameters(model: nn.Module) -> int:
 
 
 def _load_rows(config: TrainConfig) -> dict[str, list[Example]]:
-    shared: dict[str, Any] = {
-        "seed": config.seed,
-        "data_dir": config.data_dir,
-        "difficulty": config.difficulty,
-    }
+    shared: dict[str, Any] = {"data_dir": config.data_dir, "difficulty": config.difficulty}
     rows: dict[str, list[Example]] = {
         config.train_split: tasks.load(
             config.task,
             config.train_split,
             size=config.train_size,
+            seed=config.seed,
             label_noise=config.label_noise,
             **shared,
         )
     }
     if config.eval_split != "none":
         rows[config.eval_split] = tasks.load(
-            config.task, config.eval_split, size=config.eval_size, **shared
+            config.task,
+            config.eval_split,
+            size=config.eval_size,
+            seed=tasks.EVALUATION_SEED,
+            **shared,
         )
     return rows
 
@@ -202,17 +240,19 @@ def _recorder(
     return SubspaceRecorder(out, cores=config.cores, **shared)
 
 
-def training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
-    """Translate the configuration for the Trainer.
+def training_arguments(
+    config: TrainConfig, out: Path, *, dtype: models.Precision = "fp32"
+) -> TrainingArguments:
+    """Translate the configuration for the Trainer, which computes in `dtype`.
 
     Raises:
         UserError: if the global batch cannot be made of whole batches on all processes.
     """
     evaluated = config.eval_split != "none"
-    mixed = torch.cuda.is_available() and DTYPES[config.base_dtype] != torch.float32
     return TrainingArguments(
-        # Without GPUs, several processes find each other only where the CPU is asked for.
-        use_cpu=_processes() > 1 and not torch.cuda.is_available(),
+        # Without GPUs, several processes find each other, and bf16 is accepted, only where the
+        # CPU is asked for.
+        use_cpu=(_processes() > 1 or dtype == "bf16") and not torch.cuda.is_available(),
         output_dir=str(out / "checkpoints"),
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=4 * config.batch_size,
@@ -227,10 +267,11 @@ def training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
         weight_decay=config.weight_decay,
         optim="adamw_torch_fused" if config.optimizer == "adamw" else "sgd",
         max_grad_norm=config.max_grad_norm,
-        bf16=mixed and torch.cuda.is_bf16_supported(including_emulation=False),
+        bf16=dtype == "bf16",
         torch_compile=config.compile,
         ddp_find_unused_parameters=False,
         logging_steps=1,
+        logging_nan_inf_filter=False,
         include_num_input_tokens_seen="all",
         eval_strategy="steps" if evaluated and config.eval_every else "no",
         eval_steps=config.eval_every or None,
@@ -268,33 +309,3 @@ def _processes() -> int:
 
 def _metrics(prediction: EvalPrediction) -> dict[str, float]:
     return summarise(prediction.predictions)
-
-
-def _resume_point(config: TrainConfig, out: Path) -> int | None:
-    """Find the step to resume at: None for a new run, FINISHED, or a checkpoint's step.
-
-    A checkpoint counts only if the record on disk reaches its step: a run can be killed between
-    the Trainer's writing of a checkpoint and the recorder's.
-    """
-    if not (out / "run.json").exists():
-        return None
-    description = files.read_json(out / "run.json")
-    if description.get("config") != config.to_dict():
-        raise UserError(
-            f"{out} holds a run of another configuration (see {out / 'run.json'}): choose another "
-            "--out"
-        )
-    if description["status"] == "finished":
-        return FINISHED
-    recorded = 0
-    if (out / "metrics.parquet").exists():
-        recorded = int(files.read_table(out / "metrics.parquet")["step"].max())
-    steps = [int(p.name.split("-")[1]) for p in (out / "checkpoints").glob("checkpoint-*")]
-    usable = [step for step in steps if step <= recorded]
-    if not usable:
-        if _processes() > 1:  # which would race for it
-            raise UserError(f"{out} was stopped before its first checkpoint: delete it first")
-        print(f"{out} was stopped before its first checkpoint: it starts again from step 0")
-        discard_unfinished(out)
-        return None
-    return max(usable)

@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from subspace_lab.adapters.conversion import SaveOnOriginalBase
 from subspace_lab.adapters.full import TRUNCATION_FILE, FullChange
@@ -111,6 +112,18 @@ def test_conversion_agrees_with_pefts_own(tmp_path):
         mine, theirs = ours.factors(module), pefts.factors(module)
         assert mine.scaling == theirs.scaling
         torch.testing.assert_close(mine.B @ mine.A, theirs.B @ theirs.A)
+
+
+def test_the_conversion_of_a_compiled_model_is_that_of_the_model(tmp_path):
+    model = adapted("pissa")
+    save = SaveOnOriginalBase(model)
+    move(model)
+    save(model, tmp_path / "plain")
+    save(torch.compile(model, backend="eager"), tmp_path / "compiled")
+    files = [tmp_path / kind / "adapter_model.safetensors" for kind in ("plain", "compiled")]
+    plain, compiled = map(load_file, files)
+    assert plain.keys() == compiled.keys()
+    assert all(torch.equal(plain[key], compiled[key]) for key in plain)
 
 
 @pytest.mark.parametrize("method", ["pissa", "milora"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from subspace_lab.recording.run import Run
 from tests.recording.conftest import train_tiny
@@ -34,6 +36,21 @@ def run(tmp_path_factory) -> Run:
 def adapter(run) -> Path:
     """Give a PEFT adapter folder: no cores, no masks, no configuration."""
     return run.path / "snapshots" / "step-000006"
+
+
+@pytest.fixture
+def cancelled(adapter, tmp_path) -> Path:
+    """Give an adapter [B, -B] [A; A], the zero update as PiSSA's conversion saves it at step 0."""
+    folder = tmp_path / "cancelled"
+    folder.mkdir()
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    for name, X in tensors.items():
+        tensors[name] = torch.cat([X, X]) if "lora_A" in name else torch.cat([X, -X], dim=1)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["r"] *= 2
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
 
 
 @pytest.fixture

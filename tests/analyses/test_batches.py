@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from analyses import effective_rank, frame_drift, subspace_angles
+from analyses import effective_rank, frame_drift, mask_theory, subspace_angles
 from analyses._batches import StepMasks, map_parallel
 from analyses._tables import concatenate, ragged
 from subspace_lab import linalg
+from subspace_lab.errors import UserError
 from subspace_lab.recording import core_batches
 from subspace_lab.recording.cores import frame_arrays, frame_core
 from subspace_lab.recording.run import Run
@@ -95,6 +98,25 @@ def test_step_masks_are_looked_up_by_step_and_module(mixed):
     found = masks.at(np.array([4, 9]), ["layers.1.v_proj", "layers.0.v_proj"])
     assert (found[1, 0] == mixed.mask(9, "layers.1.v_proj")).all()
     assert found.shape == (2, 2, 5)
+
+
+def test_missing_step_masks_are_named_and_never_replaced_by_others(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    (copy / "masks" / "steps-00000003-00000004.safetensors").unlink()
+    incomplete = Run(copy)
+    names = incomplete.modules["module"].tolist()
+    with pytest.warns(UserWarning, match="lacks the masks of the steps 3 to 4, which are left out"):
+        masks = StepMasks(incomplete)
+    assert (masks.at(np.array([5]), names)[0, 0] == run.mask(5, names[0])).all()
+    with pytest.raises(UserError, match="no masks of the steps 3 to 4"):
+        masks.at(np.array([2, 3, 4, 5]), names)
+    with pytest.warns(UserWarning, match="left out"):
+        table = effective_rank.compute(incomplete, measures=["numerical"])
+    masked = table[table["matrix"] == "masked_update"]
+    assert sorted(masked["step"].unique()) == [1, 2, 5, 6]
+    with pytest.raises(UserError, match="lacks the masks of the steps 3 to 4: restore"):
+        mask_theory.compute(incomplete)
 
 
 def test_parallel_results_keep_the_order_and_pass_errors_on():

@@ -68,7 +68,7 @@ def test_an_adapter_of_another_kind(command, name, run, tmp_path):
 def test_output_that_cannot_be_written(command, run, tmp_path):
     (tmp_path / "file").write_text("")
     outcome = command("effective_rank", "--run", run.path, "--out", tmp_path / "file" / "inside")
-    assert_one_sentence(outcome, "cannot be written", "give another place")
+    assert_one_sentence(outcome, "cannot be written", "choose another location")
 
 
 def test_results_go_beside_one_run_and_into_comparisons_for_several(

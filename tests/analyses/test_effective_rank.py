@@ -6,10 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments
 
-from analyses.effective_rank import compute
+from analyses.effective_rank import compute, summarise
+from subspace_lab.recording.recorder import SubspaceRecorder
 from subspace_lab.recording.run import Run
 from tests.analyses.conftest import dense
+from tests.tiny import batch, tiny_lora
 
 
 def by_definition(sigma: np.ndarray) -> dict[str, float]:
@@ -94,3 +97,58 @@ def test_a_trainers_output_folder_opens_by_its_checkpoints(run, table):
         chosen = (table["step"] == row.step) & (table["module"] == row.module)
         chosen &= (table["matrix"] == row.matrix) & (table["measure"] == "entropy")
         assert table.loc[chosen, "value"].item() == pytest.approx(row.value, rel=1e-8)
+
+
+def test_an_update_that_cancels_has_rank_zero(cancelled):
+    """PiSSA saved at step 0 for the original base: [B, -B] [A; A]."""
+    values = compute(Run(cancelled)).set_index("matrix")["value"]
+    assert (values["update"] == 0).all()
+    assert (values["A"] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"use_dora": True}, "direction only"),
+        ({"init_lora_weights": "pissa"}, "not converted"),
+        ({"init_lora_weights": "olora"}, "not converted"),
+    ],
+)
+def test_a_product_that_is_not_the_update_is_called_that(options, said, command, tmp_path):
+    model = tiny_lora(trained=True, **options)
+    model.save_pretrained(tmp_path / "adapter")
+    options = ("--out", tmp_path, "--format", "png", "--measures", "entropy")
+    done = command("effective_rank", "--run", tmp_path / "adapter", *options)
+    assert done.code == 0, done.err
+    assert said in done.out
+    table = pd.read_parquet(tmp_path / "effective_rank.parquet")
+    assert set(table["matrix"]) == {"product", "A", "B"}
+    assert table.loc[table["matrix"] == "product", "remark"].str.contains(said).all()
+    assert (table.loc[table["matrix"] != "product", "remark"] == "").all()
+    assert said in json.dumps(json.loads((tmp_path / "effective_rank.json").read_text()))
+
+
+def test_a_recorded_run_with_a_split_base_has_its_true_update(tmp_path):
+    """PiSSA starts from B0 A0, taken out of the base: the update is B A - B0 A0."""
+    Trainer(
+        model=tiny_lora(init_lora_weights="pissa"),
+        args=TrainingArguments(
+            output_dir=str(tmp_path), max_steps=2, report_to=[], disable_tqdm=True
+        ),
+        train_dataset=[{"input_ids": ids, "labels": ids} for ids in batch()["input_ids"]],
+        callbacks=[SubspaceRecorder(tmp_path / "pissa", snapshots="every:1")],
+    ).train()
+    run = Run(tmp_path / "pissa")
+    table = compute(run)
+    assert set(table["matrix"]) == {"update", "A", "B"}
+    assert not any("product" in key for key in summarise(table))
+    start = table[(table["step"] == 0) & (table["matrix"] == "update")]
+    assert (start["value"] == 0).all()
+    for module in run.modules["module"]:
+        (B0, A0, scaling), (B, A, _) = (dense(run, step, module) for step in (0, 2))
+        truth = by_definition(torch.linalg.svdvals(scaling * (B @ A - B0 @ A0)).numpy())
+        chosen = (table["step"] == 2) & (table["module"] == module) & (table["matrix"] == "update")
+        found = table[chosen].set_index("measure")["value"]
+        for measure in ("entropy", "stable", "participation"):
+            assert found[measure] == pytest.approx(truth[measure], rel=1e-5)
+        assert found["numerical"] == 8  # of 2 r

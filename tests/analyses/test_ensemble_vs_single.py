@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pandas as pd
@@ -101,12 +102,29 @@ def test_columns_and_figures(pocket_run, table):
     assert len(learning_curves.plot(curves).axes) == 3
 
 
+def test_what_the_model_computed_in_stands_in_every_result(pocket_run, table, command, tmp_path):
+    assert set(table["dtype"]) == {"fp32"}
+    few = ["--masks", "1", "--examples", "2", "--dtype", "bf16", "--out", tmp_path]
+    done = command("ensemble_vs_single", "--run", pocket_run.path, *few)
+    assert done.code == 0, done.err
+    rounded = pd.read_parquet(tmp_path / "ensemble_vs_single.parquet")
+    assert set(rounded["dtype"]) == {"bf16"}
+    exact = ensemble_vs_single.compute(pocket_run, masks=1, examples=2)
+    difference = (rounded["loss"] - exact["loss"]).abs()
+    assert 1e-4 < difference.max() < 0.2
+    written = json.loads((tmp_path / "ensemble_vs_single.json").read_text())
+    assert written["arguments"]["dtype"] == "bf16"
+    assert written["runs"][0]["config"]["base_dtype"] == "fp32"  # of the training
+    figure = ensemble_vs_single.plot(rounded)
+    assert "1 mask, bf16" in figure.get_suptitle()
+
+
 def test_steps_are_chosen_among_the_snapshots(pocket_run, command, tmp_path):
     few = ["--masks", "1", "--examples", "2", "--out", tmp_path]
     found = command("ensemble_vs_single", "--run", pocket_run.path, "--steps", "every:2", *few)
     assert found.code == 0, found.err
     table = pd.read_parquet(tmp_path / "ensemble_vs_single.parquet")
-    assert set(table["step"]) == {0, 8} and set(table["split"]) == {"test"}
+    assert set(table["step"]) == {0, 8} and set(table["split"]) == {"validation"}
 
 
 def test_what_it_refuses(pocket_run):
@@ -121,6 +139,7 @@ def test_what_it_refuses(pocket_run):
         ensemble_vs_single.compute(pocket_run, modules=["q_proj"])
 
 
+@pytest.mark.usefixtures("processor")
 @pytest.mark.filterwarnings("ignore:the adapter's B A is not zero")
 @pytest.mark.parametrize("sampling", ["bernoulli", "exact-k"])
 @pytest.mark.parametrize("method", ["pissa", "milora"])

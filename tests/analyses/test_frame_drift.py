@@ -6,7 +6,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from analyses.frame_drift import compute
+from analyses.frame_drift import SIDES, compute, pooled_leakage, summarise
 from subspace_lab.errors import UserError
 from subspace_lab.recording.run import Run
 from tests.analyses.conftest import dense
@@ -60,10 +60,51 @@ def test_b_has_no_frame_at_the_start_and_step_0_no_step(table):
     assert not table.duplicated(["run", "step", "module", "side", "since"]).any()
 
 
-def test_predicted_leakage_is_adamws_momentum_on_dropped_directions(table):
+def test_predicted_leakage_is_what_adamw_does_to_gated_noise(table):
+    """keep_prob 0.5, as in the run."""
+    draw = torch.Generator().manual_seed(0)
+    w = torch.zeros(4000, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.AdamW([w], lr=1.0, eps=1e-30, weight_decay=0.0)
+    masked = total = 0.0
+    for t in range(600):
+        kept = torch.rand(4000, generator=draw) < 0.5
+        w.grad = kept * torch.randn(4000, dtype=torch.float64, generator=draw)
+        before = w.detach().clone()
+        optimizer.step()
+        if t >= 300:
+            squares = (w.detach() - before).square()
+            masked, total = masked + squares[~kept].sum(), total + squares.sum()
     previous = table["since"] == "previous"
-    np.testing.assert_allclose(table.loc[previous, "expected_leakage"], 0.45)
+    expected = table.loc[previous, "expected_leakage"]
+    np.testing.assert_allclose(expected, float(masked / total), atol=5e-3)
     assert table.loc[~previous, "expected_leakage"].isna().all()
+
+
+def test_leakage_of_all_modules_is_the_ratio_of_sums(run, table):
+    found = pooled_leakage(table, ["step", "side"]).set_index(["step", "side"])["leakage"]
+    for step in (2, 5):
+        moves: dict[str, list[tuple[float, float]]] = {"row": [], "column": []}
+        for module in run.modules["module"]:
+            (B, A, _), (B0, A0, _) = dense(run, step, module), dense(run, step - 1, module)
+            dropped = ~torch.from_numpy(run.mask(step, module))
+            for side, move in (("row", A.T - A0.T), ("column", B - B0)):
+                squares = move.square().sum(0)
+                moves[side].append((float(squares[dropped].sum()), float(squares.sum())))
+        for side, sums in moves.items():
+            masked, total = np.sum(sums, axis=0)
+            assert found[step, side] == pytest.approx(masked / total, rel=1e-6)
+    assert set(found.index.get_level_values("step")) == set(range(1, 7))
+
+
+def test_summary_gives_the_leakage_of_the_second_half_of_the_steps(table):
+    late = table[(table["step"] > 3) & (table["since"] == "previous")]
+    for side, label in SIDES.items():
+        rows = late[late["side"] == side]
+        squares = rows["step_norm"] ** 2
+        expected = (rows["leakage"] * squares).sum() / squares.sum()
+        numbers = summarise(table)[f"{table['run'].iloc[0]}, {label}"]
+        assert numbers["leakage, second half of the steps"] == pytest.approx(expected)
+        assert numbers["expected"] == pytest.approx(0.405)
 
 
 def test_an_adapter_says_that_drift_needs_cores(adapter):

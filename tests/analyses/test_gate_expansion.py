@@ -42,6 +42,7 @@ def gated(run: Run, granularity: str = "step") -> tuple[GatedLoss, list]:
     return GatedLoss(trained, rows, ranks=ranks, granularity=granularity), rows
 
 
+@pytest.mark.usefixtures("processor")
 def test_the_closure_is_the_model_s_loss_under_a_mask(masked):
     trained, rows = load_trained(masked), evaluation_examples(masked)
     with pytest.warns(UserWarning, match="changes the model's function"):
@@ -58,6 +59,7 @@ def test_the_closure_is_the_model_s_loss_under_a_mask(masked):
     assert full.item() != pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.usefixtures("processor")
 def test_the_gap_over_all_masks_is_that_of_models_without_the_dropped_directions(tmp_path):
     """One direction in each of four modules: 2^4 models, each with columns of B set to zero."""
     run = short_run(tmp_path / "small", method="droplora", rank=1, targets=["q_proj"], eval_size=1)
@@ -85,13 +87,19 @@ def test_the_gap_over_all_masks_is_that_of_models_without_the_dropped_directions
     assert float(found.orders.sum()) == pytest.approx(gap, rel=0.05)
 
 
-def test_a_half_precision_model_is_differentiated_in_float32(masked):
-    trained, rows = load_trained(masked), evaluation_examples(masked)
-    trained.model.bfloat16()
-    with GatedLoss(
-        trained, rows, ranks=dict.fromkeys(masked.modules["module"], 2), granularity="step"
-    ):
-        assert {p.dtype for p in trained.model.parameters()} == {torch.float32}
+def test_a_run_that_was_trained_in_bf16_is_differentiated_in_fp32(tmp_path, monkeypatch):
+    run = short_run(tmp_path / "bf16", method="droplora", base_dtype="bf16")
+    dtypes = set()
+
+    def spy(loss: GatedLoss, *gates: torch.Tensor) -> torch.Tensor:
+        dtypes.update(parameter.dtype for parameter in loss._model.parameters())
+        return original(loss, *gates)
+
+    original = GatedLoss.__call__
+    monkeypatch.setattr(GatedLoss, "__call__", spy)
+    table = gate_expansion.compute(run, masks=2, examples=1)
+    assert dtypes == {torch.float32}
+    assert table["dtype"].tolist() == ["fp32"]
 
 
 @pytest.mark.parametrize("granularity", ["step", "sample", "token"])
@@ -119,6 +127,7 @@ def test_the_second_derivative_is_that_of_finite_differences(masked, granularity
         assert (8 * near - far) / (12 * h) == pytest.approx(exact, rel=0.02, abs=1e-4)
 
 
+@pytest.mark.usefixtures("processor")
 def test_the_start_that_pissa_subtracts_has_no_gate(tmp_path):
     run = short_run(tmp_path / "pissa", method="pissa", rank_mask=True)
     loss, rows = gated(run)
@@ -176,3 +185,25 @@ def test_bad_arguments_are_refused(masked, tmp_path):
     exact = short_run(tmp_path / "k", method="droplora", sampling="exact-k")
     with pytest.raises(UserError, match="draws exactly k directions"):
         gate_expansion.compute(exact)
+
+
+def test_few_examples_do_not_speak_for_the_model():
+    assert gate_expansion.verdict(trustworthy=True, examples=8) == "holds on 8 examples"
+    assert gate_expansion.verdict(trustworthy=True, examples=1).startswith(
+        "holds on 1 example, too few"
+    )
+    assert "not shown to hold" in gate_expansion.verdict(trustworthy=False, examples=8)
+
+
+@pytest.mark.parametrize(("examples", "filled"), [(1, 0), (8, 1)])
+def test_a_filled_marker_needs_enough_examples(examples, filled):
+    row = {"run": "a", "step": 4, "trustworthy": True, "examples": examples, "split": "test"}
+    row |= {"granularity": "step", "keep_prob": 0.5, "assumed": False, "masks": 4}
+    row |= dict.fromkeys(("measured", "measured_error", "second", "second_error"), 0.1)
+    axis = gate_expansion.plot(pd.DataFrame([row])).axes[0]
+    drawn = [line.get_fillstyle() for line in axis.lines if line.get_linestyle() == "None"]
+    shown = [
+        line for line in axis.lines if line.get_linestyle() == "None" and len(line.get_xdata())
+    ]
+    assert {"full", "none"} <= set(drawn)
+    assert [line.get_fillstyle() for line in shown] == ["full" if filled else "none"]

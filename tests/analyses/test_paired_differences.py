@@ -11,7 +11,8 @@ import pytest
 from scipy import stats
 
 from analyses._paired_layout import as_markdown, plot
-from analyses.paired_differences import AVERAGE, compute
+from analyses._scores import AVERAGE
+from analyses.paired_differences import compute, remarks
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation import records
 from subspace_lab.recording.run import Run
@@ -31,16 +32,18 @@ def write_run(
     metric: str = "exact_match",
     step: int | None = None,
     max_new_tokens: int = 32,
+    prompts: list[int] | None = None,
     **fields,
 ) -> Run:
     """Write a run that was evaluated, its answers right where the loss is below 1."""
     config = TrainConfig(seed=seed, **fields)
+    prompts = list(range(ROWS)) if prompts is None else prompts
     folder.mkdir(parents=True)
     law = {"keep_prob": config.keep_prob} if config.masked else None
     content = {"config": config.to_dict(), "modules": [], "status": "finished"}
     (folder / "run.json").write_text(json.dumps(content | ({"mask": law} if law else {})))
     for task, values in losses.items():
-        examples = [Example(task, f"{task} {i}", "yes", "yes") for i in range(len(values))]
+        examples = [Example(task, f"{task} {i}", "yes", "yes") for i in prompts[: len(values)]]
         table = records.example_records(
             examples,
             gold=["yes"] * len(values),
@@ -91,10 +94,10 @@ def test_differences_are_paired_by_seed_and_row(runs):
     assert found["difference"] == pytest.approx(difference.mean())
     assert found["difference_low"] == pytest.approx(expected.low)
     assert found["difference_high"] == pytest.approx(expected.high)
-    assert found["rows_error"] == pytest.approx(stats.sem(difference.mean(0)))
+    assert found["examples_error"] == pytest.approx(stats.sem(difference.mean(0)))
     right = (losses["pissa boolq"] < 1).mean() - (losses["lora boolq"] < 1).mean()
     assert row(table, "PiSSA", "boolq", "accuracy")["difference"] == pytest.approx(right)
-    assert (found["seeds"], found["rows"]) == (3, ROWS)
+    assert (found["seeds"], found["examples"]) == (3, ROWS)
     assert np.isnan(row(table, "LoRA", "boolq", "loss")["difference"])
 
 
@@ -104,20 +107,140 @@ def test_the_average_weighs_tasks_equally(runs):
     differences = [losses[f"pissa {t}"] - losses[f"lora {t}"] for t in ("boolq", "arc_easy")]
     assert found["difference"] == pytest.approx(np.mean([d.mean() for d in differences]))
     errors = [stats.sem(d.mean(0)) for d in differences]
-    assert found["rows_error"] == pytest.approx(np.hypot(*errors) / 2)
+    assert found["examples_error"] == pytest.approx(np.hypot(*errors) / 2)
 
 
-def test_only_common_rows_and_seeds_are_compared(runs, tmp_path):
+def test_only_common_seeds_are_paired_and_the_others_named(runs, tmp_path):
     known, losses = runs
-    shorter = losses["lora boolq"][0, :10] + 0.25
-    short = write_run(tmp_path / "dora", seed=0, method="dora", losses={"boolq": shorter})
-    unpaired = write_run(tmp_path / "milora", seed=7, method="milora", losses={"boolq": shorter})
-    table = compute([*known, short, unpaired])
+    worse = {task: losses[f"lora {task}"][0] + 0.25 for task in ("boolq", "arc_easy")}
+    once = write_run(tmp_path / "dora", seed=0, method="dora", losses=worse)
+    unpaired = write_run(tmp_path / "milora", seed=7, method="milora", losses=worse)
+    table = compute([*known, once, unpaired])
     found = row(table, "DoRA", "boolq", "loss")
     assert found["difference"] == pytest.approx(0.25)
-    assert (found["paired_seeds"], found["paired_rows"]) == (1, 10)
+    assert found["paired_seeds"] == 1
     assert np.isnan(found["difference_low"])  # one seed has no interval
     assert np.isnan(row(table, "MiLoRA", "boolq", "loss")["difference"])
+    assert remarks([*known, once]) == []
+    assert remarks([*known, once, unpaired]) == [
+        f"MiLoRA, seed 7: not paired, since LoRA has no accuracy of {task} for that seed"
+        for task in ("boolq", "arc_easy")
+    ]
+
+
+@pytest.mark.parametrize("prompts", [[*range(1, ROWS), 0], [0, *range(100, 99 + ROWS)]])
+def test_runs_scored_on_different_examples_are_refused(runs, tmp_path, prompts):
+    known, losses = runs
+    other = write_run(
+        tmp_path / "dora", seed=0, method="dora", losses={"boolq": losses["lora boolq"][0]},
+        prompts=prompts,
+    )  # fmt: skip
+    with pytest.raises(UserError) as refused:
+        compute([*known, other])
+    for said in (
+        "boolq was not evaluated on the same examples in",
+        *(str(run.path) for run in [*known, other]),
+        "python -m subspace_lab.evaluate --run RUN --tasks boolq --metric exact_match",
+    ):
+        assert said in str(refused.value)
+    short = write_run(
+        tmp_path / "short", seed=1, method="dora", losses={"boolq": losses["lora boolq"][0, :10]}
+    )
+    with pytest.raises(UserError, match=r"\(40 examples\); .*short \(10 examples\)"):
+        compute([*known, short])
+
+
+def test_repeated_prompts_are_kept_and_the_mean_is_the_summarys(tmp_path):
+    twice = [0, 0, *range(1, ROWS - 1)]
+    rng = np.random.default_rng(1)
+    losses = {method: rng.uniform(0.5, 1.5, ROWS) for method in ("lora", "dora")}
+    losses["lora"][:2], losses["dora"][:2] = [0.5, 1.5], [1.5, 1.5]
+    found = [
+        write_run(tmp_path / method, seed=0, method=method, losses={"boolq": values}, prompts=twice)
+        for method, values in losses.items()
+    ]
+    table = compute(found)
+    for run, name in zip(found, ("LoRA", "DoRA"), strict=True):
+        mean = row(table, name, "boolq", "accuracy")["mean"]
+        assert mean == records.read_summaries(run.path)["boolq"]["value"]
+    difference = row(table, "DoRA", "boolq", "loss")
+    assert difference["difference"] == pytest.approx((losses["dora"] - losses["lora"]).mean())
+    assert difference["examples"] == ROWS
+
+
+def test_runs_without_scores_are_named(runs, tmp_path):
+    known, losses = runs
+    nothing = write_run(tmp_path / "nothing", seed=5, losses={})
+    partly = write_run(
+        tmp_path / "partly", seed=0, method="dora", losses={"boolq": losses["lora boolq"][0]}
+    )
+    (tmp_path / "script").mkdir()
+    (tmp_path / "script" / "run.json").write_text(json.dumps({"modules": []}))
+    said = remarks([*known, nothing, partly, Run(tmp_path / "script")])
+    command = "run python -m subspace_lab.evaluate --run"
+    assert said == [
+        f"{nothing.path} was not evaluated on test examples: {command} {nothing.path} "
+        "--tasks boolq arc_easy --metric exact_match",
+        f"{partly.path} was not evaluated on test examples of arc_easy: {command} {partly.path} "
+        "--tasks arc_easy --metric exact_match",
+        f"{tmp_path / 'script'} is not a run of subspace_lab.train",
+    ]
+
+
+def test_tasks_without_right_answers_are_named(runs):
+    known, _ = runs
+    for run in known:
+        table = pd.DataFrame({"score": [7.0, 8.0]})
+        summary = records.summarise(table, task="mt_bench", metric="score", column="score")
+        records.write(run.path, table, summary)
+    assert set(compute(known)["task"]) == {"boolq", "arc_easy", AVERAGE}
+    assert remarks(known) == ["mt_bench: its table does not say which examples are right"]
+
+
+@pytest.mark.parametrize(("loss", "ends"), [(2.0, "0.0 [0.0, 8.8]"), (0.5, "100.0 [91.2, 100.0]")])
+def test_accuracies_of_0_and_100_percent_have_wilsons_interval(tmp_path, loss, ends):
+    found = [
+        write_run(
+            tmp_path / f"{method}{seed}", seed=seed, method=method,
+            losses={"boolq": np.full(ROWS, loss)},
+        )
+        for method in ("lora", "dora")
+        for seed in range(3)
+    ]  # fmt: skip
+    assert f"| LoRA | {ends} (3) |" in as_markdown(compute(found), baseline="LoRA")
+
+
+def test_seeds_that_all_differ_alike_have_no_interval(tmp_path):
+    losses = np.full(ROWS, 2.0)
+    found = []
+    for seed in range(3):
+        for method, right in (("lora", 10), ("dora", 14)):
+            values = losses.copy()
+            values[seed : seed + right] = 0.5  # other examples under each seed
+            folder = tmp_path / f"{method}{seed}"
+            found.append(write_run(folder, seed=seed, method=method, losses={"boolq": values}))
+    table = compute(found)
+    accuracy = row(table, "DoRA", "boolq", "accuracy")
+    assert accuracy["difference"] == pytest.approx(0.1)
+    assert np.isnan(accuracy["difference_low"])
+    text = as_markdown(table, baseline="LoRA")
+    assert f"| DoRA | +10.0 ({100 * accuracy['examples_error']:.1f}) |" in text
+    assert "| LoRA | 25.0 [14.2, 40.2] (3) |" in text  # Wilson's for 10 of 40
+
+
+def test_a_diverged_run_makes_no_mean(runs, tmp_path):
+    known, losses = runs
+    values = losses["pissa boolq"].copy()
+    values[1, 3] = np.nan
+    diverged = [
+        write_run(tmp_path / f"dora{seed}", seed=seed, method="dora", losses={"boolq": one})
+        for seed, one in enumerate(values)
+    ]
+    table = compute([*known, *diverged])
+    found = row(table, "DoRA", "boolq", "loss")
+    unknown = ["mean", "low", "difference", "difference_low", "p_value"]
+    assert np.isnan(found[unknown].tolist()).all()
+    assert "| nan (3)" in as_markdown(table, baseline="LoRA")
 
 
 def test_masks_are_named_and_doubles_refused(runs, tmp_path):
@@ -211,7 +334,7 @@ def test_validation_rows_are_no_scores(runs, tmp_path):
         losses={"boolq": losses["lora boolq"][0]},
     )
     assert set(compute([*known, chosen])["configuration"]) == {"LoRA", "PiSSA"}
-    with pytest.raises(UserError, match="was evaluated on test rows"):
+    with pytest.raises(UserError, match="was evaluated on test examples"):
         compute([chosen])
 
 
@@ -237,7 +360,12 @@ def test_the_command_writes_where_it_says(runs, tmp_path):
     refused = command(
         "analyses.paired_differences", "--runs", f"{tmp_path}/*", "--out", tmp_path / "file"
     )
-    assert refused.returncode == 2 and "give another place" in refused.stderr
+    assert refused.returncode == 2 and "choose another location" in refused.stderr
+    assert "Not compared" not in done.stdout
+    unevaluated = write_run(tmp_path / "later", seed=8, losses={}).path
+    again = command("analyses.paired_differences", "--runs", f"{tmp_path}/*", "--out", out)
+    for text in (again.stdout, (out / "paired_differences.md").read_text()):
+        assert f"Not compared:\n\n- {unevaluated} was not evaluated" in text
     missing = command("analyses.paired_differences", "--runs", f"{tmp_path}/nothing-*")
     assert missing.returncode == 2
     assert "no run matches" in missing.stderr

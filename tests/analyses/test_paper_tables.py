@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from decimal import ROUND_HALF_UP, Decimal
 
 import pandas as pd
 import pytest
@@ -13,8 +14,10 @@ from analyses._paper_figures import draw_pruning_rates, draw_ranks
 from analyses._paper_layout import as_markdown
 from analyses.paper_tables import compute
 from analyses.published import AVERAGE, COMMONSENSE, LLAMA2, LLAMA3, TABLES
+from analyses.published_datasets import TABLE_6
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation import records
+from subspace_lab.recording import files
 from subspace_lab.recording.run import Run
 from subspace_lab.training.config import TrainConfig
 from tests.training.conftest import command
@@ -54,18 +57,90 @@ def cell(table: pd.DataFrame, number: int, model: str, method: str, column: str)
     return found
 
 
+def average(row: published.Row) -> Decimal:
+    scores = [Decimal(score) for score in row.printed[:-1]]
+    return sum(scores) / len(scores)
+
+
+def half_a_digit(printed: str) -> Decimal:
+    """Give what rounding allows: 0.005 with two decimals."""
+    return Decimal(1).scaleb(Decimal(printed).as_tuple().exponent) / 2
+
+
 def test_rows_whose_average_is_not_theirs_are_exactly_the_noted_ones():
     wrong = {
         (table.number, row.model, row.label)
         for table in TABLES
         for row in table.rows
-        if len(row.scores) > 1
-        and abs(sum(row.scores[:-1]) / len(row.scores[:-1]) - row.scores[-1])
-        > (0.051 if row.cited else 0.0101)  # printed with one decimal, or with two
+        if len(row.printed) > 1
+        and abs(average(row) - Decimal(row.printed[-1])) > half_a_digit(row.printed[-1])
     }
-    assert wrong == {(1, LLAMA3, name) for name in ("MiLoRA (cited)", "LoRA", "DoRA")}
+    assert wrong == {
+        (1, LLAMA2, "DoRA"),
+        (1, LLAMA2, "DropLoRA"),
+        *((1, LLAMA3, name) for name in ("MiLoRA (cited)", "LoRA", "DoRA")),
+    }
     noted = {(1, model, method) for model, method, _ in published.TABLE_1.notes}
     assert wrong < noted
+
+
+def test_the_gains_in_the_notes_are_those_of_the_rows():
+    rows = {(row.model, row.label): row for row in published.TABLE_1.rows}
+    for model, own, lora, gain in (
+        (LLAMA2, "84.901", "84.384", "0.518"),
+        (LLAMA3, "87.609", "86.798", "0.811"),
+    ):
+        averages = [average(rows[model, name]) for name in ("DropLoRA", "LoRA")]
+        # To the third decimal, halves upwards, as numbers are rounded on paper.
+        values = [value.quantize(Decimal("0.001"), ROUND_HALF_UP) for value in averages]
+        assert list(map(str, values)) == [own, lora]
+        assert str((averages[0] - averages[1]).quantize(Decimal("0.001"), ROUND_HALF_UP)) == gain
+        note = published.TABLE_1.notes[model, "DropLoRA", AVERAGE]
+        assert all(number in note for number in (own, lora, gain))
+    assert average(rows[LLAMA2, "DoRA"]) == average(rows[LLAMA2, "LoRA"])
+
+
+def impossible(number: int, column: int, examples: int) -> set[tuple[str, str]]:
+    """Find the rows whose score is k / examples for no whole k, to the decimals printed."""
+    rows = TABLES[number - 1].rows
+    return {
+        (row.model, row.label)
+        for row in rows
+        if min(
+            abs(Decimal(100 * k) / examples - Decimal(row.printed[column]))
+            for k in range(examples + 1)
+        )
+        > half_a_digit(row.printed[column])
+    }
+
+
+def test_scores_that_no_number_of_right_answers_gives_are_exactly_the_noted_ones():
+    sizes = {row.name: int(row.test.replace(",", "")) for row in TABLE_6}
+    sizes |= {"HumanEval": 164, "MBPP": 378}
+    found = {
+        (table.number, *place, title)
+        for table in TABLES[:3]
+        for column, title in enumerate(table.columns.values())
+        for place in impossible(table.number, column, sizes[title])
+        if title != "PIQA"
+    }
+    assert found == {
+        (2, LLAMA3, "DoRA", "MATH"),
+        (2, LLAMA3, "DropLoRA", "GSM8K"),
+        (3, LLAMA3, "LoRA", "HumanEval"),
+        (3, LLAMA2, "Full (cited)", "MBPP"),
+    }
+    assert all(TABLES[number - 1].notes[tuple(place)] for number, *place in found)
+    piqa = list(COMMONSENSE).index("piqa")
+    assert len(impossible(1, piqa, sizes["PIQA"])) == 7
+    assert not impossible(1, piqa, 1838)
+
+
+def test_table_6_adds_up():
+    rows = {row.name: row for row in TABLE_6}
+    assert sum(int(rows[name].train.removesuffix("K")) for name in ("GSM8K", "MATH")) == 395
+    assert int(rows["Python"].test) == 164 + 399
+    assert set(COMMONSENSE.values()) < set(rows)
 
 
 def test_the_other_notes_hold():
@@ -173,11 +248,41 @@ def test_math_stands_at_rank_64(make_run):
 
 def test_layout(make_run):
     text = as_markdown(compute([make_run(f"{s}", commonsense(0.8), seed=s) for s in (0, 1)]))
-    assert "84.38 / 80.00 ± 0.00 (2)" in text
-    assert "| LLaMA3-8B | MiLoRA [4] |" in text
-    assert "[4] this row equals" in text
+    assert "84.38 / 80.00 [71.12, 86.66] (2)" in text  # Wilson's for 80 of 100
+    assert "| LLaMA3-8B | MiLoRA [6] |" in text
+    assert "[6] this row equals" in text
+    assert "| 84.91 [2] /" in text and "[2] the row's eight values average 84.901" in text
+    sixth = text.split("Table 6")[1]
+    assert "| PIQA | CS | 16.1K | 1,830 [1] | Option |" in sixth
+    assert "[1] seven of the PIQA accuracies" in sixth
     assert "| 87.00 /" in text.split("Table 2")[0]
     assert text.count("Nothing of this table was run.") == 3
+
+
+def test_accuracies_of_0_percent_have_wilsons_interval(make_run):
+    text = as_markdown(compute([make_run(f"{s}", commonsense(0.0), seed=s) for s in (0, 1)]))
+    assert "84.38 / 0.00 [0.00, 3.70] (2)" in text  # z^2 / (100 + z^2) with z = 1.96
+
+
+def test_runs_without_scores_are_named(make_run, tmp_path):
+    run = make_run("lora", commonsense(0.8))
+    unevaluated = make_run("later", {}, seed=1)
+    out = tmp_path / "out"
+    done = command(
+        "analyses.paper_tables", "--runs", run.path, unevaluated.path, "--out", out, "--format",
+        "png",
+    )  # fmt: skip
+    for text in (done.stdout, (out / "paper_tables.md").read_text()):
+        assert f"Not in the tables:\n\n- {unevaluated.path} was not evaluated" in text
+
+
+def test_runs_scored_on_different_examples_are_refused(make_run):
+    found = [make_run(f"{seed}", {"boolq": 0.5}, seed=seed) for seed in (0, 1)]
+    for run, prompt in zip(found, "ab", strict=True):
+        table = pd.DataFrame({"prompt_hash": [prompt], "gold": ["true"]})
+        files.write_table(run.path / "evaluations" / "boolq.parquet", table)
+    with pytest.raises(UserError, match=r"boolq was not evaluated on the same examples in .*0 \("):
+        compute(found)
 
 
 def test_figures_hold_measured_and_published(make_run):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from analyses import regulariser
+from subspace_lab.recording.run import Run
 from tests.analyses.conftest import dense
 
 
@@ -42,6 +43,23 @@ def test_values_are_those_of_the_factors_and_of_all_masks(run):
             kept = run.mask(row.step + 1, row.module)
             masked = 2 * scaling * B[:, kept] @ A[kept]
             assert row.masked == pytest.approx(float(masked.square().sum()), rel=1e-6)
+
+
+def test_penalty_of_equation_2_is_q_times_1_minus_q_of_r(run):
+    """Without the rescale it is 0.25 R at keep_prob 0.5; with it, R."""
+    for rescale, share in ((True, 1.0), (False, 0.25)):
+        described = Run(run.path)
+        described.description["mask"]["rescale"] = rescale
+        table = regulariser.compute(described, steps=[6])
+        np.testing.assert_allclose(table["penalty"], share * table["regulariser"], rtol=1e-9)
+
+
+def test_an_update_that_cancels_has_no_ratio(cancelled):
+    """PiSSA saved at step 0 for the original base: [B, -B] [A; A]."""
+    table = regulariser.compute(Run(cancelled))
+    assert table["balance_ratio"].isna().all() and table["least_ratio"].isna().all()
+    assert (table["least"] == 0).all()
+    assert (table["regulariser"] > 0).all()
 
 
 def test_a_zero_update_has_no_ratio_and_an_unmasked_adapter_no_penalty(run, adapter, command):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
+import json
 import math
 import re
 import shutil
 import statistics
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -80,7 +82,7 @@ def test_a_run_of_another_script_gets_a_page(run, command, tmp_path):
     assert command("report", "--run", folder, "--out", out).code == 0
     assert cells(out.read_text())["own"]["method"] == "?"
     refused = command("report", "--run", folder, "--out", out / "below")
-    assert_one_sentence(refused, "cannot be written", "give another place")
+    assert_one_sentence(refused, "cannot be written", "choose another location")
 
 
 def test_curves_name_the_rows_and_stack_in_any_order(runs):
@@ -97,6 +99,25 @@ def test_curves_name_the_rows_and_stack_in_any_order(runs):
     assert any("test exact match" in name for name in learning_curves.summarise(both))
 
 
+def test_a_diverged_run_is_flagged_wherever_it_is_named(runs, command, tmp_path):
+    folder = tmp_path / "wild"
+    shutil.copytree(runs["validation"].path, folder)
+    description = json.loads((folder / "run.json").read_text()) | {"diverged_at": 4}
+    (folder / "run.json").write_text(json.dumps(description))
+    metrics = Run(folder).metrics
+    metrics.loc[metrics["step"] >= 4, ["loss", "eval_response_loss"]] = float("nan")
+    metrics.to_parquet(folder / "metrics.parquet")
+    name = "wild (diverged at step 4)"
+    curves = command("learning_curves", "--run", folder, "--out", tmp_path).out.splitlines()
+    for what in ("training loss", "validation loss"):
+        (line,) = (line for line in curves if f"{name}, {what}" in line)
+        assert line.endswith("→ nan")
+    command("effective_rank", "--run", folder, "--out", tmp_path)
+    assert set(pd.read_parquet(tmp_path / "effective_rank.parquet")["run"]) == {name}
+    command("report", "--run", folder, "--out", tmp_path / "page.html")
+    assert cells((tmp_path / "page.html").read_text())[name]["loss when evaluated"].endswith("nan")
+
+
 def test_curves_choose_among_the_steps_of_the_metrics(runs, command, tmp_path):
     run = runs["test"].path
     found = command("learning_curves", "--run", run, "--steps", "3", "--out", tmp_path)
@@ -109,3 +130,21 @@ def test_a_run_without_losses_is_one_sentence(runs, tmp_path):
     silent.metrics[["step", "seconds"]].to_parquet(silent.path / "metrics.parquet")
     with pytest.raises(UserError, match="silent has no losses"):
         learning_curves.compute(silent)
+
+
+def test_everything_that_a_run_says_is_escaped(runs, tmp_path):
+    copy = tmp_path / "<b>run</b>"
+    shutil.copytree(runs["test"].path, copy)
+    table = learning_curves.compute(Run(copy))
+    table.attrs["notes"] = {"run": ["not analyzed: <i>reason</i>"]}
+    (copy / "analyses").mkdir(exist_ok=True)
+    table.to_parquet(copy / "analyses" / "learning_curves.parquet")
+    run = Run(copy)
+    evil = "<script>alert(1)</script>&"
+    run.description["config"] |= dict.fromkeys(("method", "eval_split", "task", "base"), evil)
+    run.description["mask"] |= {"granularity": evil}
+    run.description["provenance"] |= {"base": evil, "base_remark": evil}
+    page = render([run])
+    assert not re.search("<script|<b>|<i>reason", page)
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;&amp;") == 5
+    assert "not analyzed: &lt;i&gt;reason&lt;/i&gt;." in page

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -159,6 +160,31 @@ def test_a_missing_key_is_asked_for(material, tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(UserError, match="OPENAI_API_KEY"):
         mt_bench.judge_answers(material, ANSWERS, mt_bench.Judge("any"), file=tmp_path / "j.jsonl")
+
+
+KEY = "sk-proj-0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [f"Incorrect API key provided: {KEY}.", f"Bearer {KEY[:12]}... is not known", f"({KEY[8:]})"],
+)
+def test_an_error_of_the_judge_never_shows_the_key(
+    material, stand_in, tmp_path, monkeypatch, said
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    stand_in.behave = lambda k, body: (401, said)
+    address = stand_in.url.replace("http://", f"http://user:{KEY}@") + f"?api-key={KEY}"
+    with pytest.raises(UserError, match=r"at http://127\.0\.0\.1:\d+/v1 does not answer") as caught:
+        mt_bench.judge_answers(
+            material,
+            ANSWERS,
+            mt_bench.Judge("stand-in", base_url=address),
+            file=tmp_path / "j.jsonl",
+        )
+    shown = "".join(traceback.format_exception(caught.value))  # as a notebook shows it
+    assert "***" in str(caught.value)
+    assert not any(KEY[i : i + 6] in shown for i in range(len(KEY) - 5))
 
 
 def test_both_turns_are_answered_each_with_what_was_said(model, tokenizer, material) -> None:

@@ -23,10 +23,25 @@ def test_summary_of_a_proportion_has_its_closed_form_standard_error() -> None:
     assert summary.examples == 40
 
 
+@pytest.mark.parametrize(
+    ("right", "count", "low", "high"),
+    # z^2 / (n + z^2) with z = 1.959964: the other end of Wilson's interval at 0 and 100 %.
+    [(0, 40, 0.0, 3.841459 / 43.841459), (40, 40, 40 / 43.841459, 1.0)],
+)
+def test_an_accuracy_of_0_or_100_percent_has_an_interval(right, count, low, high) -> None:
+    correct = [True] * right + [False] * (count - right)
+    summary = records.summarise(table(correct), task="demo", metric="accuracy")
+    np.testing.assert_allclose((summary.low, summary.high), (low, high), atol=1e-7)
+
+
 def test_rows_without_a_value_are_no_zeros() -> None:
     scored = pd.DataFrame({"score": [8.0, float("nan"), 6.0]})
     summary = records.summarise(scored, task="mt_bench", metric="score", column="score")
     assert (summary.value, summary.examples) == (7.0, 2)
+    half = 12.706205  # Student's t with one degree of freedom at 97.5 %, times an error of 1
+    np.testing.assert_allclose((summary.low, summary.high), (7 - half, 7 + half))
+    alone = records.summarise(scored[:1], task="mt_bench", metric="score", column="score")
+    assert (alone.low, alone.high) == (None, None)
 
 
 def write(folder, task: str, correct, *, metric: str = "accuracy", part: str = ""):
@@ -51,6 +66,8 @@ def test_evaluating_again_replaces_that_tasks_table_and_row_alone(tmp_path) -> N
         "examples": 2,
         "step": 5,
         "settings": {"batch_size": 2},
+        "low": pytest.approx(0.0945, abs=1e-4),  # Wilson's for 1 of 2
+        "high": pytest.approx(0.9055, abs=1e-4),
     }
 
 

@@ -65,6 +65,16 @@ def test_zero_spectrum(measure):
 
 
 @pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_value_that_is_not_finite_has_no_rank(measure, bad):
+    sigma = torch.tensor([[2.0, bad], [bad, 1.0], [2.0, 2.0]])
+    ranks = effective_rank(sigma, measure=measure)
+    assert ranks.isnan().tolist() == [True, True, False]
+    # Past the kept directions values are rounding, and nothing else about them matters.
+    assert effective_rank(sigma[0], measure=measure, kept=1) == 1
+
+
+@pytest.mark.parametrize("measure", MEASURES)
 def test_values_past_the_kept_directions_are_dropped(measure):
     sigma = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
     ranks = effective_rank(sigma, measure=measure, kept=torch.tensor([2, 0]))

@@ -64,6 +64,88 @@ def test_rows_that_dora_scales():
     torch.testing.assert_close(found.max_cosine, cosines)
 
 
+def by_brute_force(
+    W0: torch.Tensor, update: torch.Tensor, top_k: int
+) -> tuple[list[float], list[bool]]:
+    """Cosines with clusters of base vectors, and intruders, from dense decompositions and loops."""
+    U0, S0, _ = torch.linalg.svd(W0)
+    U, S, _ = torch.linalg.svd(W0 + update)
+    clusters: list[list[int]] = []
+    for i, value in enumerate(S0.tolist()):
+        if value <= 1e-13 * S0[0]:
+            break
+        if clusters and S0[i - 1] - value <= 1e-5 * S0[i - 1]:
+            clusters[-1].append(i)
+        else:
+            clusters.append([i])
+    size = W0.norm() + update.norm()
+    leading = [U[:, j] for j in range(top_k) if S[j] > 1e-13 * size]
+    cosines = [
+        max((float((U0[:, c].T @ u).norm()) for c in clusters), default=0.0) for u in leading
+    ]
+    return cosines, [cosine < EPSILON for cosine in cosines]
+
+
+def base_with(spectrum: torch.Tensor) -> torch.Tensor:
+    n = len(spectrum)
+    return (random_subspace(n, n) * spectrum.double()) @ random_subspace(n, n).T
+
+
+N = 60
+DEGENERATE = {
+    "multiple of the identity": 3 * torch.eye(N, dtype=torch.float64),
+    "zero": torch.zeros(N, N, dtype=torch.float64),
+    "isometry": torch.ones(N),
+    "nearly an isometry": 3 + 1e-6 * torch.arange(N).flip(0),
+    "two levels": torch.cat([torch.full((20,), 3.0), torch.full((N - 20,), 1.0)]),
+    "rank three": torch.tensor([5.0, 4.0, 3.0] + [0.0] * (N - 3)),
+    "a cluster at the top": torch.cat([torch.full((8,), 3.0), torch.linspace(2.5, 0.1, N - 8)]),
+    "none": torch.linspace(3, 0.1, N),
+}
+
+
+@pytest.mark.parametrize("size", [0.0, 0.01, 20.0])
+@pytest.mark.parametrize("kind", DEGENERATE)
+def test_degenerate_weights_against_brute_force(kind, size):
+    W0 = DEGENERATE[kind]
+    W0 = base_with(W0) if W0.ndim == 1 else W0
+    B = size * random_subspace(N, 3)
+    A = torch.tensor([[1.0], [0.9], [0.8]], dtype=torch.float64) * random_subspace(N, 3).T
+    found = intruder_dimensions(W0, B, A)
+    cosines, intruders = by_brute_force(W0, B @ A, 10)
+    count = len(cosines)
+    assert found.max_cosine[:count].tolist() == pytest.approx(cosines, abs=1e-7)
+    assert found.max_cosine[count:].isnan().all()
+    assert found.intruder.tolist() == intruders + [False] * (10 - count)
+    assert not found.undecided.any()
+
+
+@pytest.mark.parametrize(
+    "kind", ["multiple of the identity", "isometry", "nearly an isometry", "zero"]
+)
+def test_an_update_within_a_cluster_makes_no_intruders(kind):
+    """All directions are singular vectors of such a base; zero has none."""
+    W0 = DEGENERATE[kind]
+    W0 = base_with(W0) if W0.ndim == 1 else W0
+    size = 0.0 if kind == "zero" else 0.01
+    B, A = size * random_subspace(N, 3), random_subspace(N, 3).T
+    assert not intruder_dimensions(W0, B, A).intruder.any()
+
+
+def test_every_direction_of_an_update_to_zero_is_new():
+    found = intruder_dimensions(torch.zeros(N, N), random_subspace(N, 3), random_subspace(N, 3).T)
+    assert found.intruder.tolist() == [True] * 3 + [False] * 7
+
+
+def test_part_of_the_base_may_cut_a_cluster():
+    """A cluster of 20, of which 12 are given: what it holds may go on, so nothing is decided."""
+    W0 = base_with(DEGENERATE["two levels"])
+    B, A = 0.01 * random_subspace(N, 3), random_subspace(N, 3).T
+    part = intruder_dimensions(W0, B, A, base=base_svd(W0, rank=12), top_k=10)
+    assert not part.intruder.any()
+    assert (part.unseen_cosine[:10] > 0.9).all()
+
+
 @pytest.mark.parametrize("scale", [0.05, 0.3, 1.0, 3.0])
 def test_detection_of_peft(scale):
     peft = pytest.importorskip("peft")

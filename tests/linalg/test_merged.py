@@ -26,6 +26,19 @@ def test_leading_triplets_of_the_merged_weight(shape, rank):
     assert svd.residual < 1e-9
 
 
+@pytest.mark.parametrize("scaling", [0.0, 0.3])
+def test_weights_on_which_arpack_fails(scaling):
+    """Few distinct singular values, down to none: the dense decomposition steps in."""
+    B, A = torch.randn(60, 3, dtype=torch.float64), torch.randn(3, 60, dtype=torch.float64)
+    isometry = torch.linalg.qr(torch.randn(60, 60, dtype=torch.float64)).Q
+    for W0 in (3 * torch.eye(60).double(), isometry, torch.zeros(60, 60).double()):
+        svd = merged_svd(W0, B, A, rank=5, scaling=scaling)
+        true = torch.linalg.svdvals(W0 + scaling * B @ A)
+        torch.testing.assert_close(svd.S, true[:5], rtol=0, atol=1e-12)
+        assert svd.numerical_rank == (true[:5] > 1e-9).sum()
+        assert svd.residual < 1e-9
+
+
 def test_a_loose_tolerance_shows_in_the_residual():
     W0, B, A = problem(300, 300)
     loose = merged_svd(W0, B, A, rank=10, tolerance=1e-2).residual

@@ -71,8 +71,10 @@ def test_singular_vectors_rebuild_the_update(m, n, r):
 def test_residual_tells_wrong_triplets():
     B, A = factors(10, 8, 3)
     svd = singular_vectors(B, A)
+    MV, MtU = B @ (A @ svd.Vh.T), A.T @ (B.T @ svd.U)
+    rounding = torch.tensor(0.0, dtype=torch.float64)
     wrong = linalg.spectra.with_evidence(
-        svd.U, 1.1 * svd.S, svd.Vh, MV=B @ (A @ svd.Vh.T), MtU=A.T @ (B.T @ svd.U)
+        svd.U, 1.1 * svd.S, svd.Vh, MV=MV, MtU=MtU, rounding=rounding
     )
     assert abs(wrong.residual - 0.1 / 1.1) < 1e-12
 
@@ -109,6 +111,39 @@ def test_norm_survives_cancellation():
     B, A = torch.cat([b, -b], dim=1), torch.cat([a, a + 1e-9 * torch.randn_like(a)])
     true = (b @ (A[:1] - A[1:])).norm()
     assert abs(frobenius_norm(B, A) / true - 1) < 1e-5
+
+
+def test_a_product_that_cancels_is_zero():
+    """A saved PiSSA at step 0, [B, -B] [A; A], is rounding noise in floating point."""
+    B, A = factors(40, 30, 4)
+    B, A = torch.cat([B, -B], dim=1), torch.cat([A, A])
+    assert torch.equal(singular_values(B, A), torch.zeros(8, dtype=torch.float64))
+    assert frobenius_norm(B, A, scaling=3.0) == 0
+    svd = singular_vectors(B, A, scaling=3.0)
+    assert svd.numerical_rank == 0 and not svd.S.any()
+    kept = torch.tensor([True] * 4 + [False] * 4)  # one of each pair: nothing cancels
+    assert (singular_values(B, A, mask=kept)[:4] > 0).all()
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-9, 1e-12])
+def test_what_cancellation_leaves_has_its_own_rank(size):
+    """[B, -B] [A; A + E], E of rank one: rank one, however small beside B and A."""
+    B, A = factors(40, 30, 4)
+    E = size * torch.randn(4, 1, dtype=torch.float64) * torch.randn(30, dtype=torch.float64)
+    B, A = torch.cat([B, -B], dim=1), torch.cat([A, A + E])
+    sigma = singular_values(B, A)
+    assert (sigma > 0).sum() == 1
+    true = (B[:, 4:] @ (A[4:] - A[:4])).norm()
+    assert abs(sigma[0] / true - 1) < 1e-14 / size
+    assert singular_vectors(B, A).numerical_rank == 1
+
+
+def test_rounding_follows_the_terms_not_the_norms():
+    """c b_i and a_i / c are the same update: a product of long and short vectors keeps its rank."""
+    B, A = factors(40, 30, 4)
+    lengths = torch.logspace(-9, 9, 4, dtype=torch.float64)
+    sigma = singular_values(B * lengths, A / lengths[:, None])
+    torch.testing.assert_close(sigma, singular_values(B, A), rtol=1e-12, atol=0)
 
 
 def test_delta_weight_of_peft():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from subspace_lab.recording.names import layer_and_projection
+from subspace_lab.recording.names import base_name, layer_and_projection
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,25 @@ from subspace_lab.recording.names import layer_and_projection
 )
 def test_layer_and_projection(module, layer, projection):
     assert layer_and_projection(module) == (layer, projection)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        "base_model.model.model.layers.0.mlp.up_proj",
+        "model.layers.0.mlp.up_proj",
+        "_orig_mod.base_model.model.model.layers.0.mlp.up_proj",
+        "module.base_model.model.model.layers.0.mlp.up_proj",
+        "module.module._orig_mod.base_model.model.model.layers.0.mlp.up_proj",
+        "_orig_mod.module.base_model.model.model.layers.0.mlp.up_proj",
+        "base_model.model.model.layers.0._fsdp_wrapped_module.mlp.up_proj",
+        "base_model.model.model.layers.0._checkpoint_wrapped_module.mlp._orig_mod.up_proj",
+        "_fsdp_wrapped_module.base_model.model.model.layers.0.mlp.up_proj._orig_mod",
+    ],
+)
+def test_a_module_has_one_name_whatever_wraps_the_model(wrapped):
+    assert base_name(wrapped) == "model.layers.0.mlp.up_proj"
+
+
+def test_a_base_keeps_its_own_modules_called_module():
+    assert base_name("base_model.model.module.layers.0.module.up") == "module.layers.0.module.up"

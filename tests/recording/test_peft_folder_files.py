@@ -1,5 +1,6 @@
 """Folders and files: checkpoints in order, streaming, what is missing, broken or out of reach."""
 
+import contextlib
 import json
 import resource
 import struct
@@ -73,17 +74,46 @@ def test_a_cut_off_file_is_named(tmp_path, length):
         AdapterFolder(tmp_path)
 
 
-def test_pickled_weights_are_read_as_tensors_only(tmp_path):
+@pytest.fixture
+def pickled(tmp_path):
+    """Write an adapter whose weights are whatever is pickled, in torch's new or older format."""
     (write_adapter(tmp_path) / "adapter_model.safetensors").unlink()
-    torch.save(tensors(7.0), tmp_path / "adapter_model.bin")
-    assert torch.equal(AdapterFolder(tmp_path).factors(MODULE).B, torch.full((3, 2), 7.0))
 
-    torch.save({"run": Payload()}, tmp_path / "adapter_model.bin")
-    with pytest.raises(UserError, match=r"adapter_model\.bin cannot be read"):
-        AdapterFolder(tmp_path)
-    torch.save([1, 2], tmp_path / "adapter_model.bin")
+    def save(content, *, new=True):
+        file = tmp_path / "adapter_model.bin"
+        torch.save(content, file, _use_new_zipfile_serialization=new)
+        return file
+
+    return save
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("kind", [torch.Tensor, torch.nn.Parameter])
+def test_pickled_weights_are_read(pickled, kind, new):
+    folder = pickled({key: kind(value) for key, value in tensors(7.0).items()}, new=new).parent
+    B = AdapterFolder(folder).factors(MODULE).B
+    assert torch.equal(B, torch.full((3, 2), 7.0)) and not B.requires_grad
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_pickle_is_never_executed(pickled, new):
+    folder = pickled({"run": Payload()}, new=new).parent
+    with pytest.raises(UserError, match=r"adapter_model\.bin cannot be read.*never executed"):
+        AdapterFolder(folder)
+    pickled([1, 2], new=new)
     with pytest.raises(UserError, match="something else than named tensors"):
-        AdapterFolder(tmp_path)
+        AdapterFolder(folder)
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_damaged_pickles_end_in_a_sentence(pickled, new):
+    file = pickled(tensors(), new=new)
+    whole = file.read_bytes()
+    for place in range(2, len(whole) // 2, len(whole) // 40):
+        for damaged in (whole[:place], whole[:place] + b"\xff\xfe" + whole[place + 2 :]):
+            file.write_bytes(damaged)
+            with contextlib.suppress(UserError):  # and no other error
+                AdapterFolder(file.parent).factors(MODULE)
 
 
 class Payload:

@@ -86,7 +86,7 @@ class Mixture(nn.Module):
 @pytest.mark.parametrize(
     ("parameters", "why"),
     [
-        (["experts.stack"], "stack of expert matrices"),
+        (["experts.stack"], "stack of 3 expert matrices"),
         (["experts.weight", "experts.second"], "several parameters"),
         (["weight", "experts.second"], "several parameters"),
     ],

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from subspace_lab.errors import UserError
-from subspace_lab.recording import core_batches
+from subspace_lab.recording import core_batches, files
 from subspace_lab.recording.core_batches import MODULE_COLUMNS
 from subspace_lab.recording.cores import pack_triangle
 from subspace_lab.recording.run import Run, open_runs
@@ -141,3 +141,34 @@ def test_a_run_named_in_many_ways_is_opened_once(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ["run [1]", "run [1]/", str(tmp_path / "run [1]"), "run*"]
     assert [found.path for found in open_runs(names)] == [Path("run [1]")]
+
+
+@pytest.fixture
+def masked(mixed, masks) -> Run:
+    """Give the run of three chunks a description of its masks: one a step."""
+    description = mixed.description | {"mask": {"granularity": "step"}}
+    files.write_json(mixed.path / "run.json", description)
+    return Run(mixed.path)
+
+
+def test_masks_of_a_missing_chunk_are_missing_and_others_stay_with_their_steps(masked, masks):
+    assert masked.steps_without_mask == []
+    (masked.path / "masks" / "steps-00000001-00000005.safetensors").unlink()
+    assert masked.steps_without_mask == [1, 2, 3, 4, 5]
+    assert masked.mask_steps == [6, 7, 8, 9, 10, 11, 12]
+    assert np.array_equal(masked.mask(7, "layers.1.v_proj"), masks[10][6, 1])
+    with pytest.raises(UserError, match="no mask of step 5"):
+        masked.mask(5, "layers.1.v_proj")
+    shutil.rmtree(masked.path / "masks")
+    assert masked.steps_without_mask == list(STEPS)
+    with pytest.raises(UserError, match="masks was deleted: restore it"):
+        masked.masks_of_rank(3)
+
+
+@pytest.mark.parametrize("kind", ["cores", "masks"])
+def test_overlapping_chunks_are_refused(mixed, kind):
+    chunk = mixed.path / kind / "steps-00000006-00000010.safetensors"
+    shutil.copy(chunk, chunk.with_name("steps-00000008-00000010.safetensors"))
+    with pytest.raises(UserError, match=r"steps-00000008-00000010\.safetensors both hold step 6"):
+        list(mixed.cores()) if kind == "cores" else mixed.mask_steps
+    assert Run(mixed.path).modules["module"].tolist() == list(RANKS)

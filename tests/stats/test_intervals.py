@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from subspace_lab.stats.intervals import accuracy_interval, mean_interval
+from subspace_lab.stats.intervals import accuracy_interval, accuracy_over_seeds, mean_interval
 
 
 def test_t_interval_equals_scipys():
@@ -39,6 +39,29 @@ def test_wilson_interval_solves_its_equation(correct, total):
     z = stats.norm.ppf(0.975)
     for p in (found.low, found.high):
         assert abs(p - found.estimate) == pytest.approx(z * np.sqrt(p * (1 - p) / total), abs=1e-9)
+
+
+def test_intervals_of_accuracies_over_seeds_stay_between_0_and_1():
+    values = [0.2, 0.9, 0.8]
+    found, unlimited = accuracy_over_seeds(values, examples=10), mean_interval(values)
+    assert unlimited.low < 0 and unlimited.high > 1
+    assert (found.estimate, found.low, found.high) == (unlimited.estimate, 0, 1)
+    close = accuracy_over_seeds([0.5, 0.52, 0.54], examples=50)
+    assert close == mean_interval([0.5, 0.52, 0.54])
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0], [0.0, 0.0], [1.0, 1.0, 1.0], [0.7, 0.7], [0.1 + 0.2, 0.3]]
+)
+def test_seeds_that_score_the_same_have_wilsons_interval(values):
+    found = accuracy_over_seeds(values, examples=20)
+    wilson = accuracy_interval(round(20 * values[0]), 20)
+    assert (found.low, found.high) == (wilson.low, wilson.high)
+    assert found.low < found.high
+
+
+def test_one_seed_between_0_and_1_has_no_interval_over_seeds():
+    assert np.isnan(accuracy_over_seeds([0.7], examples=20).low)
 
 
 def test_impossible_counts_are_refused():

@@ -21,6 +21,10 @@ def test_sign_flip_p_value_equals_enumeration(n):
     assert found.p_value == pytest.approx(truth, abs=1e-12)
 
 
+def test_an_unknown_difference_has_no_p_value():
+    assert math.isnan(sign_flip_test([1.0, math.nan, 2.0]).p_value)
+
+
 def test_many_pairs_are_sampled_and_agree_with_the_normal_limit():
     differences = np.random.default_rng(0).normal(0.15, 1, 200)
     found = sign_flip_test(differences)

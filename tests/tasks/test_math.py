@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,7 @@ def test_a_gsm8k_row_loses_its_calculator_marks_and_its_comma(tmp_path: Path) ->
         ("25_8", "The answer is: 258", 0.0),  # base eight
         ("18", "The answer is: snan", 0.0),
         ("1000", "The answer is: 1e3", 1.0),
+        ("18", "The answer is: 1e99999999999999999999", 0.0),
     ],
 )
 def test_hand_checked_answers(
@@ -71,7 +73,72 @@ def test_hand_checked_answers(
         pytest.importorskip("math_verify")
     else:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert tasks.score(tasks.Example("gsm8k", "", "", truth), text) == expected
+    assert tasks.score(tasks.Example("math", "", "", truth), text) == expected
+
+
+@pytest.mark.parametrize("exact_mathematics", [True, False])
+@pytest.mark.parametrize(
+    ("ending", "right"),
+    [
+        *[
+            (ending, True)
+            for ending in (
+                "18", "$18.", "18 dollars", "18 eggs.", "**18**", "18 miles per hour", "about 18",
+                r"\$18", "18%", "18 km/h", "$18.00 a day", "18-year-old", "18, and 2 are left",
+                "**18 dollars**\nNext question: 5",
+            )
+        ],
+        *[
+            (ending, False)
+            for ending in (
+                "20", "20 dollars, not 18", "18 + 2 = 20", "15-18", "-$18", "1,018", "180 eggs",
+                "18.5 dollars", "17.6", "1,800 dollars", "eighteen", "eggs",
+                "18. The answer is: 20",
+            )
+        ],
+    ],
+)  # fmt: skip
+def test_the_wording_around_a_gsm8k_answer_does_not_matter(
+    monkeypatch: pytest.MonkeyPatch, exact_mathematics: bool, ending: str, right: bool
+) -> None:
+    if exact_mathematics:
+        pytest.importorskip("math_verify")
+    else:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    text = f"He has 99 left. The answer is: {ending}"
+    assert tasks.score(tasks.Example("gsm8k", "", "", "18"), text) == right
+    of_gsm8k = tasks.Example("metamathqa", "", "", "18", metadata={"type": "GSM_Rephrased"})
+    assert tasks.score(of_gsm8k, text) == right
+
+
+def test_wording_counts_in_gsm8k_only() -> None:
+    text = "The answer is: 18 dollars"
+    for example in (
+        tasks.Example("math", "", "", "18"),
+        tasks.Example("metamathqa", "", "", "18", metadata={"type": "MATH_Rephrased"}),
+    ):
+        assert tasks.score(example, text) == 0.0
+
+
+def test_scores_are_the_same_in_any_thread() -> None:
+    pytest.importorskip("math_verify")
+    texts = (r"\frac{1}{2}", "0.5", "1/2", "0.6", "x", "a\nb", "½ é")
+    example = tasks.Example("math", "", "", r"\frac{1}{2}")
+
+    def score(text: str) -> float:
+        return tasks.score(example, f"The answer is: {text}")
+
+    expected = [score(text) for text in texts]
+    assert expected[:4] == [1, 1, 1, 0]
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(score, texts)) == expected
+
+
+def test_what_takes_too_long_is_unequal_in_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("math_verify")
+    monkeypatch.setattr("subspace_lab.tasks.expressions.LIMIT", 1)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(math.equal, "9^{9^{9^{9}}}", "18").result() is False
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ from scipy.stats import binom
 
 from subspace_lab.theory.adam import (
     adam_step,
+    dropped_step,
     effective_step_ratio,
     first_activation_step,
     first_gradient_step,
     leakage,
+    squared_leakage,
     step_correction,
     token_step_ratio,
     weight_decay_ratio,
@@ -258,3 +260,87 @@ def test_unequal_tokens_count_less(deviation):
         abs(ratio - 1 / (1 + (1 - q) / q / effective).sqrt()),
         1e-14,
     )
+
+
+@pytest.mark.parametrize("signal", [0.0, 1.0])
+@pytest.mark.parametrize("q", [0.5, 0.7, 0.9])
+def test_share_of_squared_length_made_while_masked(q, signal, deviation):
+    """torch's AdamW on gated noise and gated signal: the sums over coordinates and late steps."""
+    draw = torch.Generator().manual_seed(4)
+    w = torch.zeros(4000, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.AdamW([w], lr=1.0, eps=1e-30, weight_decay=0.0)
+    masked = total = 0.0
+    for t in range(600):
+        kept = torch.rand(4000, generator=draw) < q
+        w.grad = kept * (signal + torch.randn(4000, dtype=torch.float64, generator=draw))
+        before = w.detach().clone()
+        optimizer.step()
+        if t >= 300:
+            squares = (w.detach() - before).square()
+            masked, total = masked + squares[~kept].sum(), total + squares.sum()
+    deviation(
+        "T16: share of squared length made while masked is b1²(1-q), leading order (simulation)",
+        squared_leakage,
+        abs(masked / total - squared_leakage(keep_prob=q)),
+        5e-3,
+    )
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.8, 0.95)])
+def test_a_dropped_coordinate_repeats_its_last_step(betas, decay, deviation):
+    """torch's AdamW under a schedule; steps are compared without their decay."""
+    draw = torch.Generator().manual_seed(4)
+    w = torch.randn(500, dtype=torch.float64, generator=draw).requires_grad_()
+    optimizer = torch.optim.AdamW([w], betas=betas, eps=1e-30, weight_decay=decay)
+    worst, last, last_rate = 0.0, torch.zeros(500), 1.0
+    for t in range(1, 40):
+        rate = 0.1 * (2 + math.sin(t))
+        optimizer.param_groups[0]["lr"] = rate
+        kept = torch.rand(500, generator=draw) < 0.5
+        w.grad = kept * torch.randn(500, dtype=torch.float64, generator=draw)
+        before = w.detach().clone()
+        optimizer.step()
+        step = (1 - rate * decay) * before - w.detach()
+        if t > 1:
+            law = dropped_step(t, rate_ratio=rate / last_rate, beta1=betas[0], beta2=betas[1])
+            off = (step - law.factor * last)[~kept].abs().max() / step.abs().max()
+            worst = max(worst, off.item())
+        last, last_rate = step, rate
+    deviation(
+        "T16: a coordinate without a gradient repeats its last step, torch's AdamW (relative)",
+        dropped_step,
+        worst,
+        1e-12,
+    )
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-8, 1e-4])
+def test_eps_only_shortens_the_step_of_a_dropped_coordinate(size, deviation):
+    draw = torch.Generator().manual_seed(5)
+    w = torch.zeros(200, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.AdamW([w], lr=1.0, eps=1e-8, weight_decay=0)
+    outside, last = 0.0, torch.zeros(200)
+    for t in range(1, 12):
+        kept = torch.rand(200, generator=draw) < 0.5
+        w.grad = size * kept * torch.randn(200, dtype=torch.float64, generator=draw)
+        before = w.detach().clone()
+        optimizer.step()
+        step = (before - w.detach()).abs()
+        if t > 1:
+            law = dropped_step(t)
+            above = (step - law.factor * last)[~kept].max()
+            below = (law.least * last - step)[~kept].max()
+            outside = max(outside, above.item(), below.item())
+        last = step
+    deviation(
+        "T16: ... with eps by a factor within its bounds, excess over them",
+        dropped_step,
+        outside,
+        1e-14,
+    )
+
+
+def test_a_dropped_step_needs_a_last_one():
+    with pytest.raises(ValueError, match="from step 2 on"):
+        dropped_step(1)

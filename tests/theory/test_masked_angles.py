@@ -7,7 +7,11 @@ import torch
 from subspace_lab.linalg.angles import principal_angles
 from subspace_lab.linalg.nulls import null_overlap, random_angle_moments
 from subspace_lab.theory.enumeration import all_masks, mask_probabilities
-from subspace_lab.theory.masked_angles import angles_from_gram, expected_right_angles
+from subspace_lab.theory.masked_angles import (
+    angles_from_gram,
+    expected_right_angles,
+    right_angles_pmf,
+)
 
 RANK, WIDTH = 4, 9
 
@@ -72,6 +76,13 @@ def test_expected_right_angles(deviation, keep_prob):
     expected = weights @ right @ weights
     error = abs(expected - expected_right_angles(RANK, keep_prob=keep_prob))
     deviation("T2: expected number of right angles", expected_right_angles, error, 1e-14)
+    pmf = right_angles_pmf(RANK, keep_prob=keep_prob)
+    largest = 0.0
+    for number, probability in enumerate(pmf):
+        enumerated = weights @ (right == number).double() @ weights
+        largest = max(largest, abs(enumerated - probability))
+    assert len(pmf) == RANK // 2 + 1
+    deviation("T2: law of the number of right angles", right_angles_pmf, largest, 1e-14)
 
 
 @pytest.mark.parametrize(("rank", "width", "keep_prob"), [(4, 9, 0.5), (3, 6, 0.8)])

@@ -170,3 +170,16 @@ def test_bernstein_bound_holds(deviation, factors, keep_prob):
     by_hand += max(keep_prob, 1 - keep_prob) * size * log / 3
     error = abs(bernstein_bound(b, a, keep_prob=keep_prob) / by_hand - 1)
     deviation("T5: matrix Bernstein bound at rank 1 (relative)", bernstein_bound, error, 1e-13)
+
+
+def test_balance_ratio_under_cancellation():
+    """B = [b, -b], A = [a; a + δ e]: the terms are far longer than their sum δ b e^T."""
+    generator = torch.Generator().manual_seed(0)
+    b, a, e = torch.randn(3, 20, dtype=torch.float64, generator=generator)
+    B = torch.stack([b, -b], dim=1)
+    for size in (1e-6, 1e-9):
+        A = torch.stack([a, a + size * e])
+        direct = 2 * (a.norm() / (A[1] - A[0]).norm()) ** 2
+        assert balance_ratio(B, A).item() == pytest.approx(float(direct), rel=1e-5)
+    assert balance_ratio(B, torch.stack([a, a])).isnan()
+    assert balance_ratio(0 * B, torch.stack([a, a])).isnan()

@@ -14,7 +14,7 @@ from subspace_lab.training.data import IGNORED, RightPadding, response_statistic
 def test_a_batch_has_the_loss_of_all_its_logits(rows: tuple[int, ...]) -> None:
     base = models.find_base("pocket")
     tokenizer = models.load_tokenizer(base)
-    model = models.load_model(base, dtype=torch.float64).eval()
+    model = models.load_model(base).double().eval()
     examples = tasks.load("pocket", "train", size=4)
     tokenized = tokenize(examples, tokenizer, max_length=256)
     tokenized.append({"input_ids": [5, 6, 7], "labels": [5, 6, 7]})  # no prompt at all

@@ -154,6 +154,23 @@ def test_resumed_run_equals_the_uninterrupted_one(config, tmp_path, method):
     np.testing.assert_allclose(whole.metrics["loss"], cut.metrics["loss"], rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:method full has no rank cores")
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_every_target_must_match(config, tmp_path, method):
+    wrong = dataclasses.replace(
+        config, method=method, targets=["q_proj", "qproj", "v_proj", "_proj"]
+    )
+    with pytest.raises(UserError, match=r"the targets (qproj, _proj|_proj, qproj) match no"):
+        train(wrong, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_rank_above_both_sides_of_a_weight_is_named(config, tmp_path):
+    high = dataclasses.replace(config, rank=17, targets=["q_proj", "v_proj"])
+    with pytest.warns(UserWarning, match=r"in 2 of 4 modules, such as .*v_proj \(16 x 32\)"):
+        train(high, tmp_path / "run")
+
+
 def test_global_batch_is_made_of_whole_batches(config, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     wanted = dataclasses.replace(config, global_batch=12)
@@ -216,8 +233,8 @@ def test_rows_beyond_the_context_are_refused(config, tmp_path, monkeypatch):
     train(dataclasses.replace(config, max_length=40, drop_long_rows=True), tmp_path / "run")
 
 
-def test_validation_rows_are_evaluated_on_request(config, tmp_path):
-    _, trainer = build(dataclasses.replace(config, eval_split="validation"), tmp_path / "a")
-    _, other = build(config, tmp_path / "b")
+def test_validation_examples_are_evaluated_by_default(config, tmp_path):
+    _, trainer = build(config, tmp_path / "a")
+    _, other = build(dataclasses.replace(config, eval_split="test"), tmp_path / "b")
     assert trainer.eval_dataset != other.eval_dataset
     assert list(trainer.train_dataset) == list(other.train_dataset)

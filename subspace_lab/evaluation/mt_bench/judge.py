@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.mt_bench.questions import Material, Question
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")
 RATING_IN_SINGLE_BRACKETS = re.compile(r"\[(\d+\.?\d*)\]")
 LOWEST, HIGHEST = 1.0, 10.0
+HIDDEN_PART = 6  # characters: a server may repeat a key in part
 
 Messages = list[dict[str, str]]
 
@@ -53,14 +56,25 @@ class Judge:
                 messages=messages,  # type: ignore[arg-type]
                 **self.options,
             )
-        except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is no JSON
+        except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is not JSON
+            reason = without_key(str(error), os.environ.get("OPENAI_API_KEY", ""))
             raise UserError(
-                f"the judge {self.model} at {self.base_url or 'OpenAI'} does not answer "
-                f"({type(error).__name__}: {error})"
-            ) from error
+                f"the judge {self.model} at {self._address} does not answer "
+                f"({type(error).__name__}: {reason})"
+            ) from None  # a traceback would show the server's text as it came
         if not isinstance(completion, ChatCompletion) or not completion.choices:
-            raise UserError(f"{self.base_url} is no OpenAI-compatible endpoint: check the address")
+            raise UserError(
+                f"{self._address} is not an OpenAI-compatible endpoint: check the address"
+            )
         return completion.choices[0].message.content or ""
+
+    @property
+    def _address(self) -> str:
+        """Where the judge is, without a user name, password or query that may hold a key."""
+        if self.base_url is None:
+            return "OpenAI"
+        parts = urlsplit(self.base_url)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
     @cached_property
     def _client(self) -> OpenAI:
@@ -109,3 +123,23 @@ def parse_score(reply: str) -> float | None:
         return None
     score = float(match[1])
     return score if LOWEST <= score <= HIGHEST else None
+
+
+def without_key(text: str, key: str) -> str:
+    """The text with the key, and every part of it of `HIDDEN_PART` characters or more, as ***.
+
+    >>> without_key("Incorrect API key: sk-12345678", "sk-12345678")
+    'Incorrect API key: ***'
+    >>> without_key("no account for sk-12345...", "sk-12345678")
+    'no account for ***...'
+    """
+    shortest = max(1, min(HIDDEN_PART, len(key)))
+    shown, start = [], 0
+    while start < len(text):
+        end = start
+        while end < len(text) and text[start : end + 1] in key:
+            end += 1
+        hidden = end - start >= shortest
+        shown.append("***" if hidden else text[start])
+        start = end if hidden else start + 1
+    return "".join(shown)

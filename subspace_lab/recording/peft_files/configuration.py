@@ -22,7 +22,31 @@ _HARMLESS = {
     "loftq_config",
     "lora_ga_config",
     "runtime_config",
+    # Other tools add how they trained, which PEFT ignores.
+    "use_gradient_checkpointing",
+    "use_reentrant",
+    "use_cache",
+    "use_flash_attention",
+    "use_flash_attention_2",
+    "use_fast_tokenizer",
+    "use_safetensors",
+    "use_unsloth",
+    "use_bf16",
+    "use_fp16",
+    "use_amp",
+    "bnb_config",
+    "quantization_config",
 }
+# Besides `modules_to_save`, PEFT stores these whole where they were resized or are trained.
+_EMBEDDINGS = (
+    "embed_tokens",
+    "lm_head",
+    "wte",
+    "word_embeddings",
+    "embed_in",
+    "embed_out",
+    "shared",
+)
 _REFUSED = {
     "use_qalora": "QA-LoRA pools the input features before A, so the update is not B A",
     "use_bdlora": "BD-LoRA stores one factor as the blocks of a block-diagonal matrix",
@@ -72,8 +96,11 @@ class AdapterConfig:
             if value not in (None, False, {}) and (
                 option in _REFUSED or (toggles and option not in _HARMLESS)
             ):
-                reason = _REFUSED.get(option, f"the option {option}={value!r} is not known here")
-                return f"{reason} ({option})"
+                unknown = (
+                    f"the option {option}={value!r} is not known and may change the update: where "
+                    f"it does not, remove it from {CONFIG_FILE}"
+                )
+                return f"{_REFUSED[option]} ({option})" if option in _REFUSED else unknown
         return None
 
     def expected_rank(self, pattern_key: str) -> int:
@@ -110,6 +137,11 @@ class AdapterConfig:
             for target, parameter in parameters.items()
             if f".{module}.{parameter}".endswith(f".{target}")
         }
+
+    def stores_whole(self, module: str) -> bool:
+        """Tell whether the adapter keeps the whole weights of a module, by its configuration."""
+        names = [*(self.values.get("modules_to_save") or []), *_EMBEDDINGS]
+        return any(f".{name}." in f".{module}." for name in names)
 
     def note(self, kind: str) -> str:
         """Tell what a reader of B A has to know besides."""

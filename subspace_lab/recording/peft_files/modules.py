@@ -5,16 +5,22 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from subspace_lab.recording.factors import Kind
+from subspace_lab.recording.names import base_name
 from subspace_lab.recording.peft_files.configuration import AdapterConfig
 
 Shape = tuple[int, ...]
 
-_PREFIX = "base_model.model."
-_LORA_KEY = re.compile(r"(?P<module>.+)\.(?P<tensor>lora_\w+)(?:\.(?P<part>.+))?")
+# PEFT drops the adapter's name when it saves (lora_A.weight); a state_dict keeps it
+# (lora_A.default.weight), and a tensor that is not a layer's has no part (lora_E).
+_LORA_KEY = re.compile(
+    r"(?P<module>.+)\.(?P<tensor>lora_\w+)"
+    r"(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?(?:\.(?P<part>weight|bias))?"
+)
+_NEMO_KEY = re.compile(r"(?P<module>.+)\.adapter\.(?P<tensor>linear_(?:in|out))\.\w+")
 _KINDS: dict[int, Kind] = {2: "linear", 3: "conv1d", 4: "conv2d", 5: "conv3d"}
 
 
@@ -48,14 +54,34 @@ class StoredModule:
     magnitude_key: str | None
     note: str
 
+    @property
+    def keys(self) -> tuple[str | None, ...]:
+        """The names of the module's tensors in the file."""
+        return self.B_key, self.A_key, self.E_key, self.magnitude_key
+
 
 class NotCoveredError(Exception):
     """A module's update is not scaling * B A, or the file does not tell; the message says why."""
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """What the weights file holds besides modules with factors.
+
+    Attributes:
+        module: the module that it belongs to.
+        reason: why it is not read.
+        parameters: how many trained numbers the file holds of it.
+    """
+
+    module: str
+    reason: str
+    parameters: int
+
+
 def sort_tensors(
     shapes: Mapping[str, Shape], config: AdapterConfig
-) -> tuple[list[StoredModule], list[tuple[str, str]]]:
+) -> tuple[list[StoredModule], list[LeftOut]]:
     """Describe every module whose factors are stored, and name everything else.
 
     Args:
@@ -63,29 +89,43 @@ def sort_tensors(
         config: the adapter's configuration.
 
     Returns:
-        The modules in the file's order, and (module, reason) for whatever is left out.
+        The modules in the file's order, and whatever is left out.
     """
     grouped: dict[str, dict[str, str]] = defaultdict(dict)
-    skipped: list[tuple[str, str]] = []
-    for key in shapes:
-        match = _LORA_KEY.fullmatch(key.removeprefix(_PREFIX))
+    left_out: list[LeftOut] = []
+    adapters: set[str] = set()
+    for key, shape in shapes.items():
+        name = base_name(key)
+        match = _LORA_KEY.fullmatch(name)
         if match is None:
-            skipped.append(_no_lora_tensor(key.removeprefix(_PREFIX)))
-        else:
-            part = "" if match["part"] in (None, "weight") else f".{match['part']}"
-            grouped[match["module"]][match["tensor"] + part] = key
+            left_out.append(_not_lora(name, shape, config))
+            continue
+        adapters.add(match["adapter"] or "")
+        part = "" if match["part"] in (None, "weight") else f".{match['part']}"
+        grouped[match["module"]][match["tensor"] + part] = key
 
     modules = []
     for path, keys in grouped.items():
         name = path.replace(".base_layer", "")
-        if keys.pop("lora_B.bias", None):
-            reason = "lora_bias: the trained bias of lora_B is no part of the weight's update B A"
-            skipped.append((name, reason))
+        if bias := keys.pop("lora_B.bias", None):
+            reason = "lora_bias: the trained bias of lora_B is not part of the update B A"
+            left_out.append(LeftOut(name, reason, math.prod(shapes[bias])))
         try:
+            if len(adapters) > 1:
+                named = ", ".join(sorted(adapters)).removeprefix(", ")
+                raise NotCoveredError(
+                    f"the file holds several adapters or parts of one, named {named}: "
+                    "save one adapter with save_pretrained"
+                )
             modules.append(_describe(path, name, keys, shapes, config))
         except NotCoveredError as reason:
-            skipped.append((name, str(reason)))
-    return modules, skipped
+            left_out.append(LeftOut(name, str(reason), count(shapes, keys.values())))
+    return modules, left_out
+
+
+def count(shapes: Mapping[str, Shape], keys: Iterable[str | None]) -> int:
+    """Count the numbers in the named tensors (None: no tensor)."""
+    return sum(math.prod(shapes[key]) for key in keys if key is not None)
 
 
 def _describe(
@@ -110,10 +150,13 @@ def _describe(
         )
 
     A, B = shapes[keys[A_name]], shapes[keys[B_name]]
-    if len(A) != len(B) or len(A) not in _KINDS or 0 in A[1:] + B[:1]:
+    if 0 in A[1:] + B[:1]:
         raise NotCoveredError(
-            f"lora_A has the shape {A} and lora_B {B}: sharded weights, saved without gathering?"
+            "its tensors are empty: sharded weights (DeepSpeed ZeRO-3, FSDP), which were saved "
+            "without gathering them"
         )
+    if len(A) != len(B) or len(A) not in _KINDS:
+        raise NotCoveredError(f"lora_A {A} and lora_B {B} are not two factors of one layer")
     r = A[0]
     if len(A) > 2 and B[1] != r:
         raise NotCoveredError("a convolution with groups: its update is no single product B A")
@@ -122,9 +165,13 @@ def _describe(
 
     pattern_key = _pattern_key(path, name, config)
     if r != (configured := config.expected_rank(pattern_key)):
+        if config.parameters_of(name) and r % configured == 0:
+            raise NotCoveredError(
+                f"target_parameters: a stack of {r // configured} expert matrices, whose factors "
+                "are stored as one pair and are not read"
+            )
         raise NotCoveredError(
             f"rank {r} in the file, {configured} in the configuration, so the scaling is unknown"
-            + " (target_parameters: a stack of expert matrices?)" * bool(config.parameters_of(name))
         )
     kind: Kind = "embedding" if embedding else _KINDS[len(A)]
     return StoredModule(
@@ -156,13 +203,27 @@ def _pattern_key(path: str, name: str, config: AdapterConfig) -> str:
     return path.partition(".base_layer.")[0]
 
 
-def _no_lora_tensor(key: str) -> tuple[str, str]:
-    """Name the module of a tensor that is no part of a low-rank update, and what it is."""
+def _not_lora(key: str, shape: Shape, config: AdapterConfig) -> LeftOut:
+    """Name the module of a tensor that is not part of a low-rank update, and what it is."""
     module, _, tensor = key.rpartition(".")
+    parameters = math.prod(shape)
+    if nemo := _NEMO_KEY.fullmatch(key):
+        reason = (
+            f"{nemo['tensor']} is a name of NVIDIA NeMo's: export the adapter in the format of "
+            "Hugging Face PEFT"
+        )
+        return LeftOut(nemo["module"], reason, parameters)
     if module.endswith(".token_adapter"):
-        return module.removesuffix(".token_adapter"), "trainable tokens: single rows, trained whole"
+        reason = "trainable tokens: single rows, trained whole"
+        return LeftOut(module.removesuffix(".token_adapter"), reason, parameters)
     if module.endswith(".base_layer") and tensor == "weight":
-        return module.removesuffix(".base_layer"), "a stored copy of the base weight, no update"
+        reason = "a stored copy of the base weight, not an update"
+        return LeftOut(module.removesuffix(".base_layer"), reason, 0)
     if tensor == "bias":
-        return module.removesuffix(".base_layer"), "a trained bias: no matrix"
-    return module, f"{tensor} is stored whole (modules_to_save, or a resized embedding)"
+        return LeftOut(
+            module.removesuffix(".base_layer"), "a trained bias: not a matrix", parameters
+        )
+    if config.stores_whole(module):
+        reason = f"{tensor} is stored whole (modules_to_save, or a resized embedding)"
+        return LeftOut(module, reason, parameters)
+    return LeftOut(module, f"{tensor} is not a tensor that PEFT's LoRA stores", parameters)

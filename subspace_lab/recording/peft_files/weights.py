@@ -6,19 +6,18 @@ so an adapter of many gigabytes costs the memory of one module.
 
 from __future__ import annotations
 
-import pickle
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from subspace_lab.errors import UserError
 
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-_READ_ERRORS = (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError, EOFError)
 
 
 def find_weights(folder: Path) -> Path | None:
@@ -51,11 +50,12 @@ def read_tensors(file: Path, keys: Iterable[str]) -> list[Tensor]:
             with safe_open(file, framework="pt") as tensors:
                 return [tensors.get_tensor(key) for key in keys]
         pickled = _mapped_pickle(file)
-        return [pickled[key].clone() for key in keys]
+        return [pickled[key].detach().clone() for key in keys]  # values may be Parameters
 
 
 def _mapped_pickle(file: Path) -> Mapping[str, Tensor]:
-    content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    """Load a `.bin` without executing its pickle; torch's older format cannot be memory-mapped."""
+    content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise UserError(f"{file} holds something else than named tensors: it is no adapter")
     return content
@@ -65,9 +65,14 @@ def _mapped_pickle(file: Path) -> Mapping[str, Tensor]:
 def _reading(file: Path) -> Iterator[None]:
     try:
         yield
-    except _READ_ERRORS as error:
-        first_line = str(error).strip().partition("\n")[0]
+    except UserError:
+        raise
+    except Exception as error:  # torch's unpickler raises almost any kind on damaged bytes
+        reason = str(error).strip().partition("\n")[0]
+        if file.suffix == ".bin" and not isinstance(error, OSError):
+            # torch's own text advises to execute the pickle.
+            reason = "a pickle is read for its tensors only, and never executed"
         raise UserError(
-            f"{file} cannot be read, it is cut off or no weights file ({first_line}): "
+            f"{file} cannot be read, it is cut off or not a file of tensors ({reason}): "
             "save or download the adapter again"
         ) from error

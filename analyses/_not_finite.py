@@ -1,0 +1,77 @@
+"""Cores with nan or infinities, which training leaves when it diverges: their numbers are nan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from subspace_lab.recording.core_batches import CoreBatch
+    from subspace_lab.recording.cores import Frame, Motion, RankCore
+
+Tables = TypeVar("Tables", "pd.DataFrame", "list[pd.DataFrame]")
+
+
+def nan_where_not_finite(function: Callable[[CoreBatch], Tables], batch: CoreBatch) -> Tables:
+    """Apply a function to a batch; what it says of cores that are not finite becomes nan.
+
+    LAPACK refuses such matrices, with an error that names none of them. They are replaced by
+    identities, and every float in the rows of their step and module by nan (lists become empty).
+
+    Args:
+        function: from a batch to tables with the columns `step` and `module`.
+        batch: the batch.
+    """
+    import torch
+
+    finite = batch.finite
+    if finite.all():
+        return function(batch)
+    steps, modules = (~finite).nonzero()
+    names = batch.modules["module"].to_numpy()
+    bad = set(zip(batch.steps[steps].tolist(), names[modules], strict=True))
+    found = function(replace(batch, core=_finite_core(batch.core, torch.from_numpy(finite))))
+    if isinstance(found, list):
+        return [_blank(table, bad) for table in found]
+    return _blank(found, bad)
+
+
+def _finite_core(core: RankCore, finite: torch.Tensor) -> RankCore:
+    """Put identities in the place of cores that are not finite, and no displacement."""
+    import torch
+
+    from subspace_lab.recording.cores import Motion, RankCore
+
+    def part(matrix: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return matrix.where(finite[..., None, None], other)
+
+    def motion(motion: Motion | None) -> Motion | None:
+        if motion is None:
+            return None
+        zero = motion.along.new_zeros(motion.along.shape[-1], motion.along.shape[-1])
+        return Motion(part(motion.along, zero), part(motion.across, zero))
+
+    def frame(frame: Frame) -> Frame:
+        identity = torch.eye(frame.R.shape[-1], dtype=frame.R.dtype)
+        return type(frame)(part(frame.R, identity), motion(frame.step), motion(frame.start))
+
+    return RankCore(frame(core.row), frame(core.column), core.scaling)
+
+
+def _blank(table: pd.DataFrame, bad: set[tuple[int, str]]) -> pd.DataFrame:
+    """Replace the numbers in the rows of the given steps and modules."""
+    import numpy as np
+    from pandas.api.types import is_float_dtype, is_object_dtype
+
+    pairs = zip(table["step"], table["module"], strict=True)
+    rows = np.fromiter((pair in bad for pair in pairs), dtype=bool, count=len(table))
+    for name, column in table.items():
+        if is_float_dtype(column):
+            table[name] = column.mask(rows)
+        elif is_object_dtype(column):  # lists of angles
+            table[name] = column.mask(rows, column.map(lambda values: values[:0]))
+    return table

@@ -1,0 +1,54 @@
+"""What a reader of a run's results has to know: what they do not cover, and why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from subspace_lab.recording.run import Run
+
+MOST_NAMES = 3
+
+
+def notes(run: Run) -> list[str]:
+    """Say in a sentence each which adapter is the final one, what is not analyzed, what is nan.
+
+    Nan and infinities are those that were met so far, in what was read of the run.
+    """
+    found = [run.snapshots.root.note] if run.snapshots.root else []
+    for (kind, reason), rows in run.left_out.groupby(["kind", "reason"], sort=False):
+        parameters = rows["parameters"].sum()
+        size = f"; {parameters:,} parameters" if parameters else ""
+        found.append(f"not analyzed: {reason} ({_names(rows['name'], str(kind))}{size})")
+    analyzed, all_parameters = run.coverage
+    if analyzed < all_parameters:
+        share = analyzed / all_parameters
+        found.append(
+            f"analyzed: {analyzed:,} of {all_parameters:,} parameters of the adapter ({share:.1%})"
+        )
+    if steps := sorted(run.not_finite):
+        modules = list(
+            dict.fromkeys(name for step in steps for name in sorted(run.not_finite[step]))
+        )
+        span = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
+        found.append(
+            f"not finite (nan or infinite weights) at {span}: {_names(modules, 'module')}; their "
+            "numbers are nan"
+        )
+    return found
+
+
+def why_nothing(run: Run) -> str:
+    """Say why a run has no module that can be analyzed."""
+    reasons = run.left_out["reason"].unique()
+    return str(reasons[0]) if len(reasons) else "its adapter has no factors B and A"
+
+
+def _names(names: pd.Series | list[str], kind: str) -> str:
+    """Count names and list the first."""
+    listed = list(names)
+    more = f" and {len(listed) - MOST_NAMES} more" if len(listed) > MOST_NAMES else ""
+    plural = "s" * (len(listed) != 1)
+    return f"{len(listed)} {kind}{plural}: {', '.join(listed[:MOST_NAMES])}{more}"

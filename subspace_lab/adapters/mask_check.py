@@ -1,0 +1,70 @@
+"""Is the mask that is stated applied? What the gradients of the first steps say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from subspace_lab.errors import UserError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from subspace_lab.adapters.mask_hook import MaskHook
+
+
+def refuse_unmasked(hooks: Iterable[MaskHook], kept: Mapping[str, NDArray[np.bool_]]) -> bool:
+    """Refuse gradients that masked modules cannot have.
+
+    Under a step mask a dropped direction has exactly zero gradient: its row of A's and its column
+    of B's. Under sample and token masks a module with a gradient must have called its hook. Where
+    the whole gradient is not at hand (DeepSpeed, sharded parameters) nothing can be said.
+
+    Args:
+        hooks: the hooks of the masked modules, before an optimizer step.
+        kept: the step masks in use, module name to (r,); empty for other laws.
+
+    Returns:
+        Whether any module's gradient was at hand.
+
+    Raises:
+        UserError: if a gradient shows that the mask was not applied.
+    """
+    at_hand = False
+    for hook in hooks:
+        A_gradient, B_gradient = _whole(hook.A_module.weight), _whole(hook.B_module.weight)
+        if A_gradient is None or B_gradient is None:
+            continue
+        at_hand = True
+        if hook.module in kept:
+            dropped = torch.from_numpy(np.flatnonzero(~kept[hook.module])).to(A_gradient.device)
+            if _nonzero(A_gradient[dropped]) or _nonzero(B_gradient[:, dropped]):
+                raise UserError(
+                    f"{hook.module}: rank directions that the mask drops have a gradient, so the "
+                    "mask is not applied: switch off fused LoRA kernels (Unsloth, axolotl) and "
+                    "torch.compile; if the loss has a term in A or B themselves, pass "
+                    "checked_steps=0 to RankMask"
+                )
+        elif hook.calls == 0 and _nonzero(B_gradient):
+            raise UserError(
+                f"{hook.module} has a gradient, but its forward pass did not go through lora_A, "
+                "so the rank mask is not applied: switch off fused LoRA kernels (Unsloth, axolotl)"
+            )
+    return at_hand
+
+
+def _whole(weight: Tensor) -> Tensor | None:
+    """Give the gradient (m, n) of a weight, None if there is none or only a shard of it."""
+    gradient = weight.grad
+    if gradient is None or gradient.dim() != 2 or hasattr(gradient, "placements"):
+        return None
+    return gradient
+
+
+def _nonzero(gradient: Tensor) -> bool:
+    """Say whether an entry differs from zero; an overflow makes 0 x inf = nan, which does not."""
+    return bool(((gradient != 0) & gradient.isfinite()).any())

@@ -1,0 +1,137 @@
+"""What a rank mask puts on each adapted layer: a forward hook that multiplies by the gates."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, distributed, nn
+
+from subspace_lab.errors import UserError
+
+if TYPE_CHECKING:
+    from subspace_lab.adapters.mask_law import MaskLaw
+
+_REMEMBERED = 256
+"""Forward passes of one step whose backward pass may still come."""
+
+
+class MaskHook:
+    """The forward hook on one `lora_A`: multiplies its output (..., r) by gates in training.
+
+    Args:
+        owner: the rank mask that the hook belongs to.
+        law: the law of the masks.
+        module: name of the adapted layer.
+        A_module: its `lora_A`, on which the hook is registered.
+        B_module: its `lora_B`.
+
+    Attributes:
+        multiplier: the step mask in use times the rescale, (r,).
+        in_evaluation: masks that stay on in evaluation, (r,) or (K, r), rescaled; None: none.
+        calls: training forward passes since the step began; compiled graphs with a step mask do
+            not count theirs.
+    """
+
+    def __init__(
+        self, owner: object, law: MaskLaw, *, module: str, A_module: nn.Linear, B_module: nn.Linear
+    ) -> None:
+        self.owner = owner
+        self.law = law
+        self.module = module
+        self.A_module = A_module
+        self.B_module = B_module
+        A = A_module.weight
+        self.multiplier = A.new_ones(len(A), dtype=torch.promote_types(A.dtype, torch.float32))
+        self.in_evaluation: Tensor | None = None
+        self.begin(1)
+
+    def begin(self, step: int) -> None:
+        """Number the forward passes of optimizer step `step`, which begins."""
+        self._step = step
+        self.calls = 0
+        self._pending: deque[tuple[int, int]] = deque(maxlen=_REMEMBERED)
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Give the output (..., r) times the gates."""
+        if not module.training:
+            return output if self.in_evaluation is None else self._chosen(output)
+        if self.law.granularity != "step":
+            gates: Tensor = self._draw(output)
+            return output * gates * self.law.factor
+        if not torch.compiler.is_compiling():
+            self._count_call()
+        self.move(output.device)
+        return (output * self.multiplier).to(output.dtype)
+
+    def move(self, device: torch.device) -> None:
+        """Follow the module to the device to which the model was moved."""
+        if self.multiplier.device != device:
+            self.multiplier = self.multiplier.to(device)
+
+    def _count_call(self) -> None:
+        self.calls += 1
+        if self.calls == _REMEMBERED:
+            warnings.warn(
+                f"{self.calls} forward passes in training mode and no optimizer step: the rank "
+                f"mask is still that of step {self._step}; if the optimizer does not hold the "
+                "adapter's own weights (DeepSpeed), call set_step(t) before each step t",
+                stacklevel=2,
+            )
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # pytorch #198333: random numbers in a graph
+    def _draw(self, output: Tensor) -> Tensor:
+        """Draw sample or token gates, bool, that broadcast against `output`."""
+        several = distributed.is_available() and distributed.is_initialized()
+        process = distributed.get_rank() if several else 0
+        seed = self.law.draw_seed(self._step, self.module, call=self._call(), process=process)
+        generator = torch.Generator(output.device).manual_seed(seed)
+        return draw_gates(self.law, output, generator)
+
+    def _call(self) -> int:
+        """Number this forward pass; a recomputation in the backward pass gets its original's.
+
+        Autograd numbers its nodes as the forward pass makes them. Gradient checkpointing
+        recomputes a layer when the backward pass reaches a node of that layer (or, reentrant, the
+        node in its place), which is younger than the layer's beginning in its own forward pass and
+        older than the same layer in the next one.
+        """
+        if torch._C._current_graph_task_id() == -1:  # not in a backward pass
+            self.calls += 1
+            newest_node = torch._C._autograd._get_sequence_nr() - 1
+            self._pending.append((newest_node, self.calls))
+            return self.calls
+        reached = torch._C._current_autograd_node()._sequence_nr()
+        return next((call for begun, call in reversed(self._pending) if begun <= reached), 1)
+
+    def _chosen(self, output: Tensor) -> Tensor:
+        assert self.in_evaluation is not None
+        chosen = self.in_evaluation.to(output)
+        if chosen.dim() == 1:
+            return output * chosen
+        if output.shape[0] % chosen.shape[0]:
+            raise UserError(
+                f"a batch of {output.shape[0]} rows cannot be split among {chosen.shape[0]} masks"
+            )
+        rows = chosen.repeat_interleave(output.shape[0] // chosen.shape[0], dim=0)
+        return output * rows.view(-1, *[1] * (output.dim() - 2), rows.shape[-1])
+
+
+def draw_gates(law: MaskLaw, output: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw sample or token masks, bool, that broadcast against `output` (batch, ..., r).
+
+    Uniform numbers are fp32 whatever the dtype of `output`: bf16 has 256 of them, and ties.
+    """
+    rank = output.shape[-1]
+    per_sample = (output.shape[0], *[1] * (output.dim() - 2), rank)
+    uniform = torch.rand(
+        per_sample if law.granularity == "sample" else output.shape,
+        generator=generator,
+        device=output.device,
+        dtype=torch.float32,
+    )
+    if law.sampling == "exact-k":
+        return uniform.argsort(dim=-1).argsort(dim=-1) < law.kept_exactly(rank)
+    return uniform < law.keep_prob

@@ -1,0 +1,174 @@
+"""A right run is accused no more often than the level says: every sampling row, by simulation.
+
+Masks, first weights and gates are drawn from their laws, without training. The probabilities that
+rows give must be uniform or larger: P(probability <= a) <= a, checked at a = 5, 1 and 0.1 %, as the
+1 in 10,000 of the verdicts would need millions of draws. The test draws little, to be fast;
+
+    python -m tests.analyses.test_levels DRAWS
+
+prints the share of alarms for each row at these levels.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections import defaultdict
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+
+from analyses.predictions import angles, gates, masks, motion, norms
+from analyses.predictions.group import Directions, Group, Motions
+from subspace_lab.adapters.mask import MaskLaw
+from subspace_lab.linalg import triangular_factor
+from subspace_lab.recording.cores import Frame, RankCore
+from subspace_lab.recording.witness import Gates
+
+N, M_OUT = 48, 40
+
+
+class Simulated(Group):
+    """A group of modules whose record is drawn from the laws that theory is about."""
+
+    starts_at_random = True
+
+    @property
+    def config(self):
+        return {"batch_size": 2}
+
+    def core(self, step):
+        return self.first
+
+    def gradient_norms(self, steps):
+        return np.full(len(steps), np.nan)
+
+    def learning_rates(self, steps):
+        return None
+
+
+class Record:
+    """A run that says nothing of processes."""
+
+    description = types.MappingProxyType({})
+    modules = pd.DataFrame({"m": [M_OUT], "r": [1]})
+
+
+def draw_masks(law: MaskLaw, rng, *shape: int, rank: int):
+    uniform = rng.random((*shape, rank))
+    if law.sampling == "exact-k":
+        return uniform.argsort(-1).argsort(-1) < law.kept_exactly(rank)
+    return uniform < law.keep_prob
+
+
+def draw_cores(rng, *shape: int, rank: int) -> RankCore:
+    """Draw cores of A as PEFT initialises it (uniform entries) and of some B."""
+    A = torch.from_numpy(rng.uniform(-1, 1, (*shape, N, rank)))
+    B = torch.from_numpy(rng.normal(size=(*shape, M_OUT, rank)))
+    frames = [Frame(triangular_factor(X)) for X in (A, B)]
+    return RankCore(*frames, torch.ones(shape, dtype=torch.float64))
+
+
+def simulate(law: MaskLaw, rng, *, steps: int, modules: int, rank: int) -> Simulated:
+    table = pd.DataFrame({"module": [f"m{i}" for i in range(modules)], "n": N, "m": M_OUT})
+    group = Simulated(Record(), table.assign(r=rank))
+    group.__dict__ |= {
+        "law": law,
+        "first": draw_cores(rng, modules, rank=rank),
+        "core_steps": [0],
+        "finite": {0: True},
+        "starts_at_zero": True,
+        "optimizer": None,
+        "cores": (np.arange(steps), draw_cores(rng, steps, modules, rank=rank)),
+        "masks": None,
+        "gates": [],
+        "motions": None,
+    }
+    if law.granularity == "step":
+        drawn = draw_masks(law, rng, steps, modules, rank=rank)
+        group.__dict__ |= {"masks": drawn, "mask_steps": np.arange(1, steps + 1)}
+    shapes = {"step": (steps, 1, 1), "sample": (steps, 4, 1), "token": (steps, 4, 4)}
+    for name in table["module"]:
+        seen = draw_masks(law, rng, *shapes[law.granularity], rank=rank)
+        seen = torch.from_numpy(np.broadcast_to(seen, (steps, 4, 4, rank)) * law.factor)
+        group.gates.append(Gates(name, torch.arange(1, steps + 1), seen, 1e-7))
+    if law.granularity == "sample":
+        stayed = ~draw_masks(law, rng, 2, modules, rank=rank).any(0)
+        moved = Directions(*(np.broadcast_to(~stayed, (1, modules, rank)),) * 4)
+        group.__dict__ |= {"motions": Motions(np.array([1]), moved, moved)}
+    return group
+
+
+def sampling_rows(group: Simulated):
+    topics = [*masks.PREDICTIONS[1:], *gates.PREDICTIONS, motion.first_step]
+    topics += [angles.right_angles, angles.halves_at_start, angles.residual_at_start]
+    topics += [angles.phi_at_start, norms.expected_norm, norms.regulariser_share]
+    for topic in topics:
+        yield from (row for row in topic(group) if row.kind == "sampling")
+
+
+def levels(law: MaskLaw, *, draws: int, seed: int = 0, **sizes: int) -> dict[str, list[float]]:
+    """Give each row's probabilities over simulated right runs."""
+    rng = np.random.default_rng(seed)
+    found = defaultdict(list)
+    for _ in range(draws):
+        for row in sampling_rows(simulate(law, rng, **sizes)):
+            found[row.prediction].append(row.probability)
+            rejected = row.agrees is False
+            assert not rejected or row.probability <= 1.0001e-4
+    return found
+
+
+SETTINGS = {
+    "one module, two steps": (MaskLaw(0.5), {"steps": 2, "modules": 1, "rank": 4}),
+    "rank 1": (MaskLaw(0.3), {"steps": 5, "modules": 2, "rank": 1}),
+    "step": (MaskLaw(0.7), {"steps": 18, "modules": 2, "rank": 8}),
+    "few kept": (MaskLaw(0.1), {"steps": 50, "modules": 1, "rank": 4}),
+    "exact-k": (MaskLaw(0.5, sampling="exact-k"), {"steps": 12, "modules": 3, "rank": 4}),
+    "token": (MaskLaw(0.5, "token"), {"steps": 3, "modules": 2, "rank": 4}),
+    "sample": (MaskLaw(0.6, "sample"), {"steps": 3, "modules": 2, "rank": 4}),
+}
+DRAWS = 25
+ALARMS = (0.05, 0.01, 0.001)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_right_runs_are_accused_at_the_nominal_level(name):
+    law, sizes = SETTINGS[name]
+    found = levels(law, draws=DRAWS, **sizes)
+    assert found
+    for prediction, probabilities in found.items():
+        for level in ALARMS:
+            alarms = sum(p <= level for p in probabilities)
+            assert alarms <= stats.binom.isf(1e-5, DRAWS, level), (prediction, level, alarms)
+
+
+def test_many_masks_of_few_frames_are_few_draws():
+    """All overlaps of one random frame deviate together, whichever masks are laid over it."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(60):
+        group = simulate(MaskLaw(0.7), rng, steps=60, modules=3, rank=8)
+        found.extend(row.probability for row in angles.phi_at_start(group))
+    assert len(found) == 60
+    assert sum(p <= 0.01 for p in found) <= stats.binom.isf(1e-5, 60, 0.01)
+
+
+def main() -> None:
+    """Print the share of alarms of every row in many simulated right runs."""
+    draws = int(sys.argv[1])
+    for name, (law, sizes) in SETTINGS.items():
+        print(f"{name}, {law}, {sizes}: share of {draws} right runs with an alarm", flush=True)
+        for prediction, probabilities in levels(law, draws=draws, **sizes).items():
+            shares = (np.sum(np.array(probabilities) <= level) / draws for level in ALARMS)
+            text = "  ".join(
+                f"{share:.4f} at {level:g}" for share, level in zip(shares, ALARMS, strict=True)
+            )
+            print(f"  {prediction:38s} {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,431 @@
+"""Every verdict of every claim, from small tables of measured numbers made for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analyses.predictions import gains, judges
+from analyses.predictions.evidence import Comparison, Evidence, seeds_needed
+from analyses.predictions.paper import CLAIMS
+from analyses.published import TABLE_1
+from subspace_lab.stats.multiple import holm
+
+RANK, Q = 8, 0.5
+
+
+@dataclass(eq=False)
+class Stub:
+    """What judges read of a run besides the table of mask_theory."""
+
+    name: str
+    mask_law: dict[str, Any] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+def masked(name: str, granularity: str = "step", **law: Any) -> Stub:
+    fields = {"keep_prob": Q, "granularity": granularity, "rescale": True, "sampling": "bernoulli"}
+    return Stub(name, fields | law, {"method": "droplora"})
+
+
+def row(run: str, prediction: str, measured: float, **fields: Any) -> dict[str, Any]:
+    known = {"run": run, "prediction": prediction, "measured": measured, "predicted": 0.0}
+    return known | {"samples": 100, "agrees": pd.NA} | fields
+
+
+def verdict(judge, runs: list[Stub], rows: list[dict[str, Any]]) -> str:
+    columns = ["run", "prediction", "measured", "predicted", "samples", "agrees"]
+    table = pd.DataFrame(rows, columns=list(dict.fromkeys([*columns, *(rows[0] if rows else [])])))
+    return judge(Evidence(runs, table.astype({"agrees": "boolean"}))).verdict  # type: ignore[arg-type]
+
+
+def gates(run: str, *, tokens_share: bool, token_masks: bool, factor: float) -> list[dict]:
+    """Rows about the gates of a run: whether tokens share a mask, and the factor on it."""
+    if token_masks:
+        overlap = RANK * Q if tokens_share else RANK * Q**2
+        shared = row(run, judges.TOKENS_DIFFER, overlap, predicted=RANK * Q**2)
+    else:
+        shared = row(run, judges.OVER_TOKENS, 0 if tokens_share else 7)
+    return [shared, row(run, judges.RESCALE, factor)]
+
+
+@pytest.mark.parametrize(
+    ("step", "token", "expected"),
+    [
+        ((True, 1.0), (False, 2.0), "contradicted"),
+        ((True, 2.0), (False, 2.0), "contradicted"),
+        ((True, 2.0), (True, 2.0), "supported"),
+        ((True, 1.0), (True, 2.0), "supported in part"),
+        ((False, 2.0), (False, 2.0), "supported"),
+        ((False, 2.0), (True, 2.0), "undecided"),
+        ((True, 2.0), None, "not tested"),
+        (None, (False, 2.0), "not tested"),
+    ],
+)
+def test_same_method(step, token, expected):
+    rows = []
+    for name, known in (("step", step), ("token", token)):
+        if known:
+            share, factor = known
+            rows += gates(name, tokens_share=share, token_masks=name == "token", factor=factor)
+    runs = [masked("step", "step"), masked("token", "token")]
+    assert verdict(judges.same_method, runs, rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("jaccard", "varies", "left", "expected"),
+    [
+        (0.05, 0, None, "supported"),
+        (0.33, 0, None, "supported in part"),
+        (0.05, 3, None, "contradicted"),
+        (None, 0, 0, "contradicted"),
+        (None, 0, 80, "supported"),
+        (0.05, 0, 0, "supported in part"),
+        (None, 0, None, "not tested"),
+    ],
+)
+def test_one_subspace_a_step(jaccard, varies, left, expected):
+    rows = []
+    if jaccard is not None:
+        rows += [
+            row("step", "Jaccard of next masks", jaccard),
+            row("step", judges.OVER_ROWS, varies),
+        ]
+    if left is not None:
+        rows += [row("token", "directions that step 1 left", left)]
+    runs = [masked("step", "step"), masked("token", "token")]
+    assert verdict(judges.one_subspace_a_step, runs, rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("kept", "exceptions", "entropy", "stable", "expected"),
+    [
+        (4.0, 0, 0.5, 0.5, "supported"),  # flat orthonormal factors
+        (4.0, 0, 0.51, 0.65, "supported in part"),  # Gaussian factors
+        (4.0, 0, 0.7, 0.85, "supported in part"),
+        (6.0, 0, 0.8, 0.9, "contradicted"),
+        (4.0, 9, 0.8, 0.9, "contradicted"),
+    ],
+)
+def test_half_the_rank(kept, exceptions, entropy, stable, expected):
+    rows = [
+        row("step", "kept directions, mean", kept, predicted=RANK * Q),
+        row("step", "masked rank is the kept count", exceptions),
+        row("step", "masked entropy rank over full", entropy),
+        row("step", "masked stable rank over full", stable),
+    ]
+    assert verdict(judges.half_the_rank, [masked("step")], rows) == expected
+    assert verdict(judges.half_the_rank, [masked("step", keep_prob=0.7)], rows) == "not tested"
+    assert verdict(judges.half_the_rank, [masked("step")], rows[1:]) == "not tested"
+
+
+@pytest.mark.parametrize(
+    ("adam", "sgd", "expected"),
+    [
+        (0.5, None, "contradicted"),
+        (0.0, None, "supported"),
+        (None, 0, "supported"),
+        (None, 5, "contradicted"),
+        (0.5, 0, "supported in part"),
+        (None, None, "not tested"),
+    ],
+)
+def test_only_the_kept(adam, sgd, expected):
+    rows = [] if adam is None else [row("step", "B's displacement while masked", adam)]
+    rows += [] if sgd is None else [row("sgd", "masked directions stand still", sgd)]
+    assert verdict(judges.only_the_kept, [masked("step"), masked("sgd")], rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("granularity", "share", "factor", "law", "expected"),
+    [
+        ("token", False, 2.0, {}, "contradicted"),
+        ("token", True, 2.0, {}, "supported"),
+        ("token", False, 1.0, {"rescale": False}, "supported"),
+        ("token", False, 2.0, {"sampling": "exact-k"}, "supported"),
+        ("step", True, 2.0, {}, "supported"),
+    ],
+)
+def test_unlike_dropout(granularity, share, factor, law, expected):
+    token = granularity == "token"
+    rows = gates("run", tokens_share=share, token_masks=token, factor=factor)
+    assert verdict(judges.unlike_dropout, [masked("run", granularity, **law)], rows) == expected
+
+
+def test_unlike_dropout_in_part_and_untested():
+    rows = gates("token", tokens_share=False, token_masks=True, factor=2.0)
+    rows += gates("step", tokens_share=True, token_masks=False, factor=2.0)
+    runs = [masked("token", "token"), masked("step")]
+    assert verdict(judges.unlike_dropout, runs, rows) == "supported in part"
+    assert verdict(judges.unlike_dropout, runs, []) == "not tested"
+
+
+@pytest.mark.parametrize(
+    ("plain", "moving", "expected"),
+    [
+        ([0.2], [20.0], "supported"),
+        ([0.2], [20.0, 0.3], "supported in part"),
+        ([0.2], [0.3], "contradicted"),
+        ([20.0], [25.0], "contradicted"),
+        ([20.0], [45.0], "supported in part"),
+    ],
+)
+def test_moving_subspace(plain, moving, expected):
+    assert judges.moving_verdict(plain, moving) == expected
+
+
+@pytest.mark.parametrize(
+    ("masks", "expected"),
+    [
+        ([[[1, 0], [1, 0], [0, 1]]], "contradicted"),
+        ([[[1, 0], [1, 1], [0, 1]]], "supported"),
+        ([[[1, 0], [1, 1]], [[1, 0], [1, 0]]], "supported in part"),
+        ([], "not tested"),
+    ],
+)
+def test_no_subspace_twice(masks, expected):
+    runs = []
+    for i, drawn in enumerate(masks):
+        run = masked(f"run {i}")
+        run.mask_steps = list(range(len(drawn)))
+        run.modules = pd.DataFrame({"r": [2]})
+        run.masks_of_rank = lambda rank, drawn=drawn: (None, np.array(drawn, dtype=bool)[:, None])
+        runs.append(run)
+    assert verdict(judges.never_twice, runs, []) == expected
+
+
+def test_a_run_that_fails_gives_no_verdict_but_one_about_identities_does():
+    rows = gates("token", tokens_share=False, token_masks=True, factor=2.0)
+    run = [masked("token", "token")]
+    failed = row("token", "some prediction", 3.0, agrees=False)
+    assert verdict(judges.unlike_dropout, run, [*rows, failed]) == "not tested"
+    about = [{**one, "tests": "training"} for one in [*rows, failed]]
+    assert verdict(judges.unlike_dropout, run, about) == "not tested"
+    about = [{**one, "tests": "identity"} for one in [*rows, failed]]
+    assert verdict(judges.unlike_dropout, run, about) == "contradicted"
+
+
+# Differences to LoRA
+
+
+def comparison(differences: list[float], label: str = "masked", **config: Any) -> Comparison:
+    by_seed = dict(enumerate(differences))
+    return Comparison(label, "exact match", by_seed, "100 test examples", config)
+
+
+def with_gains(*gains_: Comparison) -> Evidence:
+    evidence = Evidence([], pd.DataFrame({"agrees": pd.array([], dtype="boolean"), "run": []}))
+    evidence.__dict__["gains"] = list(gains_)
+    return evidence
+
+
+def around(mean: float, count: int = 10) -> list[float]:
+    """Differences with a spread of 0.005 around a mean."""
+    return (mean + 0.005 * np.linspace(-1, 1, count)).tolist()
+
+
+BETTER, WORSE, SAME = around(0.1), around(-0.1), around(0.0)
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected"),
+    [
+        ([BETTER], "supported"),
+        ([BETTER, BETTER], "supported"),
+        ([BETTER, SAME], "supported in part"),
+        ([SAME], "undecided"),
+        ([BETTER, WORSE], "undecided"),
+        ([WORSE, WORSE], "contradicted"),
+        ([around(0.1, 5)], "not tested"),
+        ([around(0.1, 6), around(0.1, 6)], "not tested"),  # 2 x 2 / 2^6 > 0.05
+        ([], "not tested"),
+    ],
+)
+def test_better_than_lora(differences, expected):
+    evidence = with_gains(*(comparison(d, label=str(i)) for i, d in enumerate(differences)))
+    finding = gains.better_than_lora(evidence)
+    assert finding.verdict == expected
+    if expected != "not tested":
+        assert "one learning rate" in finding.shown and "Holm" in finding.shown
+
+
+@pytest.mark.parametrize(
+    ("tasks", "expected"),
+    [
+        ({"a": BETTER, "b": BETTER}, "supported"),
+        ({"a": BETTER, "b": SAME}, "undecided"),
+        ({"a": BETTER, "b": WORSE}, "contradicted"),
+        ({"a": BETTER, "b": around(0.1, 3)}, "undecided"),
+        ({"a": around(0.1, 3), "b": around(0.1, 3)}, "not tested"),
+        ({"a": BETTER}, "not tested"),
+    ],
+)
+def test_better_on_every_task(tasks, expected):
+    evidence = with_gains(*(comparison(d, label=t, task=t) for t, d in tasks.items()))
+    assert gains.all_tasks(evidence).verdict == expected
+
+
+def at_ranks(means: dict[int, float], **config: Any) -> list[Comparison]:
+    draw = np.random.default_rng(0)
+    return [
+        comparison(
+            (mean + 0.005 * draw.normal(size=10)).tolist(), rank=rank, alpha=2 * rank, **config
+        )
+        for rank, mean in means.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("means", "expected"),
+    [
+        ({4: 0.0, 8: 0.05, 16: 0.1}, "supported"),
+        ({4: 0.1, 8: 0.05, 16: 0.0}, "contradicted"),
+        ({4: 0.1, 8: 0.1, 16: 0.1}, "undecided"),
+        ({4: 0.0, 16: 0.1}, "not tested"),
+    ],
+)
+def test_less_gain_at_small_rank(means, expected):
+    assert gains.less_gain_at_small_rank(with_gains(*at_ranks(means))).verdict == expected
+
+
+def test_gains_are_compared_within_one_kind_of_mask():
+    """Token masks gain nothing and step masks 0.1 at every rank, so no gain depends on the rank."""
+    kinds = {"token": 0.0, "step": 0.1}
+    found = [
+        gain
+        for kind, mean in kinds.items()
+        for gain in at_ranks(dict.fromkeys((4, 8, 16), mean), granularity=kind)
+    ]
+    for order in (found, found[::-1]):
+        assert gains.less_gain_at_small_rank(with_gains(*order)).verdict == "undecided"
+        assert len(gains.gain_slopes(order)) == 2
+    one = at_ranks({4: 0.0, 8: 0.05, 16: 0.1}, granularity="step")
+    same = at_ranks(dict.fromkeys((4, 8, 16), 0.0), granularity="token")
+    assert gains.less_gain_at_small_rank(with_gains(*one, *same)).verdict == "supported in part"
+
+
+@dataclass
+class Drawn:
+    estimate: float
+    p_value: float
+
+
+@pytest.mark.parametrize("comparisons", [1, 2, 4, 8])
+def test_no_difference_is_called_one_in_at_most_5_percent_of_claims(comparisons):
+    """Null configurations that share their LoRA runs, by exact sign-flip tests, ten seeds."""
+    draw = np.random.default_rng(comparisons)
+    seeds, times = 10, 1500
+    patterns = 1 - 2 * ((np.arange(2**seeds)[:, None] >> np.arange(seeds)) & 1)
+    false = 0
+    for _ in range(times):
+        lora = draw.normal(size=seeds)
+        differences = draw.normal(size=(comparisons, seeds)) - lora
+        flipped = abs(differences @ patterns.T)
+        observed = abs(differences.sum(1, keepdims=True))
+        p = (flipped >= observed - 1e-9).mean(1)
+        effects = [Drawn(m, q) for m, q in zip(differences.mean(1), p, strict=True)]
+        false += any(gains.signs(effects))
+    assert false / times < 0.05 + 3 * (0.05 * 0.95 / times) ** 0.5
+    assert seeds >= seeds_needed(comparisons)
+
+
+def test_holm_against_its_definition():
+    draw = np.random.default_rng(0)
+    close = [[0.0101, 0.0102, 0.0103, 1, 1]]  # the first is not rejected, so none is
+    for p in np.concatenate([draw.uniform(size=(20, 5)) ** 3, close]):
+        for level in (0.01, 0.05, 0.2):
+            rejected, left = set(), sorted(range(5), key=lambda i: p[i])
+            while left and p[left[0]] * len(left) <= level:
+                rejected.add(left.pop(0))
+            assert set(np.flatnonzero(holm(p) <= level)) == rejected
+
+
+@pytest.fixture
+def ensembles(tmp_path):
+    """Give evidence of masked and LoRA runs with tables of ensemble_vs_single."""
+
+    def make(plain: list[float], trained: list[float], *, masks: int = 2, **law: Any) -> Evidence:
+        runs: list[Stub] = []
+        for method, costs in (("lora", plain), ("droplora", trained)):
+            for seed, cost in enumerate(costs):
+                run = (
+                    masked(f"{method} {seed}", **law)
+                    if method == "droplora"
+                    else Stub(f"lora {seed}")
+                )
+                run.config = {"method": method, "seed": seed}
+                run.output_folder = tmp_path / method / str(seed)
+                run.output_folder.mkdir(parents=True)
+                losses = {"full": [1.0], "single": [1.0 + cost] * (masks if run.mask_law else 2)}
+                losses["geometric"] = [1.0 + cost / 2]
+                rows = [(name, loss) for name, each in losses.items() for loss in each]
+                table = pd.DataFrame(rows, columns=["predictor", "loss"])
+                table = table.assign(step=4, examples=40, split="test")
+                table.to_parquet(run.output_folder / "ensemble_vs_single.parquet")
+                runs.append(run)
+        columns = {"run": [], "prediction": [], "agrees": pd.array([], dtype="boolean")}
+        return Evidence(runs, pd.DataFrame(columns))  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("plain", "trained", "expected"),
+    [
+        (around(0.01, 6), around(0.05, 6), "supported"),
+        (around(0.05, 6), around(0.01, 6), "contradicted"),
+        (around(0.05, 6), around(0.05, 6)[::-1], "undecided"),
+        ([], around(0.05, 6), "undecided"),
+        (around(0.01, 4), around(0.05, 4), "undecided"),
+        (around(0.01, 6), around(-0.05, 6), "contradicted"),
+        (around(0.01, 6), [], "not tested"),
+    ],
+)
+def test_like_an_ensemble(ensembles, plain, trained, expected):
+    assert gains.like_an_ensemble(ensembles(plain, trained)).verdict == expected
+
+
+@pytest.mark.parametrize("other", [{"rescale": False}, {"keep_prob": 0.7}, {"masks": 3}])
+def test_an_ensemble_needs_lora_under_the_same_test_masks(ensembles, other):
+    finding = gains.like_an_ensemble(ensembles(around(0.01, 6), around(0.05, 6), **other))
+    assert finding.verdict == "undecided"
+    assert "same test masks" in finding.shown
+
+
+SIZES = {
+    "boolq": 3270, "piqa": 1838, "siqa": 1954, "hellaswag": 10042, "winogrande": 1267,
+    "arc_easy": 2376, "arc_challenge": 1172, "openbookqa": 500,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "values"), [("LLaMA2-7B", (1.1, 1.6)), ("LLaMA3-8B", (1.9, 2.6))]
+)
+def test_z_values_of_the_papers_average_gain(model, values):
+    """The variance of a difference of accuracies is 2 p (1 - p) (1 - correlation) / n."""
+    scores = {
+        row.method: dict(zip(TABLE_1.columns, row.scores, strict=False))
+        for row in TABLE_1.rows
+        if row.model == model and not row.cited
+    }
+    lora, drop = (scores[method] for method in ("LoRA", "DropLoRA"))
+    gain = np.mean([drop[task] - lora[task] for task in SIZES])
+    variance = (
+        sum(
+            scores[task] * (100 - scores[task]) / n
+            for scores in (lora, drop)
+            for task, n in SIZES.items()
+        )
+        / len(SIZES) ** 2
+    )
+    (claim,) = (claim for claim in CLAIMS if claim.name == "significantly better")
+    for correlation, printed in zip((0, 0.5), values, strict=True):
+        assert gain / (variance * (1 - correlation)) ** 0.5 == pytest.approx(printed, abs=0.051)
+        assert str(printed) in claim.theory
+    assert f"{gain:.2f}" in claim.theory
+    assert "0.77" in claim.theory and f"{0.77 * 2**0.5:.2f}" in claim.theory
+    assert gain < 0.77 * 2**0.5

@@ -1,0 +1,38 @@
+"""Norms of rank cores where B A is much smaller than B and A, against 50 digits."""
+
+from __future__ import annotations
+
+import mpmath
+import pytest
+import torch
+
+from subspace_lab.recording.cores import RankCore, frame_core
+
+
+def core(B: torch.Tensor, A: torch.Tensor, scaling: float = 1.0) -> RankCore:
+    row, column = (frame_core(X, X, X) for X in (A.T, B))
+    return RankCore(row, column, torch.tensor(scaling, dtype=torch.float64))
+
+
+def exact_norm(B: torch.Tensor, A: torch.Tensor) -> float:
+    with mpmath.workdps(50):
+        product = mpmath.matrix(B.tolist()) * mpmath.matrix(A.tolist())
+        return float(mpmath.mnorm(product, "f"))
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-6, 1e-8, 1e-9])
+def test_norm_survives_cancellation(size):
+    generator = torch.Generator().manual_seed(0)
+    b, a, e = torch.randn(3, 20, dtype=torch.float64, generator=generator)
+    B, A = torch.stack([b, -b], dim=1), torch.stack([a, a + size * e])
+    norm = float(core(B, A, scaling=-2.0).norm())
+    # A Gram trace is off by 1e-16 / size^2: by all of it from 1e-8 on.
+    assert norm == pytest.approx(2 * exact_norm(B, A), rel=1e-14 / size)
+
+
+def test_an_update_that_cancels_has_norm_and_spectrum_zero():
+    generator = torch.Generator().manual_seed(0)
+    B, A = (torch.randn(*shape, generator=generator) for shape in ((30, 4), (4, 20)))
+    cancelled = core(torch.cat([B, -B], dim=1), torch.cat([A, A]))
+    assert cancelled.norm() == 0
+    assert not cancelled.singular_values().any()
