@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyses._notes import notes as run_notes
-from analyses._runs import open_named_runs, select_modules, select_steps
+from analyses.kit.notes import notes as run_notes
+from analyses.kit.notes import print_notes
+from analyses.kit.selection import open_named_runs, select_modules, select_steps
 from subspace_lab.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def run_analysis(
     Raises:
         UserError: if a run, a step or a module cannot be had.
     """
-    from analyses._tables import concatenate
+    from analyses.kit.tables import concatenate
 
     arguments = parser.parse_args()
     runs = open_named_runs(arguments.run)
@@ -141,7 +142,7 @@ def write_results(
 ) -> None:
     """Write NAME.parquet, the figure and NAME.json, and print a short summary with the paths.
 
-    Where it is about factors, the notes on each run (see `analyses._notes`) are printed, and kept
+    Where it is about factors, the notes on each run (`analyses.kit.notes`) are printed, and kept
     in NAME.json and in the table's attribute `notes`.
     """
     from subspace_lab.figures.style import save
@@ -177,13 +178,6 @@ def write_results(
     print_notes(notes)
     for path in paths:
         print(f"wrote {path}")
-
-
-def print_notes(notes: Mapping[str, Sequence[str]]) -> None:
-    """Print the notes on each run, a line each."""
-    for run, lines in notes.items():
-        for line in lines:
-            print(f"  note on {run}: {line}")
 
 
 def write_comparison(

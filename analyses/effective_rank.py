@@ -39,10 +39,10 @@ import itertools
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, get_args
 
-from analyses._batches import StepMasks, map_cores
 from analyses._command import Summary, analysis_parser, run_analysis
-from analyses._tables import concatenate, grid_columns
 from analyses._update import SPLIT, remark_on_product
+from analyses.kit.cores import StepMasks, over_batches
+from analyses.kit.tables import concatenate, grid_columns
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def compute(
             tables.append(part(inside, sigma, mask.sum(-1)))
         return tables
 
-    parts = map_cores(run, of_batch, steps=steps, modules=modules, motions=remark == SPLIT)
+    parts = over_batches(run, of_batch, steps=steps, modules=modules, displacements=remark == SPLIT)
     return concatenate(itertools.chain.from_iterable(parts))
 
 

@@ -27,10 +27,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from analyses._batches import StepMasks, map_cores
 from analyses._command import Summary, analysis_parser, run_analysis
 from analyses._mask_laws import law_of, moments_of
-from analyses._tables import concatenate, grid_columns, ragged
+from analyses.kit.cores import StepMasks, over_batches
+from analyses.kit.tables import concatenate, grid_columns, ragged
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:
@@ -117,7 +117,9 @@ def compute(
             table.loc[previous, "expected_leakage"] = squared_leakage(keep_prob=keep_prob)
         return table
 
-    return concatenate(map_cores(run, of_batch, steps=steps, modules=modules, motions=True))
+    return concatenate(
+        over_batches(run, of_batch, steps=steps, modules=modules, displacements=True)
+    )
 
 
 def _leakage(

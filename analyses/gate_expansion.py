@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from analyses._command import Summary, analysis_parser, run_analysis
 from analyses._mask_laws import UNMASKED
-from analyses._tables import rows_note
+from analyses.kit.tables import rows_note
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:

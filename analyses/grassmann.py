@@ -23,14 +23,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from analyses._batches import map_parallel
 from analyses._command import (
     Summary,
     analysis_parser,
     write_results,
 )
-from analyses._runs import open_named_runs, select_modules, select_steps
-from analyses._tables import concatenate
+from analyses.kit.cores import map_parallel
+from analyses.kit.selection import open_named_runs, select_modules, select_steps
+from analyses.kit.tables import concatenate
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:

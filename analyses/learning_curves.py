@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from analyses._command import Summary, analysis_parser, run_analysis
-from analyses._tables import evaluated_rows, rows_note
+from analyses.kit.tables import evaluated_rows, rows_note
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ from analyses._command import (
     label,
     write_results,
 )
-from analyses._runs import open_named_runs, select_modules, select_steps
+from analyses.kit.selection import open_named_runs, select_modules, select_steps
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def compute(
 
 def join(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     """Join the tables of several runs, and mark rows whose evidence an earlier run has as well."""
-    from analyses._tables import concatenate
+    from analyses.kit.tables import concatenate
 
     table = concatenate(tables)
     if table.empty:

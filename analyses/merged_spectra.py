@@ -28,8 +28,8 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from analyses._base_weights import BaseWeights, UnreadableWeightError, open_base
-from analyses._batches import map_parallel
 from analyses._command import Summary, analysis_parser, run_analysis
+from analyses.kit.cores import map_parallel
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:

@@ -26,10 +26,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from analyses._batches import StepMasks, map_cores
 from analyses._command import Summary, analysis_parser, run_analysis
 from analyses._mask_laws import law_of, moments_of
-from analyses._tables import concatenate, grid_columns
+from analyses.kit.cores import StepMasks, over_batches
+from analyses.kit.tables import concatenate, grid_columns
 from subspace_lab.errors import exit_code_2_on_user_error
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def compute(
         columns["least_ratio"] = (least / norm).flatten().numpy()
         return pd.DataFrame(columns | _under_masks(batch, law, masks))
 
-    return concatenate(map_cores(run, of_batch, steps=steps, modules=modules))
+    return concatenate(over_batches(run, of_batch, steps=steps, modules=modules))
 
 
 def _under_masks(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from analyses._command import label
 from analyses._explanations import CLAIMS_READING, EXPLANATIONS, Explanation
-from analyses._runs import open_named_runs
+from analyses.kit.selection import open_named_runs
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _change(values: Sequence[float]) -> str:
 def _section(explanation: Explanation, runs: Sequence[Run]) -> str:
     """Render one analysis: what it asks, the figure for all runs that have it, how to read it."""
     from analyses import mask_theory
-    from analyses._tables import concatenate
+    from analyses.kit.tables import concatenate
     from subspace_lab.recording import files
 
     name = explanation.analysis

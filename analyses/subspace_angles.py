@@ -27,9 +27,9 @@ import functools
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from analyses._batches import StepMasks, map_cores
 from analyses._command import Summary, analysis_parser, run_analysis
-from analyses._tables import concatenate, grid_columns, ragged
+from analyses.kit.cores import StepMasks, over_batches
+from analyses.kit.tables import concatenate, grid_columns, ragged
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def compute(
         columns |= _describe(angles.flatten(0, -2))
         return pd.DataFrame(columns | _expected(run, batch))
 
-    table = concatenate(map_cores(run, of_batch, steps=between.tolist(), modules=modules))
+    table = concatenate(over_batches(run, of_batch, steps=between.tolist(), modules=modules))
     if table.empty:
         chosen = " among those selected: leave --steps out, or" if steps is not None else ":"
         raise UserError(

@@ -55,10 +55,10 @@ class Analysis:
     name: str
     description: str | None
     question: str
-    needs: Needs
     compute: Callable[..., pd.DataFrame]
     plot: Plot
     summarize: Callable[[pd.DataFrame], Summary]
+    needs: Needs = Needs.FACTORS | Needs.CORES
     reading: str = ""
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     compares: bool = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import os
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
@@ -19,10 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from analyses.kit.not_finite import Tables, nan_where_not_finite
 from analyses.kit.tables import concatenate, grid_table
+from subspace_lab.errors import UserError
 from subspace_lab.recording.core_batches import CoreBatch
 from subspace_lab.recording.cores import RankCore
-from subspace_lab.recording.run import Run
+from subspace_lab.recording.run import Run, ranges
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -70,26 +73,27 @@ def over_cores(
 
 def over_batches(
     run: Run,
-    function: Callable[[CoreBatch], Result],
+    function: Callable[[CoreBatch], Tables],
     *,
     steps: Collection[int] | None,
     modules: Collection[str] | None,
     displacements: bool = False,
-) -> Iterator[Result]:
+) -> Iterator[Tables]:
     """Apply a function to all cores of a run, a few steps at a time, in order.
 
     Reading and factorising take place in the pool, too.
 
     Args:
         run: the run.
-        function: of a batch of cores (T, M) of modules that share a rank.
+        function: from a batch of cores (T, M) of modules that share a rank to tables with the
+            columns `step` and `module`; for cores that are not finite their numbers are nan.
         steps: only these; None: all.
         modules: only these; None: all.
         displacements: whether the function needs them.
     """
     chosen = len(run.modules if modules is None else modules)
     return map_parallel(
-        lambda pending: function(pending.load()),
+        lambda pending: nan_where_not_finite(function, pending.load()),
         run.pending_cores(steps=steps, modules=modules, motions=displacements),
         total=chosen * len(run.steps if steps is None else steps),
         unit="core",
@@ -138,7 +142,9 @@ def map_parallel(
 
 
 class StepMasks:
-    """All step masks of a run, for looking them up in batches.
+    """All step masks of a run, for looking them up by step and module.
+
+    Warns of steps whose masks are missing from the record, since analyses leave them out.
 
     Args:
         run: the run.
@@ -148,6 +154,13 @@ class StepMasks:
     """
 
     def __init__(self, run: Run) -> None:
+        if missing := run.steps_without_mask:
+            warnings.warn(
+                f"{run.path} lacks the masks of the steps {ranges(missing)}, which are left out: "
+                f"restore the missing chunk in {run.path / 'masks'}",
+                stacklevel=2,
+            )
+        self._path = run.path
         self._masks: dict[str, NDArray[np.bool_]] = {}
         for rank in run.modules["r"].unique():
             self._steps, masks = run.masks_of_rank(int(rank))
@@ -159,6 +172,12 @@ class StepMasks:
         return np.isin(steps, self._steps)
 
     def at(self, steps: NDArray[np.int64], modules: Collection[str]) -> NDArray[np.bool_]:
-        """Give the masks (T, M, r) of recorded steps and of modules that share a rank."""
+        """Give the masks (T, M, r) of recorded steps and of modules that share a rank.
+
+        Raises:
+            UserError: if the mask of a step was not recorded.
+        """
+        if missing := steps[~self.has(steps)].tolist():
+            raise UserError(f"{self._path} has no masks of the steps {ranges(missing)}")
         places = np.searchsorted(self._steps, steps)
         return np.stack([self._masks[module][places] for module in modules], axis=1)

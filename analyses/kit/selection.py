@@ -5,13 +5,17 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 
+from analyses.kit.notes import why_nothing
 from subspace_lab.errors import UserError
 from subspace_lab.recording import schedule
 from subspace_lab.recording.run import Run, open_runs
 
 
 def open_named_runs(patterns: Sequence[Sequence[str]]) -> list[Run]:
-    """Open the runs of all --run options, and give them names that tell them apart."""
+    """Open the runs of all --run options, and give them names that tell them apart.
+
+    The name of a run that diverged says so, wherever it is shown.
+    """
     runs = open_runs([pattern for group in patterns for pattern in group])
     folders = [run.path.resolve() for run in runs]
     for depth in range(2, max(len(folder.parts) for folder in folders)):
@@ -19,6 +23,9 @@ def open_named_runs(patterns: Sequence[Sequence[str]]) -> list[Run]:
             break
         for run, folder in zip(runs, folders, strict=True):
             run.name = "/".join(folder.parts[-depth:])
+    for run in runs:
+        if run.diverged_at is not None:
+            run.name += f" (diverged at step {run.diverged_at})"
     return runs
 
 
@@ -55,7 +62,7 @@ def select_modules(run: Run, patterns: Sequence[str] | None) -> list[str] | None
     """
     if run.modules.empty:
         raise UserError(
-            f"{run.path} has no modules with factors B and A: its adapter is of another kind"
+            f"{run.path} has no modules with factors B and A that can be read: {why_nothing(run)}"
         )
     if patterns is None:
         return None

@@ -211,7 +211,7 @@ def _gain_over_single(run: Run) -> Measurement | None:
 
 def _losses(run: Run) -> tuple[dict[str, float], str] | None:
     """Mean losses by predictor, and of what, from the run's table of `ensemble_vs_single`."""
-    from analyses._tables import rows_note
+    from analyses.kit.tables import rows_note
     from subspace_lab.recording import files
 
     path = run.output_folder / "ensemble_vs_single.parquet"

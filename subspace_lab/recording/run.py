@@ -7,6 +7,7 @@ cores, masks and factors, and never learn which of these it is.
 
 from __future__ import annotations
 
+import functools
 import glob
 from collections.abc import Collection, Iterator
 from functools import cached_property
@@ -317,9 +318,14 @@ class Run:
             ranks = dict(zip(table["module"], table["r"], strict=True)) if self.recorded else {}
             batches = computed_batches(self.snapshots, modules=chosen, steps=steps, ranks=ranks)
         for batch in batches:
-            for row, module in np.argwhere(~batch.finite):
-                self._note_not_finite(int(batch.steps[row]), batch.modules["module"].iloc[module])
-            yield batch
+            yield PendingBatch(batch.count, functools.partial(self._load, batch))
+
+    def _load(self, pending: PendingBatch) -> CoreBatch:
+        """Load a batch, and note which of its cores are not finite."""
+        batch = pending.load()
+        for row, module in np.argwhere(~batch.finite):
+            self._note_not_finite(int(batch.steps[row]), batch.modules["module"].iloc[module])
+        return batch
 
     def factors(self, step: int, module: str) -> Factors:
         """Give B (m, r), A (r, n) and the scaling of a module, from the snapshot at `step`.

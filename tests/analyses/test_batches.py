@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from analyses import effective_rank, frame_drift, mask_theory, subspace_angles
-from analyses._batches import StepMasks, map_parallel
-from analyses._tables import concatenate, ragged
+from analyses.kit.cores import StepMasks, map_parallel
+from analyses.kit.tables import concatenate, ragged
 from subspace_lab import linalg
 from subspace_lab.errors import UserError
 from subspace_lab.recording import core_batches

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analyses import learning_curves
-from analyses._tables import concatenate
+from analyses.kit.tables import concatenate
 from analyses.report import render
 from subspace_lab.errors import UserError
 from subspace_lab.recording.run import Run

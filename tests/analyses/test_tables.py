@@ -6,7 +6,7 @@ import itertools
 
 import pandas as pd
 
-from analyses._tables import concatenate
+from analyses.kit.tables import concatenate
 
 
 def test_columns_that_only_some_tables_have_survive_in_any_order():

@@ -1,15 +1,14 @@
-"""What a reader of a run's results has to know: what they do not cover, and why."""
+"""Notes on a run's results: what they do not cover, and why."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
-if TYPE_CHECKING:
-    import pandas as pd
+import pandas as pd
 
-    from subspace_lab.recording.run import Run
+from subspace_lab.recording.run import Run
 
-MOST_NAMES = 3
+MAX_NAMES = 3
 
 
 def notes(run: Run) -> list[str]:
@@ -17,15 +16,15 @@ def notes(run: Run) -> list[str]:
 
     Nan and infinities are those that were met so far, in what was read of the run.
     """
-    found = [run.snapshots.root.note] if run.snapshots.root else []
+    lines = [run.snapshots.root.note] if run.snapshots.root else []
     for (kind, reason), rows in run.left_out.groupby(["kind", "reason"], sort=False):
         parameters = rows["parameters"].sum()
         size = f"; {parameters:,} parameters" if parameters else ""
-        found.append(f"not analyzed: {reason} ({_names(rows['name'], str(kind))}{size})")
+        lines.append(f"not analyzed: {reason} ({_names(rows['name'], str(kind))}{size})")
     analyzed, all_parameters = run.coverage
     if analyzed < all_parameters:
         share = analyzed / all_parameters
-        found.append(
+        lines.append(
             f"analyzed: {analyzed:,} of {all_parameters:,} parameters of the adapter ({share:.1%})"
         )
     if steps := sorted(run.not_finite):
@@ -33,11 +32,18 @@ def notes(run: Run) -> list[str]:
             dict.fromkeys(name for step in steps for name in sorted(run.not_finite[step]))
         )
         span = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
-        found.append(
+        lines.append(
             f"not finite (nan or infinite weights) at {span}: {_names(modules, 'module')}; their "
             "numbers are nan"
         )
-    return found
+    return lines
+
+
+def print_notes(notes: Mapping[str, Sequence[str]]) -> None:
+    """Print the notes on each run, a line each."""
+    for run, lines in notes.items():
+        for line in lines:
+            print(f"  note on {run}: {line}")
 
 
 def why_nothing(run: Run) -> str:
@@ -49,6 +55,6 @@ def why_nothing(run: Run) -> str:
 def _names(names: pd.Series | list[str], kind: str) -> str:
     """Count names and list the first."""
     listed = list(names)
-    more = f" and {len(listed) - MOST_NAMES} more" if len(listed) > MOST_NAMES else ""
+    more = f" and {len(listed) - MAX_NAMES} more" if len(listed) > MAX_NAMES else ""
     plural = "s" * (len(listed) != 1)
-    return f"{len(listed)} {kind}{plural}: {', '.join(listed[:MOST_NAMES])}{more}"
+    return f"{len(listed)} {kind}{plural}: {', '.join(listed[:MAX_NAMES])}{more}"

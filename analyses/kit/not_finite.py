@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    import pandas as pd
-    import torch
+import numpy as np
+import pandas as pd
+import torch
+from pandas.api.types import is_float_dtype, is_object_dtype
 
-    from subspace_lab.recording.core_batches import CoreBatch
-    from subspace_lab.recording.cores import Frame, Motion, RankCore
+from subspace_lab.recording.core_batches import CoreBatch
+from subspace_lab.recording.cores import Frame, Motion, RankCore
 
-Tables = TypeVar("Tables", "pd.DataFrame", "list[pd.DataFrame]")
+Tables = TypeVar("Tables", pd.DataFrame, list[pd.DataFrame])
 
 
 def nan_where_not_finite(function: Callable[[CoreBatch], Tables], batch: CoreBatch) -> Tables:
-    """Apply a function to a batch; what it says of cores that are not finite becomes nan.
+    """Apply a function to a batch; its numbers for cores that are not finite become nan.
 
     LAPACK refuses such matrices, with an error that names none of them. They are replaced by
     identities, and every float in the rows of their step and module by nan (lists become empty).
@@ -26,25 +27,20 @@ def nan_where_not_finite(function: Callable[[CoreBatch], Tables], batch: CoreBat
         function: from a batch to tables with the columns `step` and `module`.
         batch: the batch.
     """
-    import torch
-
     finite = batch.finite
     if finite.all():
         return function(batch)
     steps, modules = (~finite).nonzero()
     names = batch.modules["module"].to_numpy()
     bad = set(zip(batch.steps[steps].tolist(), names[modules], strict=True))
-    found = function(replace(batch, core=_finite_core(batch.core, torch.from_numpy(finite))))
-    if isinstance(found, list):
-        return [_blank(table, bad) for table in found]
-    return _blank(found, bad)
+    tables = function(replace(batch, core=_finite_core(batch.core, torch.from_numpy(finite))))
+    if isinstance(tables, list):
+        return [_blank(table, bad) for table in tables]
+    return _blank(tables, bad)
 
 
 def _finite_core(core: RankCore, finite: torch.Tensor) -> RankCore:
     """Put identities in the place of cores that are not finite, and no displacement."""
-    import torch
-
-    from subspace_lab.recording.cores import Motion, RankCore
 
     def part(matrix: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return matrix.where(finite[..., None, None], other)
@@ -64,9 +60,6 @@ def _finite_core(core: RankCore, finite: torch.Tensor) -> RankCore:
 
 def _blank(table: pd.DataFrame, bad: set[tuple[int, str]]) -> pd.DataFrame:
     """Replace the numbers in the rows of the given steps and modules."""
-    import numpy as np
-    from pandas.api.types import is_float_dtype, is_object_dtype
-
     pairs = zip(table["step"], table["module"], strict=True)
     rows = np.fromiter((pair in bad for pair in pairs), dtype=bool, count=len(table))
     for name, column in table.items():
