@@ -28,9 +28,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyses._command import default_folder
 from analyses.kit.notes import notes, print_notes
 from analyses.kit.selection import open_named_runs
+from analyses.kit.writing import default_folder
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:

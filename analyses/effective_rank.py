@@ -37,21 +37,39 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
-from analyses._command import Summary, analysis_parser, run_analysis
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
 from analyses._update import SPLIT, remark_on_product
-from analyses.kit.cores import StepMasks, over_batches
-from analyses.kit.tables import concatenate, grid_columns
-from subspace_lab.errors import UserError, exit_code_2_on_user_error
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
-    from subspace_lab.linalg import Measure
-    from subspace_lab.recording.core_batches import CoreBatch
-    from subspace_lab.recording.run import Run
+from analyses.kit import (
+    Analysis,
+    CoreBatch,
+    Plot,
+    StepMasks,
+    Summary,
+    concatenate,
+    grid_table,
+    over_batches,
+    run_analysis,
+)
+from subspace_lab import linalg
+from subspace_lab.errors import UserError
+from subspace_lab.figures.categories import draw_by_category, pooled_note
+from subspace_lab.figures.curves import (
+    draw_curves,
+    draw_names,
+    draw_prediction,
+    looks,
+    sample_note,
+    thin,
+)
+from subspace_lab.figures.style import PREDICTION, legend_below, new_figure, step_axis
+from subspace_lab.linalg import Measure
+from subspace_lab.recording.run import Run
 
 MEASURES: tuple[Measure, ...] = ("numerical", "entropy", "stable", "participation", "energy90")
 MATRICES = {
@@ -90,12 +108,6 @@ def compute(
     Raises:
         UserError: if a measure is unknown.
     """
-    import numpy as np
-    import pandas as pd
-    import torch
-
-    from subspace_lab import linalg
-
     if unknown := set(measures) - set(get_args(linalg.Measure)):
         known = ", ".join(get_args(linalg.Measure))
         raise UserError(f"there is no measure {', '.join(sorted(unknown))}: choose among {known}")
@@ -109,23 +121,19 @@ def compute(
             torch.stack([linalg.effective_rank(s, measure=m) for m in measures], dim=-1)
             for s in sigma.values()
         ]
-        stacked = torch.stack(values, dim=-2)
-        columns = grid_columns(run, batch, matrix=list(sigma), measure=measures)
-        columns["value"] = stacked.flatten().numpy()
-        columns["kept"] = kept[..., None, None].expand_as(stacked).flatten().numpy()
-        masked = columns["matrix"] == f"masked_{product}"
-        rank = int(batch.modules["r"].iloc[0])
-        columns["expected_rank"] = pd.Series(keep_prob * rank, index=range(len(masked))).where(
-            masked
-        )
-        of_product = (columns["matrix"] == "product") | (columns["matrix"] == "masked_product")
+        expected = keep_prob * int(batch.modules["r"].iloc[0])
+        columns = {
+            "value": torch.stack(values, dim=-2),  # (T, M, matrix, measure)
+            "kept": kept[..., None, None],
+            "expected_rank": [[expected if m == f"masked_{product}" else np.nan] for m in sigma],
+        }
+        table = grid_table(run, batch, columns, axes={"matrix": list(sigma), "measure": measures})
+        of_product = table["matrix"].isin(["product", "masked_product"]).astype(np.int8)
         remarks = pd.Index(["", remark] if remark else [""])
-        columns["remark"] = pd.Categorical.from_codes(of_product.astype(np.int8), remarks)
-        return pd.DataFrame(columns)
+        table["remark"] = pd.Categorical.from_codes(of_product.to_numpy(), remarks)
+        return table
 
     def of_batch(batch: CoreBatch) -> list[pd.DataFrame]:
-        from subspace_lab.recording.core_batches import CoreBatch
-
         core = batch.core
         if remark == SPLIT and core.row.start is not None:
             of_product = {"update": torch.linalg.svdvals(core.change("start"))}
@@ -138,7 +146,7 @@ def compute(
         rank = torch.tensor(core.row.R.shape[-1]).expand(whole["A"].shape[:-1])
         tables = [part(batch, whole, rank)]
         if masks is not None and (where := masks.has(batch.steps)).any():
-            inside = CoreBatch(batch.steps[where], batch.modules, core[torch.from_numpy(where)])
+            inside = batch.at(where)
             mask = torch.from_numpy(masks.at(inside.steps, inside.modules["module"]))
             sigma = {f"masked_{product}": inside.core.singular_values(mask)}
             tables.append(part(inside, sigma, mask.sum(-1)))
@@ -148,27 +156,10 @@ def compute(
     return concatenate(itertools.chain.from_iterable(parts))
 
 
-def plot(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame) -> Figure:
     """Draw each measure over steps, one panel each, with keep_prob x r where masks were on."""
-    from subspace_lab.figures.curves import thin
-    from subspace_lab.figures.style import paper_style
-
-    with paper_style():
-        one_step = bool(table.groupby("run", observed=True)["step"].nunique().eq(1).all())
-        return _draw(thin(table), one_step=one_step)
-
-
-def _draw(table: pd.DataFrame, *, one_step: bool) -> Figure:
-    from subspace_lab.figures.categories import draw_by_category, pooled_note
-    from subspace_lab.figures.curves import (
-        draw_curves,
-        draw_names,
-        draw_prediction,
-        looks,
-        sample_note,
-    )
-    from subspace_lab.figures.style import PREDICTION, legend_below, new_figure, step_axis
-
+    one_step = bool(table.groupby("run", observed=True)["step"].nunique().eq(1).all())
+    table = thin(table)
     several = table["run"].nunique() > 1
     shown = [m for m in MATRICES if (table["matrix"] == m).any()]
     if several and not one_step:  # the factors' own curves would crowd a comparison
@@ -202,7 +193,7 @@ def _draw(table: pd.DataFrame, *, one_step: bool) -> Figure:
     return figure
 
 
-def summarise(table: pd.DataFrame) -> Summary:
+def summarize(table: pd.DataFrame) -> Summary:
     """Give medians over modules at each run's last step, and why a product is not the update."""
     found: dict[str, dict[str, float] | str] = {}
     for run, rows in table.groupby("run", observed=True):
@@ -216,19 +207,34 @@ def summarise(table: pd.DataFrame) -> Summary:
     return found
 
 
-@exit_code_2_on_user_error
-def main() -> None:
-    """Run the analysis from the command line."""
-    parser = analysis_parser("effective_rank", __doc__)
-    parser.add_argument(
-        "--measures",
-        nargs="+",
-        default=list(MEASURES),
-        metavar="MEASURE",
-        help=f"default: {' '.join(MEASURES)}; also entropy_squared, energy95, energy99",
-    )
-    run_analysis(parser, compute, plot, summarise)
+plot = Plot(draw)
+
+ANALYSIS = Analysis(
+    name="effective_rank",
+    description=__doc__,
+    question="how many directions does the update use, by eight measures?",
+    compute=compute,
+    plot=plot,
+    summarize=summarize,
+    reading="A matrix of rank r can still put nearly all its weight into one direction. Effective "
+    "ranks count directions by weight, each in its own way, which is why they differ: the "
+    "<i>entropy</i> effective rank is exp of the entropy of σ/Σσ, the <i>stable</i> rank is "
+    "‖ΔW‖²<sub>F</sub>/σ₁², <i>participation</i> is (Σσ²)²/Σσ⁴, <i>energy90</i> counts "
+    "directions until 90 % of Σσ² is reached, <i>numerical</i> counts σ above rounding. "
+    "Dotted: keep_prob × r, what a mask keeps on average. It predicts the numerical rank of "
+    "the masked update, and the other measures for flat spectra only; on the spectra that "
+    "training produces, the stable rank falls far less.",
+    options={
+        "measures": {
+            "nargs": "+",
+            "default": list(MEASURES),
+            "metavar": "MEASURE",
+            "help": f"default: {' '.join(MEASURES)}; also entropy_squared, energy95, energy99",
+        }
+    },
+    position=20,
+)
 
 
 if __name__ == "__main__":
-    main()
+    run_analysis(ANALYSIS)

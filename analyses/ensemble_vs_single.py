@@ -28,18 +28,24 @@ is no point of the scale curve.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from analyses._command import Summary, analysis_parser, run_analysis
-from analyses.kit.tables import rows_note
-from subspace_lab.errors import UserError, exit_code_2_on_user_error
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
+from analyses.kit import Analysis, Needs, Plot, Summary, rows_note, run_analysis
+from subspace_lab.errors import UserError
+from subspace_lab.figures.style import MARKERS, PALETTE, PREDICTION, legend_below, new_figure
+from subspace_lab.models import Precision
+from subspace_lab.recording.run import Run
+from subspace_lab.stats.intervals import accuracy_interval
+from subspace_lab.theory.inference_scale import optimal_inference_scale
+from subspace_lab.trained import evaluation_examples, load_trained
 
-    from subspace_lab.models import Precision
-    from subspace_lab.recording.run import Run
+COSTS = ("single", "geometric", "arithmetic")
+SHOWN = ("base", "full", "single", "geometric", "arithmetic")
 
 
 def compute(
@@ -76,8 +82,6 @@ def compute(
     Raises:
         UserError: if the run has no adapter to load, or an argument is out of range.
     """
-    import pandas as pd
-
     if min(masks, examples, batch_size) < 1 or seed < 0:
         raise UserError("--masks, --examples and --batch_size must be at least 1, --seed 0")
     if modules is not None:
@@ -98,10 +102,7 @@ def _at_step(
     seed: int,
     dtype: Precision,
 ) -> pd.DataFrame:
-    import pandas as pd
-
-    from analyses._mask_ensembles import evaluate
-    from subspace_lab.trained import evaluation_examples, load_trained
+    from analyses._mask_ensembles import evaluate  # imports peft
 
     rows = evaluation_examples(run, size=examples)
     trained = load_trained(run, step=step, dtype=dtype)
@@ -134,8 +135,6 @@ def predicted_scale(run: Run, step: int) -> float:
     c* = s [q + (1 - q) rho], rho = sum ||b_i||^2 ||a_i||^2 / ||B A||^2, summed over modules;
     nan for a run without masks. Exact for one linear layer with squared loss, indicative here.
     """
-    from subspace_lab.theory.inference_scale import optimal_inference_scale
-
     if run.mask_law is None:
         return float("nan")
     products = updates = 0.0
@@ -150,17 +149,9 @@ def predicted_scale(run: Run, step: int) -> float:
     return optimal_inference_scale(products / updates, keep_prob=keep_prob, rescale=rescale)
 
 
-def plot(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame) -> Figure:
     """Draw loss over inference scale, and what masks and ensembles cost against the full model."""
-    from subspace_lab.figures.style import paper_style
-
-    with paper_style():
-        return _draw(table[table["step"] == table.groupby("run")["step"].transform("max")])
-
-
-def _draw(table: pd.DataFrame) -> Figure:
-    from subspace_lab.figures.style import PREDICTION, legend_below, new_figure
-
+    table = table[table["step"] == table.groupby("run")["step"].transform("max")]
     runs = list(dict.fromkeys(table["run"]))
     figure, axes = new_figure(3, row_height=1.35, share_x=False)
     if table["predicted_scale"].notna().any():
@@ -191,13 +182,7 @@ def _draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-COSTS = ("single", "geometric", "arithmetic")
-SHOWN = ("base", "full", "single", "geometric", "arithmetic")
-
-
-def _look(i: int) -> dict[str, Any]:
-    from subspace_lab.figures.style import MARKERS, PALETTE
-
+def _style(i: int) -> dict[str, Any]:
     return {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]}
 
 
@@ -207,31 +192,31 @@ def _scale_curve(rows: pd.DataFrame) -> pd.DataFrame:
     return curve.dropna(subset="scale").sort_values("scale")
 
 
-def _draw_scales(axis: Any, rows: pd.DataFrame, i: int) -> None:
+def _draw_scales(axis: Axes, rows: pd.DataFrame, i: int) -> None:
     """Draw loss over inference scale, and a tick at the scale that theory predicts."""
     curve = _scale_curve(rows)
     label = str(rows["run"].iloc[0])
-    axis.plot(curve["scale"], curve["loss"], **_look(i), label=label)
+    axis.plot(curve["scale"], curve["loss"], **_style(i), label=label)
     predicted = rows["predicted_scale"].iloc[0]
     if predicted == predicted:
         axis.axvline(
             predicted,
             ymax=0.12,
-            color=_look(i)["color"],
+            color=_style(i)["color"],
             linestyle=(0, (1, 1)),
         )
 
 
-def _draw_costs(axis: Any, rows: pd.DataFrame, i: int, count: int) -> None:
+def _draw_costs(axis: Axes, rows: pd.DataFrame, i: int, count: int) -> None:
     """Draw the loss of masks and ensembles above the full model's, and the Jensen identity."""
     full = rows.loc[rows["predictor"] == "full", "loss"].iloc[0]
     shift = 0.7 * ((i + 0.5) / count - 0.5)
     for x, predictor in enumerate(COSTS):
         found = rows[rows["predictor"] == predictor]
         cost = found["loss"] - full
-        look = _look(i)
-        axis.plot([x + shift] * len(cost), cost, linestyle="", alpha=0.35, **look)
-        axis.plot([x + shift], [cost.mean()], linestyle="", **look)
+        style = _style(i)
+        axis.plot([x + shift] * len(cost), cost, linestyle="", alpha=0.35, **style)
+        axis.plot([x + shift], [cost.mean()], linestyle="", **style)
     geometric = rows[rows["predictor"] == "geometric"].iloc[0]
     expected = geometric["loss"] + geometric["jensen_gap"] - full
     axis.plot(
@@ -243,19 +228,17 @@ def _draw_costs(axis: Any, rows: pd.DataFrame, i: int, count: int) -> None:
     )
 
 
-def _draw_accuracies(axis: Any, rows: pd.DataFrame, i: int, count: int) -> None:
-    from subspace_lab.stats.intervals import accuracy_interval
-
+def _draw_accuracies(axis: Axes, rows: pd.DataFrame, i: int, count: int) -> None:
     shift = 0.7 * ((i + 0.5) / count - 0.5)
     for x, predictor in enumerate(SHOWN):
         found = rows[rows["predictor"] == predictor]
         accuracy, examples = found["accuracy"].mean(), int(found["examples"].iloc[0])
         interval = accuracy_interval(round(accuracy * examples), examples)
-        ends = [[accuracy - interval.low], [interval.high - accuracy]]
-        axis.errorbar([x + shift], [accuracy], yerr=ends, linewidth=0.7, linestyle="", **_look(i))
+        ends = np.array([[accuracy - interval.low], [interval.high - accuracy]])
+        axis.errorbar([x + shift], [accuracy], yerr=ends, linewidth=0.7, linestyle="", **_style(i))
 
 
-def summarise(table: pd.DataFrame) -> Summary:
+def summarize(table: pd.DataFrame) -> Summary:
     """Give each run's losses."""
     summary: dict[str, float | int | str] = {}
     for (run, step), rows in table.groupby(["run", "step"], sort=False):
@@ -271,24 +254,40 @@ def summarise(table: pd.DataFrame) -> Summary:
     return summary
 
 
-@exit_code_2_on_user_error
-def main() -> None:
-    """Run the analysis from the command line."""
-    parser = analysis_parser("ensemble_vs_single", __doc__)
-    parser.add_argument("--masks", type=int, default=8, help="masks drawn (default: 8)")
-    parser.add_argument("--examples", type=int, default=64, help="rows used at most (default: 64)")
-    parser.add_argument(
-        "--batch_size", type=int, default=16, help="rows in one forward pass (default: 16)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the masks (default: 0)")
-    parser.add_argument(
-        "--dtype",
-        choices=("fp32", "bf16"),
-        default="fp32",
-        help="what the model computes in (default: fp32)",
-    )
-    run_analysis(parser, compute, plot, summarise, steps_of=lambda run: sorted(run.snapshots))
+plot = Plot(draw)
+
+ANALYSIS = Analysis(
+    name="ensemble_vs_single",
+    description=__doc__,
+    question="is the full-rank model an ensemble of its masked parts?",
+    needs=Needs.FACTORS | Needs.SNAPSHOTS | Needs.MODEL,
+    compute=compute,
+    plot=plot,
+    summarize=summarize,
+    reading="Top: loss on held-out examples when the update is scaled by c at inference (c = 1 is "
+    "the usual choice, c = 0 is the base). A minimum beyond 1 says that masks shrank the "
+    "update; dotted marks: the scale that theory predicts for a linear layer. Middle: how much "
+    "single masks and two kinds of mask ensemble lose against the full model; the dark bar is "
+    "an identity of theory (geometric ensemble plus Jensen gap) and must pass through the "
+    "single masks' mean. Bottom: exact match of each.",
+    options={
+        "masks": {"type": int, "default": 8, "help": "masks drawn (default: 8)"},
+        "examples": {"type": int, "default": 64, "help": "examples used at most (default: 64)"},
+        "batch_size": {
+            "type": int,
+            "default": 16,
+            "help": "examples in one forward pass (default: 16)",
+        },
+        "seed": {"type": int, "default": 0, "help": "seed of the masks (default: 0)"},
+        "dtype": {
+            "choices": ("fp32", "bf16"),
+            "default": "fp32",
+            "help": "what the model computes in (default: fp32)",
+        },
+    },
+    position=70,
+)
 
 
 if __name__ == "__main__":
-    main()
+    run_analysis(ANALYSIS)

@@ -25,22 +25,42 @@ compare runs at equal update norm.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from analyses._command import Summary, analysis_parser, run_analysis
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
 from analyses._mask_laws import law_of, moments_of
-from analyses.kit.cores import StepMasks, over_batches
-from analyses.kit.tables import concatenate, grid_columns, ragged
-from subspace_lab.errors import UserError, exit_code_2_on_user_error
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import torch
-    from matplotlib.figure import Figure
-
-    from subspace_lab.recording.core_batches import CoreBatch
-    from subspace_lab.recording.cores import Frame, Motion
-    from subspace_lab.recording.run import Run
+from analyses.kit import (
+    Analysis,
+    CoreBatch,
+    Needs,
+    Plot,
+    StepMasks,
+    Summary,
+    check_needs,
+    concatenate,
+    grid_table,
+    over_batches,
+    ragged,
+    run_analysis,
+)
+from subspace_lab import linalg
+from subspace_lab.figures.curves import (
+    draw_curves,
+    draw_names,
+    draw_prediction,
+    group_column,
+    looks,
+    sample_note,
+    thin,
+)
+from subspace_lab.figures.style import legend_below, new_figure, step_axis
+from subspace_lab.recording.cores import RankCore
+from subspace_lab.recording.run import Run
+from subspace_lab.theory.adam import squared_leakage
 
 SIDES = {"row": "row space of A", "column": "column space of B"}
 SINCE = {"previous": "step", "start": "start"}  # as in the table, and in a core
@@ -68,73 +88,49 @@ def compute(
     Raises:
         UserError: if no displacements were recorded.
     """
-    import pandas as pd
-    import torch
-
-    from subspace_lab import linalg
-    from subspace_lab.theory.adam import squared_leakage
-
+    check_needs(run, Needs.DISPLACEMENTS)
+    moved = [step for step in (run.steps if steps is None else steps) if step > 0]
     masks = StepMasks(run) if run.mask_steps else None
     law = law_of(run) if masks is not None and run.config.get("optimizer") == "adamw" else None
 
-    def motion_of(frame: Frame, since: str) -> Motion:
-        motion: Motion | None = getattr(frame, SINCE[since])
-        if motion is None:
-            raise UserError(
-                f"{run.path} has no displacements, only adapters: frame drift needs a run that "
-                "was recorded with --cores"
-            )
-        return motion
-
     def of_batch(batch: CoreBatch) -> pd.DataFrame:
-        motions = [
-            (frame, motion_of(frame, since))
-            for frame in (batch.core.row, batch.core.column)
-            for since in SINCE
-        ]
-        steps, moved = batch.steps[batch.steps > 0], torch.from_numpy(batch.steps > 0)
-        if not steps.size:
-            return pd.DataFrame()
-        core = batch.core[moved]
-        leaks = _leakage(core.row, core.column, masks, steps, batch)
+        core = batch.core
         angles, norms = [], []
-        for frame, motion in motions:
-            now, then = frame.now()[moved], frame.then(motion)[moved]
-            angles.append(linalg.principal_angles(now, then))
-            norms.append(motion.norm[moved])
-        stacked = torch.stack(angles, dim=-2)  # (T, M, side and since, r)
-        columns = grid_columns(run, batch, steps=steps, side=list(SIDES), since=list(SINCE))
-        columns["angles"] = ragged(stacked.flatten(0, -2).numpy())
-        columns["max_angle"] = stacked.nan_to_num(-1.0).amax(-1).flatten().numpy()
-        columns["step_norm"] = torch.stack(norms, dim=-1).flatten().numpy()
-        columns["leakage"] = leaks.flatten().numpy()
-        table = pd.DataFrame(columns)
-        table["max_angle"] = table["max_angle"].where(table["max_angle"] >= 0)
-        table["expected_leakage"] = float("nan")
+        for frame in (core.row, core.column):
+            for since in SINCE:
+                motion = getattr(frame, SINCE[since])
+                angles.append(linalg.principal_angles(frame.now(), frame.then(motion)))
+                norms.append(motion.norm)
+        shape = (*batch.finite.shape, len(SIDES), len(SINCE))
+        stacked = torch.stack(angles, dim=-2).unflatten(-2, shape[-2:])  # (T, M, side, since, r)
+        largest = stacked.nan_to_num(-1.0).amax(-1)
+        expected = np.nan
         if law is not None:
             keep_prob = float(moments_of(law, core.row.R.shape[-1]).mean[0])
-            previous = table["since"] == "previous"
-            table.loc[previous, "expected_leakage"] = squared_leakage(keep_prob=keep_prob)
-        return table
+            expected = squared_leakage(keep_prob=keep_prob)
+        columns = {
+            "angles": ragged(stacked.flatten(0, -2).numpy()).reshape(shape),
+            "max_angle": largest.where(largest >= 0, torch.nan),
+            "step_norm": torch.stack(norms, dim=-1).unflatten(-1, shape[-2:]),
+            "leakage": _leakage(core, masks, batch),
+            "expected_leakage": [expected if since == "previous" else np.nan for since in SINCE],
+        }
+        return grid_table(run, batch, columns, axes={"side": list(SIDES), "since": list(SINCE)})
 
     return concatenate(
-        over_batches(run, of_batch, steps=steps, modules=modules, displacements=True)
+        over_batches(run, of_batch, steps=moved, modules=modules, displacements=True)
     )
 
 
-def _leakage(
-    row: Frame, column: Frame, masks: StepMasks | None, steps: Any, batch: CoreBatch
-) -> torch.Tensor:
+def _leakage(core: RankCore, masks: StepMasks | None, batch: CoreBatch) -> torch.Tensor:
     """Share of the squared step norm on dropped directions, (T, M, side, since)."""
-    import torch
-
-    leakage = torch.full((*row.R.shape[:2], 2, 2), torch.nan, dtype=torch.float64)
+    leakage = torch.full((*core.row.R.shape[:2], 2, 2), torch.nan, dtype=torch.float64)
     if masks is None:
         return leakage
-    recorded = masks.has(steps)
+    recorded = masks.has(batch.steps)
     where = torch.from_numpy(recorded)
-    dropped = ~torch.from_numpy(masks.at(steps[recorded], batch.modules["module"]))
-    for side, frame in enumerate((row, column)):
+    dropped = ~torch.from_numpy(masks.at(batch.steps[recorded], batch.modules["module"]))
+    for side, frame in enumerate((core.row, core.column)):
         if frame.step is not None:
             squares = frame.step.coordinates[where].square().sum(-2)  # (T, M, r)
             leakage[where, :, side, 0] = (squares * dropped).sum(-1) / squares.sum(-1)
@@ -165,28 +161,9 @@ def pooled_leakage(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return sums.assign(leakage=sums["masked"] / sums["total"]).reset_index()
 
 
-def plot(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame) -> Figure:
     """Draw the largest angles, the step norms and the leakage over steps."""
-    from subspace_lab.figures.curves import thin
-    from subspace_lab.figures.style import paper_style
-
-    with paper_style():
-        return _draw(thin(table))
-
-
-def _draw(table: pd.DataFrame) -> Figure:
-    import numpy as np
-
-    from subspace_lab.figures.curves import (
-        draw_curves,
-        draw_names,
-        draw_prediction,
-        group_column,
-        looks,
-        sample_note,
-    )
-    from subspace_lab.figures.style import legend_below, new_figure, step_axis
-
+    table = thin(table)
     table = table.assign(degrees=np.degrees(table["max_angle"]))
     previous, start = (table[table["since"] == since] for since in SINCE)
     no_frame = ""
@@ -220,7 +197,7 @@ def _draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def summarise(table: pd.DataFrame) -> Summary:
+def summarize(table: pd.DataFrame) -> Summary:
     """Give medians over modules of the drift, and the leakage of the second half of the steps.
 
     The early steps are left out of the leakage: the momentum starts at zero, so that nothing leaks
@@ -254,11 +231,23 @@ def _leakage_of(leaks: pd.DataFrame, key: tuple[Any, str]) -> dict[str, float]:
     }
 
 
-@exit_code_2_on_user_error
-def main() -> None:
-    """Run the analysis from the command line."""
-    run_analysis(analysis_parser("frame_drift", __doc__), compute, plot, summarise)
+plot = Plot(draw)
+
+ANALYSIS = Analysis(
+    name="frame_drift",
+    description=__doc__,
+    question="how fast do the directions themselves turn, and what leaks past the mask?",
+    needs=Needs.FACTORS | Needs.CORES | Needs.DISPLACEMENTS,
+    compute=compute,
+    plot=plot,
+    summarize=summarize,
+    reading="The angle between the row space of A (or the column space of B) now and one step ago, "
+    "or at the start, all directions counted. This is the only way in which new directions enter. "
+    "<i>Leakage</i> is the share of a step's squared length that lies on masked directions: "
+    "their gradient is exactly zero, but Adam's momentum moves them all the same.",
+    position=40,
+)
 
 
 if __name__ == "__main__":
-    main()
+    run_analysis(ANALYSIS)

@@ -20,28 +20,32 @@ Runs that start from one A share its directions without having learned them.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Sequence
+from typing import Any
 
-from analyses._command import (
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from analyses.kit import (
+    Analysis,
+    Needs,
+    Plot,
     Summary,
-    analysis_parser,
-    write_results,
+    check_needs,
+    concatenate,
+    map_parallel,
+    run_analysis,
+    select_modules,
+    select_steps,
 )
-from analyses.kit.cores import map_parallel
-from analyses.kit.selection import open_named_runs, select_modules, select_steps
-from analyses.kit.tables import concatenate
-from subspace_lab.errors import UserError, exit_code_2_on_user_error
-
-if TYPE_CHECKING:
-    import argparse
-
-    import pandas as pd
-    import torch
-    from matplotlib.figure import Figure
-
-    from subspace_lab.recording.factors import Factors
-    from subspace_lab.recording.run import Run
+from subspace_lab import linalg
+from subspace_lab.errors import UserError
+from subspace_lab.figures.heat_map import draw_heat_map
+from subspace_lab.figures.style import new_figure
+from subspace_lab.recording.factors import Factors
+from subspace_lab.recording.run import Run
 
 SIDES = {"row": "input side", "column": "output side"}
 MATRICES = ("update", "factor")
@@ -71,9 +75,8 @@ def compute(
         UserError: if a run has no saved adapter of that step, or there is no module in common.
     """
     other = other or run
-    for each in (run, other):
-        if not each.snapshots:
-            raise UserError(f"{each.path} has no saved adapters: record them with --snapshots")
+    check_needs(run, Needs.SNAPSHOTS)
+    check_needs(other, Needs.SNAPSHOTS)
     first, second = steps or (run.final_snapshot, other.final_snapshot)
     table = run.modules if modules is None else run.modules[run.modules["module"].isin(modules)]
     sizes = ["module", "m", "n"]
@@ -104,13 +107,49 @@ def compute(
     return found[[*place, "matrix", "side", "i", "j", "phi", "null_phi"]]
 
 
+def compare(
+    runs: Sequence[Run], *, steps: str | None = None, modules: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Compute the table of two runs, or of one run at two steps.
+
+    Args:
+        runs: one run or two.
+        steps: one saved step for each of the two adapters, or one for both, as --steps names them;
+            None: the final ones.
+        modules: which modules, as --modules names them; None: all that both have.
+
+    Raises:
+        UserError: if there are more than two runs, or not two different adapters.
+    """
+    if len(runs) > 2:
+        raise UserError(f"grassmann compares two adapters, not {len(runs)}: give two --run")
+    run, other = runs[0], runs[-1]
+    chosen = _select_pair(runs, steps)
+    return compute(run, other, steps=chosen, modules=select_modules(run, modules))
+
+
+def _select_pair(runs: Sequence[Run], steps: str | None) -> tuple[int, int] | None:
+    """Read --steps: one saved step for each of the two adapters; None: the final ones."""
+    if steps is None and len(runs) == 2:
+        return None
+    texts = (steps or "last").split(",")
+    if len(runs) == 1 and len(texts) != 2:
+        raise UserError("one run is compared at two saved steps: give --steps such as 10,100")
+    if len(texts) > 2:
+        raise UserError(f"--steps {steps} are more than two steps: give one or two")
+    chosen = []
+    for run, text in zip((runs[0], runs[-1]), (texts[0], texts[-1]), strict=True):
+        selected = select_steps(run, sorted(run.snapshots), text) or []
+        if len(selected) != 1:
+            raise UserError(f"--steps {text} is not a single step of {run.path}")
+        chosen += selected
+    if len(runs) == 1 and chosen[0] == chosen[1]:
+        raise UserError(f"{runs[0].path} would be compared with itself: give two different --steps")
+    return chosen[0], chosen[1]
+
+
 def _overlaps(first: Factors, second: Factors) -> pd.DataFrame:
     """Overlap of all leading directions of one module."""
-    import numpy as np
-    import pandas as pd
-
-    from subspace_lab import linalg
-
     parts = []
     directions = zip(_directions(first), _directions(second), strict=True)
     for (matrix, side, U), (_, _, V) in directions:
@@ -129,10 +168,6 @@ def _directions(factors: Factors) -> list[tuple[str, str, torch.Tensor]]:
 
     They are nan, r of them, where the factors are not finite.
     """
-    import torch
-
-    from subspace_lab import linalg
-
     if not factors.finite:
         sides = {"row": factors.A.T, "column": factors.B}
         return [
@@ -150,18 +185,8 @@ def _directions(factors: Factors) -> list[tuple[str, str, torch.Tensor]]:
     return found
 
 
-def plot(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame) -> Figure:
     """Draw phi(i, j), the mean over modules, as heat maps by matrix and side."""
-    from subspace_lab.figures.style import paper_style
-
-    with paper_style():
-        return _draw(table)
-
-
-def _draw(table: pd.DataFrame) -> Figure:
-    from subspace_lab.figures.heat_map import draw_heat_map
-    from subspace_lab.figures.style import new_figure
-
     first = table.iloc[0]
     names = {"update": ("ΔW, {}", "ΔW, {}"), "factor": ("A, {}", "B, {}")}
     figure, axes = new_figure(2, 2, row_height=1.6, share_x=False)
@@ -189,7 +214,7 @@ def _draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def summarise(table: pd.DataFrame) -> Summary:
+def summarize(table: pd.DataFrame) -> Summary:
     """Give the overlap of the first directions and of all of them, beside the null."""
     found: dict[str, dict[str, float]] = {}
     for matrix in MATRICES:
@@ -207,38 +232,20 @@ def summarise(table: pd.DataFrame) -> Summary:
     return found
 
 
-@exit_code_2_on_user_error
-def main() -> None:
-    """Run the analysis from the command line."""
-    arguments = analysis_parser("grassmann", __doc__).parse_args()
-    runs = open_named_runs(arguments.run)
-    if len(runs) > 2:
-        raise UserError(f"grassmann compares two adapters, not {len(runs)}: give two --run")
-    run, other = runs[0], runs[-1]
-    modules = select_modules(run, arguments.modules)
-    table = compute(run, other, steps=_steps(runs, arguments), modules=modules)
-    write_results(arguments, runs, table, plot, summarise)
+plot = Plot(draw)
 
-
-def _steps(runs: list[Run], arguments: argparse.Namespace) -> tuple[int, int] | None:
-    """Read --steps: one saved step for each of the two adapters; None: the final ones."""
-    if arguments.steps is None and len(runs) == 2:
-        return None
-    texts = (arguments.steps or "last").split(",")
-    if len(runs) == 1 and len(texts) != 2:
-        raise UserError("one run is compared at two saved steps: give --steps such as 10,100")
-    if len(texts) > 2:
-        raise UserError(f"--steps {arguments.steps} are more than two steps: give one or two")
-    chosen = []
-    for run, text in zip((runs[0], runs[-1]), (texts[0], texts[-1]), strict=True):
-        found = select_steps(run, sorted(run.snapshots), text) or []
-        if len(found) != 1:
-            raise UserError(f"--steps {text} is no single step of {run.path}")
-        chosen += found
-    if len(runs) == 1 and chosen[0] == chosen[1]:
-        raise UserError(f"{runs[0].path} would be compared with itself: give two different --steps")
-    return chosen[0], chosen[1]
+ANALYSIS = Analysis(
+    name="grassmann",
+    description=__doc__,
+    question="do two adapters share directions (LoRA paper, section 7)?",
+    needs=Needs.FACTORS | Needs.SNAPSHOTS,
+    compute=compare,
+    plot=plot,
+    summarize=summarize,
+    compares=True,
+    position=65,
+)
 
 
 if __name__ == "__main__":
-    main()
+    run_analysis(ANALYSIS)

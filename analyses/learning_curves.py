@@ -11,17 +11,30 @@ write.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from analyses._command import Summary, analysis_parser, run_analysis
-from analyses.kit.tables import evaluated_rows, rows_note
-from subspace_lab.errors import UserError, exit_code_2_on_user_error
+import pandas as pd
+from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
-    from subspace_lab.recording.run import Run
+from analyses.kit import (
+    Analysis,
+    Needs,
+    Plot,
+    Summary,
+    evaluated_rows,
+    rows_note,
+    run_analysis,
+)
+from subspace_lab.errors import UserError
+from subspace_lab.figures.style import (
+    LINES,
+    MARKERS,
+    PALETTE,
+    legend_below,
+    new_figure,
+    step_axis,
+)
+from subspace_lab.recording.run import Run, evaluations
 
 COLUMNS = {
     "loss": ("training loss", "nats/token"),
@@ -60,24 +73,8 @@ def compute(
     return table if steps is None else table[table["step"].isin(steps)]
 
 
-def plot(table: pd.DataFrame) -> Figure:
-    """Draw training loss, loss and exact match of evaluations over steps, one colour per run."""
-    from subspace_lab.figures.style import paper_style
-
-    with paper_style():
-        return _draw(table)
-
-
-def _draw(table: pd.DataFrame) -> Figure:
-    from subspace_lab.figures.style import (
-        LINES,
-        MARKERS,
-        PALETTE,
-        legend_below,
-        new_figure,
-        step_axis,
-    )
-
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw training loss, loss and exact match of evaluations over steps, one color per run."""
     shown = [name for name in COLUMNS if name in table and table[name].notna().any()]
     figure, axes = new_figure(len(shown), row_height=1.2)
     for i, (run, rows) in enumerate(table.groupby("run", sort=False)):
@@ -101,7 +98,7 @@ def _draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def summarise(table: pd.DataFrame) -> Summary:
+def summarize(table: pd.DataFrame) -> Summary:
     """Give each run's first and last losses; the last is nan for a run that diverged."""
     summary: dict[str, float | int | str] = {}
     for run, rows in table.groupby("run", sort=False):
@@ -117,8 +114,6 @@ def summarise(table: pd.DataFrame) -> Summary:
 
 def _measured(rows: pd.DataFrame, name: str) -> pd.Series[float]:
     """Give a column at the steps where it was measured; nan is what was not finite there."""
-    from subspace_lab.recording.run import evaluations
-
     if name.startswith("eval_"):
         return evaluations(rows)[name]
     logged = rows.get("learning_rate", rows[name]).notna()
@@ -127,18 +122,23 @@ def _measured(rows: pd.DataFrame, name: str) -> pd.Series[float]:
     return rows.loc[logged, name]
 
 
-@exit_code_2_on_user_error
-def main() -> None:
-    """Run the analysis from the command line."""
-    run_analysis(
-        analysis_parser("learning_curves", __doc__),
-        compute,
-        plot,
-        summarise,
-        steps_of=lambda run: run.metrics["step"].tolist(),
-        of_factors=False,
-    )
+plot = Plot(draw)
+
+ANALYSIS = Analysis(
+    name="learning_curves",
+    description=__doc__,
+    question="how did training go?",
+    needs=Needs.METRICS,
+    compute=compute,
+    plot=plot,
+    summarize=summarize,
+    reading="Top: the training loss per batch. For masked runs it is computed under that step's "
+    "mask, and so it lies above the loss of the full model; where batches group examples of "
+    "similar length, as in the demo, they differ in difficulty, which makes the curve jagged. "
+    "Below: loss and exact match of the full model on examples that it never trains on.",
+    position=10,
+)
 
 
 if __name__ == "__main__":
-    main()
+    run_analysis(ANALYSIS)

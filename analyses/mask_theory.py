@@ -30,25 +30,32 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from analyses._command import (
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analyses.kit import (
+    Analysis,
+    Needs,
+    Plot,
     Summary,
-    analysis_parser,
+    concatenate,
     label,
-    write_results,
+    run_analysis,
+    select_modules,
+    select_steps,
 )
-from analyses.kit.selection import open_named_runs, select_modules, select_steps
-from subspace_lab.errors import UserError, exit_code_2_on_user_error
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from analyses.predictions.group import Group
-    from analyses.predictions.rows import Row
-    from subspace_lab.recording.run import Run
+from analyses.predictions import angles, dropped, gates, masks, motion, norms
+from analyses.predictions.against_lora import against_lora, find_lora
+from analyses.predictions.group import Group, groups_of
+from analyses.predictions.inference import inference
+from analyses.predictions.rows import Row
+from subspace_lab.errors import UserError
+from subspace_lab.figures.style import MARKERS, PALETTE, legend_below, new_figure
+from subspace_lab.recording.run import Run
 
 COLUMNS = ["run", "prediction", "where", "statement", "tests", "kind", "predicted", "measured"]
 COLUMNS += ["tolerance", "agrees", "power", "unit", "probability", "samples", "basis", "meaning"]
@@ -90,13 +97,6 @@ def compute(
         disagreement), evidence (hash of the masks or first weights tested), repeats (whether an
         earlier run has the same, see `join`).
     """
-    import pandas as pd
-
-    from analyses.predictions import angles, dropped, gates, masks, motion, norms
-    from analyses.predictions.against_lora import against_lora, find_lora
-    from analyses.predictions.group import groups_of
-    from analyses.predictions.inference import inference
-
     records: list[dict[str, Any]] = []
 
     def add(where: str, rows: Iterable[Row], group: Group | None = None) -> None:
@@ -125,14 +125,39 @@ def compute(
 
 def join(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     """Join the tables of several runs, and mark rows whose evidence an earlier run has as well."""
-    from analyses.kit.tables import concatenate
-
     table = concatenate(tables)
     if table.empty:
         return table
     same = table.duplicated(["prediction", "where", "evidence", "measured"])
     table["repeats"] = same & (table["evidence"] != "")
     return table
+
+
+def compare(
+    runs: Sequence[Run], *, steps: str | None = None, modules: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Compute the table of several runs together; masked ones are compared to a LoRA among them.
+
+    Args:
+        runs: the runs.
+        steps: cores of which steps, as --steps names them; None: all.
+        modules: which modules, as --modules names them; None: all.
+
+    Raises:
+        UserError: if no run recorded anything that a prediction is about.
+    """
+    table = join(
+        compute(
+            run,
+            steps=select_steps(run, run.steps, steps),
+            modules=select_modules(run, modules),
+            others=runs,
+        )
+        for run in runs
+    )
+    if table.empty:
+        raise UserError("these runs recorded nothing that a prediction is about")
+    return label(table, runs)
 
 
 def disagreements(table: pd.DataFrame) -> list[str]:
@@ -145,17 +170,8 @@ def disagreements(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def plot(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame) -> Figure:
     """Draw (measured - predicted) / tolerance of each prediction, with the band of agreement."""
-    from subspace_lab.figures.style import paper_style
-
-    with paper_style():
-        return _draw(table)
-
-
-def _draw(table: pd.DataFrame) -> Figure:
-    from subspace_lab.figures.style import MARKERS, PALETTE, legend_below, new_figure
-
     order = table.drop_duplicates("prediction")
     places = {name: -place for place, name in enumerate(order["prediction"])}
     figure, grid = new_figure(1, row_height=0.6 + 0.118 * len(places))
@@ -199,8 +215,6 @@ def _draw(table: pd.DataFrame) -> Figure:
 
 def _deviations(rows: pd.DataFrame) -> pd.Series[float]:
     """Give deviations in tolerances; those off the scale, or where none is allowed, at its edge."""
-    import numpy as np
-
     difference = rows["measured"] - rows["predicted"]
     scaled = difference / rows["tolerance"].where(rows["tolerance"] > 0)
     edge = difference.map(np.sign) * OFF_SCALE
@@ -226,7 +240,7 @@ def _counts(table: pd.DataFrame) -> list[str]:
     return parts
 
 
-def summarise(table: pd.DataFrame) -> Summary:
+def summarize(table: pd.DataFrame) -> Summary:
     """Count what agrees by run, and say what does not."""
     found: dict[str, str] = {
         str(run): "; ".join(_counts(rows))
@@ -236,24 +250,24 @@ def summarise(table: pd.DataFrame) -> Summary:
     return found | {f"disagreement {i}": text for i, text in enumerate(sentences, start=1)}
 
 
-@exit_code_2_on_user_error
-def main() -> None:
-    """Run the analysis from the command line."""
-    arguments = analysis_parser("mask_theory", __doc__).parse_args()
-    runs = open_named_runs(arguments.run)
-    table = join(
-        compute(
-            run,
-            steps=select_steps(run, run.steps, arguments.steps),
-            modules=select_modules(run, arguments.modules),
-            others=runs,
-        )
-        for run in runs
-    )
-    if table.empty:
-        raise UserError("these runs recorded nothing that a prediction is about")
-    write_results(arguments, runs, label(table, runs), plot, summarise)
+plot = Plot(draw)
+
+ANALYSIS = Analysis(
+    name="mask_theory",
+    description=__doc__,
+    question="which of the theory's predictions hold in these runs?",
+    needs=Needs.FACTORS,
+    compute=compare,
+    plot=plot,
+    summarize=summarize,
+    reading="Each row is a prediction that the record can test: how far the measurement is from "
+    "it, in units of its tolerance. Filled marks inside the band agree; hollow ones rest on "
+    "assumptions that a real run does not meet, and get no verdict.",
+    compares=True,
+    join=join,
+    position=90,
+)
 
 
 if __name__ == "__main__":
-    main()
+    run_analysis(ANALYSIS)

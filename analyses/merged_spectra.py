@@ -25,21 +25,23 @@ of the dequantised weights. A module with nan or infinities has nan for its numb
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
 
 from analyses._base_weights import BaseWeights, UnreadableWeightError, open_base
-from analyses._command import Summary, analysis_parser, run_analysis
-from analyses.kit.cores import map_parallel
-from subspace_lab.errors import UserError, exit_code_2_on_user_error
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-    from torch import Tensor
-
-    from subspace_lab.recording.factors import Factors
-    from subspace_lab.recording.peft_folder import AdapterFolder, DoraUpdate
-    from subspace_lab.recording.run import Run
+from analyses.kit import Analysis, Needs, Plot, Summary, check_needs, map_parallel, run_analysis
+from subspace_lab import linalg, models
+from subspace_lab.errors import UserError
+from subspace_lab.figures.categories import draw_by_category
+from subspace_lab.figures.curves import draw_curves, draw_names, looks, sample_note
+from subspace_lab.figures.style import legend_below, new_figure
+from subspace_lab.recording.factors import Factors
+from subspace_lab.recording.peft_folder import AdapterFolder, DoraUpdate, dora_whole_update
+from subspace_lab.recording.run import Run
 
 MATRICES = ("update", "base", "merged")  # the first, which no run lacks, carries its label
 ALL_VECTORS_UP_TO = 1024  # a dense SVD takes a second up to here
@@ -76,10 +78,7 @@ def compute(
         UserError: if no adapters were saved, or `base` was asked for and cannot be had or has none
             of the modules' weights.
     """
-    import pandas as pd
-
-    if not run.snapshots:
-        raise UserError(f"{run.path} has no saved adapters: record them with --snapshots")
+    check_needs(run, Needs.SNAPSHOTS)
     if top_k < 1:
         raise UserError(f"--top-k must be at least 1, not {top_k}")
     if not 0 <= epsilon <= 1:
@@ -145,10 +144,6 @@ def _rows(
     run: Run, factors: dict[int, Factors], W0: Tensor | None, *, top_k: int, epsilon: float
 ) -> list[dict[str, Any]]:
     """Rows of one module at all steps."""
-    import torch
-
-    from subspace_lab import linalg, models
-
     nan = float("nan")
     rows: list[dict[str, Any]] = []
     if W0 is not None:
@@ -201,26 +196,13 @@ def _rows(
 
 def _dora(adapter: AdapterFolder, factors: Factors, W0: Tensor) -> DoraUpdate | None:
     """Give the whole update where the adapter is a DoRA."""
-    from subspace_lab.recording.peft_folder import dora_whole_update
-
     if not adapter.modules["variant"].str.contains("dora").any():
         return None
     return dora_whole_update(W0, factors, adapter.magnitude(factors.module))
 
 
-def plot(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame) -> Figure:
     """Draw the spectra at each run's last step, and by projection the norms and intruders."""
-    from subspace_lab.figures.style import paper_style
-
-    with paper_style():
-        return _draw(table)
-
-
-def _draw(table: pd.DataFrame) -> Figure:
-    from subspace_lab.figures.categories import draw_by_category
-    from subspace_lab.figures.curves import draw_curves, draw_names, looks, sample_note
-    from subspace_lab.figures.style import legend_below, new_figure
-
     last = table[table["step"] == table.groupby("run", observed=True)["step"].transform("max")]
     shown = {matrix: matrix for matrix in MATRICES if (last["matrix"] == matrix).any()}
     look = looks(last, shown)
@@ -253,7 +235,7 @@ def _draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def summarise(table: pd.DataFrame) -> Summary:
+def summarize(table: pd.DataFrame) -> Summary:
     """Give medians of the last step, the number of intruders, and remarks on the base."""
     found: dict[str, dict[str, float] | str] = {}
     for run, rows in table.groupby("run", observed=True):
@@ -273,17 +255,27 @@ def summarise(table: pd.DataFrame) -> Summary:
     return found
 
 
-@exit_code_2_on_user_error
-def main() -> None:
-    """Run the analysis from the command line."""
-    parser = analysis_parser("merged_spectra", __doc__)
-    parser.add_argument("--top-k", type=int, default=10, metavar="K", help="default: 10")
-    parser.add_argument("--epsilon", type=float, default=0.5, metavar="COSINE", help="default: 0.5")
-    parser.add_argument(
-        "--base", metavar="MODEL", help="base model (default: the one that the run names)"
-    )
-    run_analysis(parser, compute, plot, summarise, steps_of=lambda run: sorted(run.snapshots))
+plot = Plot(draw)
+
+ANALYSIS = Analysis(
+    name="merged_spectra",
+    description=__doc__,
+    question="what does the update do to the base weight?",
+    needs=Needs.FACTORS | Needs.SNAPSHOTS,
+    compute=compute,
+    plot=plot,
+    summarize=summarize,
+    reading="Singular values of the base weight, the update, and their sum; the size of the update "
+    "relative to the weight; and <i>intruders</i>, leading singular vectors of the merged "
+    "weight that resemble none of the base's.",
+    options={
+        "top_k": {"type": int, "default": 10, "metavar": "K", "help": "default: 10"},
+        "epsilon": {"type": float, "default": 0.5, "metavar": "COSINE", "help": "default: 0.5"},
+        "base": {"metavar": "MODEL", "help": "base model (default: the one that the run names)"},
+    },
+    position=60,
+)
 
 
 if __name__ == "__main__":
-    main()
+    run_analysis(ANALYSIS)

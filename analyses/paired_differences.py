@@ -279,8 +279,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("paired-differences"), help="a folder")
     parser.add_argument("--format", choices=("png", "pdf", "svg"), default="pdf", help="of figures")
     arguments = parser.parse_args()
-    from analyses._command import write_comparison
     from analyses._paired_layout import as_markdown, plot
+    from analyses.kit import write_comparison
     from subspace_lab.recording.run import open_runs
 
     runs = open_runs(arguments.runs)

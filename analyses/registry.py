@@ -12,13 +12,11 @@ import pkgutil
 import analyses
 from analyses.kit import Analysis
 
-NOT_ANALYSES = ("kit", "registry")
-
 
 def all_analyses() -> dict[str, Analysis]:
     """Give every analysis by its name, in the order of their positions."""
-    names = [module.name for module in pkgutil.iter_modules(analyses.__path__)]
-    modules = [importlib.import_module(f"analyses.{n}") for n in names if n not in NOT_ANALYSES]
+    names = [m.name for m in pkgutil.iter_modules(analyses.__path__) if not m.ispkg]
+    modules = [importlib.import_module(f"analyses.{n}") for n in names if not n.startswith("_")]
     declared = [module.ANALYSIS for module in modules if hasattr(module, "ANALYSIS")]
     ordered = sorted(declared, key=lambda analysis: (analysis.position, analysis.name))
     return {analysis.name: analysis for analysis in ordered}

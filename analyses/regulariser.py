@@ -24,25 +24,38 @@ leaves 95 % of the steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from analyses._command import Summary, analysis_parser, run_analysis
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 from analyses._mask_laws import law_of, moments_of
-from analyses.kit.cores import StepMasks, over_batches
-from analyses.kit.tables import concatenate, grid_columns
-from subspace_lab.errors import exit_code_2_on_user_error
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from numpy.typing import NDArray
-
-    from subspace_lab.adapters.mask import MaskLaw
-    from subspace_lab.figures.curves import Looks
-    from subspace_lab.recording.core_batches import CoreBatch
-    from subspace_lab.recording.run import Run
+from analyses.kit import (
+    Analysis,
+    CoreBatch,
+    Plot,
+    StepMasks,
+    Summary,
+    concatenate,
+    grid_table,
+    over_batches,
+    run_analysis,
+)
+from subspace_lab.adapters.mask_law import MaskLaw
+from subspace_lab.figures.curves import (
+    Looks,
+    draw_curves,
+    draw_names,
+    group_column,
+    looks,
+    sample_note,
+    thin,
+)
+from subspace_lab.figures.style import PREDICTION, legend_below, new_figure, step_axis
+from subspace_lab.recording.run import Run
+from subspace_lab.theory import masked_moments
+from subspace_lab.theory.regulariser import explicit_regulariser, nuclear_norm_bound
 
 LABELS = {"regulariser": "R", "least": "least R of the same ΔW"}
 
@@ -65,10 +78,6 @@ def compute(
         where there is none), `masked_mean` and `masked_std` (what its law predicts; the latter nan
         for exact-k masks). Ratios are nan where dW = 0.
     """
-    import pandas as pd
-
-    from subspace_lab.theory.regulariser import explicit_regulariser, nuclear_norm_bound
-
     law = law_of(run)
     masks = StepMasks(run) if law is not None and len(run.mask_steps) else None
 
@@ -77,24 +86,21 @@ def compute(
         squared = batch.core.scaling**2
         norm = (batch.core.norm() ** 2).masked_fill(batch.core.norm() == 0, float("nan"))
         R, least = squared * explicit_regulariser(B, A), squared * nuclear_norm_bound(B, A)
-        columns = grid_columns(run, batch)
-        columns["regulariser"], columns["least"] = R.flatten().numpy(), least.flatten().numpy()
-        columns["balance_ratio"] = (R / norm).flatten().numpy()
-        columns["least_ratio"] = (least / norm).flatten().numpy()
-        return pd.DataFrame(columns | _under_masks(batch, law, masks))
+        columns = {
+            "regulariser": R,
+            "least": least,
+            "balance_ratio": R / norm,
+            "least_ratio": least / norm,
+        }
+        return grid_table(run, batch, columns | _under_masks(batch, law, masks))
 
     return concatenate(over_batches(run, of_batch, steps=steps, modules=modules))
 
 
 def _under_masks(
     batch: CoreBatch, law: MaskLaw | None, masks: StepMasks | None
-) -> dict[str, NDArray[np.float64]]:
-    """Make the columns about masked updates, in C order of steps and modules."""
-    import numpy as np
-    import torch
-
-    from subspace_lab.theory import masked_moments
-
+) -> dict[str, torch.Tensor]:
+    """Make the columns about masked updates, (T, M)."""
     B, A = batch.core.column.R, batch.core.row.R.mT
     names = ("penalty", "masked", "masked_mean", "masked_std")
     columns = {name: torch.full(B.shape[:-2], torch.nan, dtype=torch.float64) for name in names}
@@ -110,42 +116,36 @@ def _under_masks(
             d = torch.from_numpy(masks.at(batch.steps[known] + 1, batch.modules["module"])).double()
             H = masked_moments.gram_product(B, A)[known]
             columns["masked"][known] = factor[known] * torch.einsum("tmi,tmij,tmj->tm", d, H, d)
-    return {name: np.asarray(values.flatten()) for name, values in columns.items()}
+    return columns
 
 
-def plot(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame) -> Figure:
     """Draw R and its least over steps, both relative to the update, and masked norms."""
-    from subspace_lab.figures.curves import draw_curves, draw_names, looks, sample_note, thin
-    from subspace_lab.figures.style import legend_below, new_figure, paper_style, step_axis
+    table = thin(table)
+    look = looks(table, LABELS)
+    masked = table[table["masked_mean"] > 0].dropna(subset="masked")
+    figure, axes = new_figure(2 if masked.empty else 3, row_height=1.3)
+    value, ratio = axes[:2, 0]
+    shown = (("regulariser", "balance_ratio"), ("least", "least_ratio"))
+    for name, relative in shown:
+        draw_curves(value, table, name, name=name, looks=look)
+        draw_curves(ratio, table, relative, name=name, looks=look)
+    draw_names(value, table, LABELS)
+    value.set(title="regulariser R = γ² Σ ‖bᵢ‖² ‖aᵢ‖²", ylabel="Frobenius norm²")
+    value.set_ylim(bottom=0)
+    ratio.set(title="relative to the update: balance ratio", ylabel="R / ‖ΔW‖²")
+    ratio.set_ylim(bottom=0)
+    if not masked.empty:
+        _draw_masked(axes[2, 0], masked, look)
+    step_axis(axes[-1, 0])
+    figure.suptitle(f"Regulariser\n{sample_note(table)}", fontsize="medium")
+    legend_below(figure, axes[:, 0])
 
-    with paper_style():
-        table = thin(table)
-        look = looks(table, LABELS)
-        masked = table[table["masked_mean"] > 0].dropna(subset="masked")
-        figure, axes = new_figure(2 if masked.empty else 3, row_height=1.3)
-        value, ratio = axes[:2, 0]
-        shown = (("regulariser", "balance_ratio"), ("least", "least_ratio"))
-        for name, relative in shown:
-            draw_curves(value, table, name, name=name, looks=look)
-            draw_curves(ratio, table, relative, name=name, looks=look)
-        draw_names(value, table, LABELS)
-        value.set(title="regulariser R = γ² Σ ‖bᵢ‖² ‖aᵢ‖²", ylabel="Frobenius norm²")
-        value.set_ylim(bottom=0)
-        ratio.set(title="relative to the update: balance ratio", ylabel="R / ‖ΔW‖²")
-        ratio.set_ylim(bottom=0)
-        if not masked.empty:
-            _draw_masked(axes[2, 0], masked, look)
-        step_axis(axes[-1, 0])
-        figure.suptitle(f"Regulariser\n{sample_note(table)}", fontsize="medium")
-        legend_below(figure, axes[:, 0])
     return figure
 
 
 def _draw_masked(axis: Axes, table: pd.DataFrame, look: Looks) -> None:
     """Draw squared norms under recorded masks over their expectation, summed over modules."""
-    from subspace_lab.figures.curves import group_column
-    from subspace_lab.figures.style import PREDICTION
-
     axis.axhline(1, label="mean over masks", **PREDICTION)
     table = table.assign(variance=table["masked_std"] ** 2)
     for group, rows in table.groupby(group_column(table), observed=True, sort=False):
@@ -157,7 +157,7 @@ def _draw_masked(axis: Axes, table: pd.DataFrame, look: Looks) -> None:
     axis.set(title="‖ΔW‖² under the recorded masks, over its mean", ylabel="ratio")
 
 
-def summarise(table: pd.DataFrame) -> Summary:
+def summarize(table: pd.DataFrame) -> Summary:
     """Give medians over modules at the last step."""
     found: dict[str, dict[str, float]] = {}
     for run, rows in table.groupby("run", observed=True):
@@ -171,11 +171,24 @@ def summarise(table: pd.DataFrame) -> Summary:
     return found
 
 
-@exit_code_2_on_user_error
-def main() -> None:
-    """Run the analysis from the command line."""
-    run_analysis(analysis_parser("regulariser", __doc__), compute, plot, summarise)
+plot = Plot(draw)
+
+ANALYSIS = Analysis(
+    name="regulariser",
+    description=__doc__,
+    question="what do masks penalise, and does training reduce it?",
+    compute=compute,
+    plot=plot,
+    summarize=summarize,
+    reading="On average over masks, a linear layer is trained with a penalty on R, the sum over "
+    "rank directions of ‖bᵢ‖²·‖aᵢ‖². The same ΔW can be written with larger or smaller R: dashed "
+    "is the minimum, ‖ΔW‖<sub>*</sub>²/r, where all directions are alike. Masked runs are "
+    "predicted to come closer to it than plain LoRA. Middle: both relative to the size of the "
+    "update. Bottom: the squared size of the update under the mask that was drawn next, over its "
+    "mean over all masks, of which R is a part; chance leaves 95 % of the steps inside the band.",
+    position=50,
+)
 
 
 if __name__ == "__main__":
-    main()
+    run_analysis(ANALYSIS)

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyses._command import label
 from analyses._explanations import CLAIMS_READING, EXPLANATIONS, Explanation
+from analyses.kit import label
 from analyses.kit.selection import open_named_runs
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 

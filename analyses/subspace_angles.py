@@ -25,20 +25,39 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from analyses._command import Summary, analysis_parser, run_analysis
-from analyses.kit.cores import StepMasks, over_batches
-from analyses.kit.tables import concatenate, grid_columns, ragged
-from subspace_lab.errors import UserError, exit_code_2_on_user_error
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    import pandas as pd
-    import torch
-    from matplotlib.figure import Figure
-
-    from subspace_lab.recording.core_batches import CoreBatch
-    from subspace_lab.recording.run import Run
+from analyses.kit import (
+    Analysis,
+    CoreBatch,
+    Needs,
+    Plot,
+    StepMasks,
+    Summary,
+    concatenate,
+    grid_table,
+    over_batches,
+    ragged,
+    run_analysis,
+)
+from subspace_lab import linalg
+from subspace_lab.errors import UserError
+from subspace_lab.figures.curves import (
+    draw_curves,
+    draw_names,
+    draw_prediction,
+    looks,
+    sample_note,
+    thin,
+)
+from subspace_lab.figures.style import legend_below, new_figure, step_axis
+from subspace_lab.recording.run import Run
+from subspace_lab.theory.mask_overlap import exact_k_overlap_pmf, jaccard_moments
 
 SIDES = {"row": "row space of A", "column": "column space of B"}
 LARGEST_NULL_RANK = 128  # the null's expectation enumerates some r^3 / 6 overlaps
@@ -68,12 +87,6 @@ def compute(
     Raises:
         UserError: if the run has no step masks, or none of two successive steps.
     """
-    import numpy as np
-    import pandas as pd
-    import torch
-
-    from subspace_lab import linalg
-
     masks = StepMasks(run)
     available = np.array(run.steps if steps is None else list(steps))
     between = available[masks.has(available) & masks.has(available + 1)]
@@ -89,20 +102,23 @@ def compute(
         on_coordinates = [_coordinate_angles(mask, following)] * len(SIDES)
         angles = torch.stack([*on_coordinates, *on_weights], dim=-2)
         angles = angles.unflatten(-2, (2, len(SIDES)))  # (T, M, space, side, r)
-
-        def spread(values: torch.Tensor) -> Any:
-            return values[..., None, None].expand(angles.shape[:-1]).flatten().numpy()
-
         shared, union = (mask & following).sum(-1), (mask | following).sum(-1)
-        columns = grid_columns(run, batch, space=["coordinate", "weights"], side=list(SIDES))
-        columns["next_step"] = columns["step"] + 1
-        columns["kept"], columns["next_kept"] = spread(mask.sum(-1)), spread(following.sum(-1))
-        columns["shared"] = spread(shared)
         jaccard = shared.double() / union.clamp(min=1)
-        columns["jaccard"] = spread(torch.where(union > 0, jaccard, 1.0))  # two empty masks: 1
-        columns["phi"] = angles.cos().square().nanmean(-1).flatten().numpy()
-        columns |= _describe(angles.flatten(0, -2))
-        return pd.DataFrame(columns | _expected(run, batch))
+        of_masks = {
+            "kept": mask.sum(-1),
+            "next_kept": following.sum(-1),
+            "shared": shared,
+            "jaccard": torch.where(union > 0, jaccard, 1.0),  # two empty masks: 1
+        }
+        columns = {
+            "next_step": (batch.steps + 1)[:, None, None, None],
+            **{name: values[..., None, None] for name, values in of_masks.items()},
+            "phi": angles.cos().square().nanmean(-1),
+            **_describe(angles),
+            **_expected(run, batch),
+        }
+        axes = {"space": ["coordinate", "weights"], "side": list(SIDES)}
+        return grid_table(run, batch, columns, axes=axes)
 
     table = concatenate(over_batches(run, of_batch, steps=between.tolist(), modules=modules))
     if table.empty:
@@ -116,8 +132,6 @@ def compute(
 
 def _coordinate_angles(mask: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
     """Angles between coordinate subspaces, (..., r): shared zeros, then right angles, then nan."""
-    import torch
-
     position = torch.arange(mask.shape[-1])
     shared = (mask & following).sum(-1, keepdim=True)
     count = torch.minimum(mask.sum(-1, keepdim=True), following.sum(-1, keepdim=True))
@@ -126,26 +140,24 @@ def _coordinate_angles(mask: torch.Tensor, following: torch.Tensor) -> torch.Ten
 
 
 def _describe(angles: torch.Tensor) -> dict[str, Any]:
-    """Columns of the angles (rows, r), which ascend and are padded with nan."""
+    """Columns of the angles (..., r), which ascend and are padded with nan."""
     count, zeros = angles.isfinite().sum(-1), (angles == 0).sum(-1)
 
     def at(place: torch.Tensor) -> torch.Tensor:
-        return angles.gather(-1, place.clamp(0, angles.shape[-1] - 1)[:, None])[:, 0]
+        return angles.gather(-1, place.clamp(0, angles.shape[-1] - 1)[..., None])[..., 0]
 
     residual = at(zeros).where(zeros < count, float("nan"))
     return {
-        "angles": ragged(angles.numpy()),
-        "min_angle": at(count * 0).numpy(),
-        "median_angle": ((at((count - 1) // 2) + at(count // 2)) / 2).numpy(),
-        "max_angle": at(count - 1).numpy(),
-        "min_residual_angle": residual.numpy(),
+        "angles": ragged(angles.flatten(0, -2).numpy()).reshape(angles.shape[:-1]),
+        "min_angle": at(count * 0),
+        "median_angle": (at((count - 1) // 2) + at(count // 2)) / 2,
+        "max_angle": at(count - 1),
+        "min_residual_angle": residual,
     }
 
 
 def _expected(run: Run, batch: CoreBatch) -> dict[str, Any]:
-    """Columns of expectations under the run's mask law, in the order of `grid_columns`."""
-    import numpy as np
-
+    """Columns of expectations under the run's mask law, (T, M, space, side) or a number."""
     law = run.mask_law or {}
     rank, q = int(batch.modules["r"].iloc[0]), float(law.get("keep_prob", "nan"))
     kept, shared, jaccard = _expected_overlap(rank, q, law.get("sampling") == "exact-k")
@@ -160,17 +172,13 @@ def _expected(run: Run, batch: CoreBatch) -> dict[str, Any]:
         "expected_kept": kept,
         "expected_shared": shared,
         "expected_jaccard": jaccard,
-        "null_phi": null.ravel(),
+        "null_phi": null,
     }
 
 
 @functools.cache
 def _expected_overlap(rank: int, keep_prob: float, exact_k: bool) -> tuple[float, float, float]:
     """Mean number kept, number shared, and Jaccard index."""
-    import numpy as np
-
-    from subspace_lab.theory.mask_overlap import exact_k_overlap_pmf, jaccard_moments
-
     if keep_prob != keep_prob:
         return float("nan"), float("nan"), float("nan")
     if not exact_k:
@@ -185,11 +193,6 @@ def _expected_overlap(rank: int, keep_prob: float, exact_k: bool) -> tuple[float
 @functools.cache
 def null_phi(n: int, rank: int, keep_prob: float, exact_k: bool) -> float:
     """Mean phi of two masks of a Gaussian frame (n, rank); nan where it is not known."""
-    import numpy as np
-
-    from subspace_lab import linalg
-    from subspace_lab.theory.mask_overlap import exact_k_overlap_pmf
-
     if rank > min(n, LARGEST_NULL_RANK) or keep_prob != keep_prob:
         return float("nan")
     if not exact_k:
@@ -203,27 +206,9 @@ def null_phi(n: int, rank: int, keep_prob: float, exact_k: bool) -> float:
     return float(pmf @ np.array(moments)) / kept
 
 
-def plot(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame) -> Figure:
     """Draw counts, Jaccard index, phi and residual angles over steps, with what chance gives."""
-    from subspace_lab.figures.curves import thin
-    from subspace_lab.figures.style import paper_style
-
-    with paper_style():
-        return _draw(thin(table))
-
-
-def _draw(table: pd.DataFrame) -> Figure:
-    import numpy as np
-
-    from subspace_lab.figures.curves import (
-        draw_curves,
-        draw_names,
-        draw_prediction,
-        looks,
-        sample_note,
-    )
-    from subspace_lab.figures.style import legend_below, new_figure, step_axis
-
+    table = thin(table)
     masks = table[(table["space"] == "coordinate") & (table["side"] == "row")]
     weights = table[table["space"] == "weights"].copy()
     weights["degrees"] = np.degrees(weights["min_residual_angle"])
@@ -257,7 +242,7 @@ def _draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def summarise(table: pd.DataFrame) -> Summary:
+def summarize(table: pd.DataFrame) -> Summary:
     """Give means over steps and modules beside their expectations."""
     found: dict[str, dict[str, float]] = {}
     for run, rows in table.groupby("run", observed=True):
@@ -276,11 +261,25 @@ def summarise(table: pd.DataFrame) -> Summary:
     return found
 
 
-@exit_code_2_on_user_error
-def main() -> None:
-    """Run the analysis from the command line."""
-    run_analysis(analysis_parser("subspace_angles", __doc__), compute, plot, summarise)
+plot = Plot(draw)
+
+ANALYSIS = Analysis(
+    name="subspace_angles",
+    description=__doc__,
+    question="how far apart are the subspaces of successive masks?",
+    needs=Needs.FACTORS | Needs.CORES | Needs.STEP_MASKS,
+    compute=compute,
+    plot=plot,
+    summarize=summarize,
+    reading="Each mask keeps some rows of A, which span a subspace. Two successive masks share the "
+    "rows that both keep: there the angle is exactly zero. The other directions are nearly "
+    "perpendicular, as random directions in a space of hundreds of dimensions are (dotted: the "
+    "random null). This jump is drawn by coin flips; learning has no part in it.",
+    why_missing="its masks belong to no step (plain LoRA has none, token masks are drawn per "
+    "token)",
+    position=30,
+)
 
 
 if __name__ == "__main__":
-    main()
+    run_analysis(ANALYSIS)

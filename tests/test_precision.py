@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from analyses import paired_differences, paper_tables
-from analyses._command import label
 from analyses._configurations import repetitions
+from analyses.kit import label
 from subspace_lab import models
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation import records

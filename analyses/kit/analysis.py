@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analyses.kit.needs import Needs
+from analyses.kit.tables import concatenate
 from subspace_lab.figures.style import paper_style
 
 Summary = Mapping[str, float | int | str | Mapping[str, float]]
@@ -17,20 +18,21 @@ Summary = Mapping[str, float | int | str | Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure in two stages, so that a user has every number that it shows.
+    """A figure, in two stages where it shows numbers that the analysis's table does not have.
 
     Attributes:
+        draw: draws what `data` makes, which is written as NAME.figure.parquet; without `data` the
+            analysis's own table.
         data: from the analysis's table, the table of what is drawn: means, intervals, bands.
-        draw: draws columns of that table and computes nothing.
     """
 
-    data: Callable[[pd.DataFrame], pd.DataFrame]
     draw: Callable[[pd.DataFrame], Figure]
+    data: Callable[[pd.DataFrame], pd.DataFrame] | None = None
 
     def __call__(self, table: pd.DataFrame) -> Figure:
         """Draw an analysis's table."""
         with paper_style():
-            return self.draw(self.data(table))
+            return self.draw(table if self.data is None else self.data(table))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +43,18 @@ class Analysis:
         name: the module's name, `python -m analyses.NAME`.
         description: what its numbers mean: the module's docstring, shown by --help.
         question: what it asks, in one line without a capital letter.
-        needs: what it reads from a run.
         compute: makes the tidy table of a run, given `steps`, `modules` (None: all) and the
-            options by keyword; of a list of runs where `compares` is true.
+            options by keyword. Where `compares` is true, of a list of runs, with `steps` and
+            `modules` as the command line names them.
         plot: the figure.
         summarize: the few numbers that are printed and kept in NAME.json.
-        reading: how to read the figure, in plain words, as HTML for the report.
+        needs: what it reads from a run.
+        reading: how to read the figure, in plain words, as HTML for the report; empty: the report
+            leaves the analysis out.
+        why_missing: why a run of the report may have no such table.
         options: its own options: keyword of `compute` to arguments of argparse's `add_argument`.
         compares: whether `compute` takes all runs together.
+        join: stacks the tables of several runs.
         position: its place in lists and in the report, ascending.
     """
 
@@ -60,6 +66,8 @@ class Analysis:
     summarize: Callable[[pd.DataFrame], Summary]
     needs: Needs = Needs.FACTORS | Needs.CORES
     reading: str = ""
+    why_missing: str = "it was not computed"
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     compares: bool = False
+    join: Callable[[Iterable[pd.DataFrame]], pd.DataFrame] = concatenate
     position: int = 100

@@ -16,7 +16,6 @@ import pandas as pd
 from analyses.kit.analysis import Analysis
 from analyses.kit.needs import Needs, check_needs
 from analyses.kit.selection import open_named_runs, select_modules, select_steps
-from analyses.kit.tables import concatenate
 from analyses.kit.writing import default_folder, write_results
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 from subspace_lab.recording.run import Run
@@ -101,7 +100,8 @@ def parser_of(analysis: Analysis) -> argparse.ArgumentParser:
         "'*.layers.0.*' (default: all)",
     )
     for name, settings in analysis.options.items():
-        parser.add_argument(f"--{name}", **settings)
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        parser.add_argument(*spellings, dest=name, **settings)
     return parser
 
 
@@ -125,21 +125,21 @@ def table_of(
     Raises:
         UserError: if a step or module is not available, or nothing is left.
     """
-    whole_model = Needs.FACTORS not in analysis.needs
-
-    def selected(run: Run) -> dict[str, Any]:
-        return {
-            "steps": select_steps(run, steps_of(analysis, run), steps),
-            "modules": modules if whole_model else select_modules(run, modules),
-        }
-
     options = options or {}
     if analysis.compares:
-        table = analysis.compute(runs, **selected(runs[0]), **options)
-    else:
-        table = concatenate(analysis.compute(run, **selected(run), **options) for run in runs)
+        return analysis.compute(runs, steps=steps, modules=modules, **options)
+    of_factors = Needs.FACTORS in analysis.needs
+    table = analysis.join(
+        analysis.compute(
+            run,
+            steps=select_steps(run, steps_of(analysis, run), steps),
+            modules=select_modules(run, modules) if of_factors else modules,
+            **options,
+        )
+        for run in runs
+    )
     if table.empty:
-        raise UserError("the selected steps hold no data for this analysis: omit --steps")
+        raise UserError("no data for this analysis at the selected steps: omit --steps")
     return label(table, runs)
 
 
@@ -147,7 +147,9 @@ def steps_of(analysis: Analysis, run: Run) -> Sequence[int]:
     """List the steps among which --steps chooses: those of what the analysis reads."""
     if Needs.CORES in analysis.needs:
         return run.steps
-    if Needs.SNAPSHOTS in analysis.needs or Needs.MODEL in analysis.needs:
+    if Needs.SNAPSHOTS in analysis.needs:
+        return sorted(run.snapshots)
+    if Needs.MODEL in analysis.needs:
         return sorted(run.adapter_folders)
     return [int(step) for step in run.metrics["step"]]
 
@@ -155,6 +157,6 @@ def steps_of(analysis: Analysis, run: Run) -> Sequence[int]:
 def label(table: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
     """Add a column `configuration` where some runs differ in their seed only, and so share it."""
     labels = label_configurations({run.name: run.config for run in runs})
-    if len(set(labels.values())) < len(runs) and "run" in table:
+    if len(set(labels.values())) < len(runs):
         table["configuration"] = table["run"].astype(str).map(labels).astype("category")
     return table

@@ -86,7 +86,7 @@ def curves_over_steps(*panels: Panel, title: str) -> Plot:
     def draw(curves: pd.DataFrame) -> Figure:
         return draw_panels(curves, panels, title=title)
 
-    return Plot(data, draw)
+    return Plot(draw, data)
 
 
 def group_column(table: pd.DataFrame) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 
+from analyses.kit.notes import why_nothing
 from subspace_lab.errors import UserError
 from subspace_lab.recording.run import Run
 
@@ -37,22 +38,22 @@ def what_is_missing(run: Run, needs: Needs) -> str | None:
     checks = {
         Needs.METRICS: (
             (run.path / "metrics.parquet").is_file(),
-            "has no metrics: it was not recorded by this toolkit, or has just begun",
+            "has no metrics.parquet: it is not a recorded run, or has just begun",
         ),
         Needs.FACTORS: (
             not run.modules.empty,
-            "has no modules with factors B and A: its adapter is of another kind",
+            f"has no modules with factors B and A that can be read: {why_nothing(run)}",
         ),
         Needs.CORES: (
             bool(run.steps),
             "has no rank cores and no saved adapters: record it with --cores or --snapshots",
         ),
         Needs.DISPLACEMENTS: (
-            run.recorded and bool(run.steps),
-            "has no displacements, only adapters: record it with --cores",
+            bool(run.core_steps),
+            "has no displacements, only adapters: record a run with --cores",
         ),
         Needs.STEP_MASKS: (
-            bool(run.mask_steps),
+            bool(run.mask_steps or run.steps_without_mask),
             "has no step masks: train with --method droplora --granularity step",
         ),
         Needs.SNAPSHOTS: (

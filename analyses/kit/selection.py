@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 
-from analyses.kit.notes import why_nothing
 from subspace_lab.errors import UserError
 from subspace_lab.recording import schedule
 from subspace_lab.recording.run import Run, open_runs
@@ -38,7 +37,7 @@ def select_steps(run: Run, available: Sequence[int], text: str | None) -> list[i
     if text is None:
         return None
     if not available:
-        raise UserError(f"{run.path} has recorded no step for this analysis: leave --steps out")
+        raise UserError(f"{run.path} has recorded no step for this analysis: omit --steps")
     if text == "last":
         return list(available[-1:])
     due = schedule.parse(text)
@@ -58,12 +57,8 @@ def select_modules(run: Run, patterns: Sequence[str] | None) -> list[str] | None
     """Read --modules against a run's modules: by projection, full path, or a glob of either.
 
     Raises:
-        UserError: if the run has no modules, or a pattern matches nothing.
+        UserError: if a pattern matches nothing.
     """
-    if run.modules.empty:
-        raise UserError(
-            f"{run.path} has no modules with factors B and A that can be read: {why_nothing(run)}"
-        )
     if patterns is None:
         return None
     chosen: dict[str, None] = {}

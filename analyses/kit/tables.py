@@ -61,48 +61,6 @@ def grid_table(
     return pd.DataFrame(table)
 
 
-def grid_columns(
-    run: Run,
-    batch: CoreBatch,
-    *,
-    steps: NDArray[np.int64] | None = None,
-    **axes: Sequence[str],
-) -> dict[str, Any]:
-    """Make the columns that name the entries of an array (T, M, *axes), in C order.
-
-    Args:
-        run: the run; its name becomes the column `run`.
-        batch: the steps (T,) and modules (M,).
-        steps: the steps (T,) where they are fewer than those of the batch.
-        axes: further axes of the array: name of the column, and its labels along the axis.
-
-    Returns:
-        run, step, module, layer, projection, and a column for each axis.
-    """
-    steps = batch.steps if steps is None else steps
-    shape = (len(steps), len(batch.modules), *map(len, axes.values()))
-    places = [place.ravel() for place in np.indices(shape, dtype=np.int32)]
-
-    def labelled(values: Sequence[str], codes: NDArray[np.int32]) -> Any:
-        return pd.Categorical.from_codes(codes, categories=pd.Index(values))
-
-    def of_modules(column: str) -> Any:
-        known = list(dict.fromkeys(run.modules[column]))
-        codes = np.array([known.index(value) for value in batch.modules[column]], dtype=np.int32)
-        return labelled(known, codes[places[1]])
-
-    columns = {
-        "run": labelled([run.name], np.zeros_like(places[0])),
-        "step": steps[places[0]],
-        "module": of_modules("module"),
-        "layer": batch.modules["layer"].to_numpy()[places[1]],
-        "projection": of_modules("projection"),
-    }
-    for (name, labels), place in zip(axes.items(), places[2:], strict=True):
-        columns[name] = labelled(labels, place)
-    return columns
-
-
 def concatenate(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     """Stack tables; columns of labels stay categorical, with the union of their categories.
 

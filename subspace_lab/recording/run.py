@@ -192,7 +192,7 @@ class Run:
         path = self.path / "metrics.parquet"
         if not path.is_file():
             raise UserError(
-                f"{self.path} has no metrics.parquet: it is no recorded run, or has just begun"
+                f"{self.path} has no metrics.parquet: it is not a recorded run, or has just begun"
             )
         return files.read_table(path)
 
@@ -204,7 +204,12 @@ class Run:
     @property
     def steps(self) -> list[int]:
         """The steps that have cores: recorded ones, else those of the snapshots."""
-        return self._recorded_steps("cores") or sorted(self.snapshots)
+        return self.core_steps or sorted(self.snapshots)
+
+    @property
+    def core_steps(self) -> list[int]:
+        """The steps whose cores were recorded, with the displacements since earlier steps."""
+        return self._recorded_steps("cores")
 
     @property
     def mask_steps(self) -> list[int]:
@@ -217,7 +222,7 @@ class Run:
         if (self.mask_law or {}).get("granularity") != "step":
             return []
         recorded = self.mask_steps
-        last = max([*recorded, *self._recorded_steps("cores")], default=0)
+        last = max([*recorded, *self.core_steps], default=0)
         return sorted(set(range(1, last + 1)) - set(recorded))
 
     @property

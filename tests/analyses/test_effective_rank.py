@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from analyses.effective_rank import compute, summarise
+from analyses.effective_rank import compute, summarize
 from subspace_lab.recording.recorder import SubspaceRecorder
 from subspace_lab.recording.run import Run
 from tests.analyses.conftest import dense
@@ -141,7 +141,7 @@ def test_a_recorded_run_with_a_split_base_has_its_true_update(tmp_path):
     run = Run(tmp_path / "pissa")
     table = compute(run)
     assert set(table["matrix"]) == {"update", "A", "B"}
-    assert not any("product" in key for key in summarise(table))
+    assert not any("product" in key for key in summarize(table))
     start = table[(table["step"] == 0) & (table["matrix"] == "update")]
     assert (start["value"] == 0).all()
     for module in run.modules["module"]:

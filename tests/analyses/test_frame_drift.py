@@ -6,7 +6,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from analyses.frame_drift import SIDES, compute, pooled_leakage, summarise
+from analyses.frame_drift import SIDES, compute, pooled_leakage, summarize
 from subspace_lab.errors import UserError
 from subspace_lab.recording.run import Run
 from tests.analyses.conftest import dense
@@ -102,13 +102,13 @@ def test_summary_gives_the_leakage_of_the_second_half_of_the_steps(table):
         rows = late[late["side"] == side]
         squares = rows["step_norm"] ** 2
         expected = (rows["leakage"] * squares).sum() / squares.sum()
-        numbers = summarise(table)[f"{table['run'].iloc[0]}, {label}"]
+        numbers = summarize(table)[f"{table['run'].iloc[0]}, {label}"]
         assert numbers["leakage, second half of the steps"] == pytest.approx(expected)
         assert numbers["expected"] == pytest.approx(0.405)
 
 
 def test_an_adapter_says_that_drift_needs_cores(adapter):
-    with pytest.raises(UserError, match="recorded with --cores"):
+    with pytest.raises(UserError, match="record a run with --cores"):
         compute(Run(adapter), steps=[0])
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from analyses.mask_theory import compute, disagreements, join, plot, summarise
+from analyses.mask_theory import compute, disagreements, join, plot, summarize
 from analyses.predictions import masks as mask_predictions
 from analyses.predictions.group import groups_of
 from analyses.predictions.rows import Prediction
@@ -314,7 +314,7 @@ def test_tests_of_training_are_counted_apart_and_shared_seeds_once(tmp_path):
     assert set(repeated["run"]) == {"eq2"}
     assert set(repeated["tests"]) == {"masks drawn", "initialization"}
     assert "kept directions, mean" in set(repeated["prediction"])
-    summary = summarise(table)
+    summary = summarize(table)
     of_training = table[(table["run"] == "eq2") & (table["tests"] == "training")]
     tested = int(of_training["agrees"].notna().sum())
     assert summary["eq2"].startswith(f"{tested} of {tested} tests of training agree")

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from analyses.merged_spectra import compute, summarise
+from analyses.merged_spectra import compute, summarize
 from subspace_lab.errors import UserError
 from subspace_lab.recording.run import Run
 from tests.analyses.conftest import dense
@@ -113,7 +113,7 @@ def test_a_module_without_a_base_weight_is_named_and_the_others_go_on(run, base,
     whole = table[table["step"] == 6].set_index(["module", "matrix"])["singular_values"]
     assert len(others) == 3 * (len(run.modules) - 1)
     assert all((values == whole[place]).all() for place, values in others.items())
-    assert f"no single weight {lost}.weight" in summarise(found)[f"{run.name}, base"]
+    assert f"no single weight {lost}.weight" in summarize(found)[f"{run.name}, base"]
     save_file({"other.weight": torch.zeros(2)}, folder / "model.safetensors")
     with pytest.raises(UserError, match="none of the modules' weights"):
         compute(run, base=str(folder))

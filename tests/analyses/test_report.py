@@ -93,10 +93,10 @@ def test_curves_name_the_rows_and_stack_in_any_order(runs):
         titles = [axis.get_title(loc="left") + axis.get_title() for axis in figure.axes]
         assert titles == ["training loss", "validation loss", "validation exact match"]
         assert figure.get_suptitle() == "12 validation rows"
-        assert len(learning_curves.summarise(table)) == 4
+        assert len(learning_curves.summarize(table)) == 4
     both = concatenate([tables["test"], tables["validation"]])
     assert learning_curves.plot(both).get_suptitle() == "12 test rows, 12 validation rows"
-    assert any("test exact match" in name for name in learning_curves.summarise(both))
+    assert any("test exact match" in name for name in learning_curves.summarize(both))
 
 
 def test_a_diverged_run_is_flagged_wherever_it_is_named(runs, command, tmp_path):
