@@ -198,7 +198,7 @@ def test_few_examples_do_not_speak_for_the_model():
 @pytest.mark.parametrize(("examples", "filled"), [(1, 0), (8, 1)])
 def test_a_filled_marker_needs_enough_examples(examples, filled):
     row = {"run": "a", "step": 4, "trustworthy": True, "examples": examples, "split": "test"}
-    row |= {"granularity": "step", "keep_prob": 0.5, "assumed": False, "masks": 4}
+    row |= {"granularity": "step", "keep_prob": 0.5, "assumed": False, "masks": 4, "dtype": "fp32"}
     row |= dict.fromkeys(("measured", "measured_error", "second", "second_error"), 0.1)
     axis = gate_expansion.plot(pd.DataFrame([row])).axes[0]
     drawn = [line.get_fillstyle() for line in axis.lines if line.get_linestyle() == "None"]
