@@ -63,7 +63,7 @@ def read_preset(
     """
     path = find_preset(name, named_in=built_on_it[-1] if built_on_it else None)
     chain = (*built_on_it, path)
-    if path.resolve() in [file.resolve() for file in built_on_it]:
+    if path in built_on_it:
         circle = " -> ".join(map(str, chain))
         raise UserError(f"a preset builds on itself ({circle}): remove one from its {PRESETS}")
     own = _read_file(path)
