@@ -146,8 +146,8 @@ def _result(table: Table, members: list[Scored], unusual: str) -> Result:
 def model_name(base: str) -> str:
     """Name a base model as the paper does, where the paper has it.
 
-    >>> model_name("meta-llama/Llama-2-7b-hf"), model_name("bundled")
-    ('LLaMA2-7B', 'bundled')
+    >>> model_name("meta-llama/Llama-2-7b-hf"), model_name("smollm2")
+    ('LLaMA2-7B', 'smollm2')
     """
     for pattern, name in MODELS.items():
         if re.search(pattern, base, re.IGNORECASE):

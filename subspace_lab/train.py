@@ -4,12 +4,10 @@
     python -m subspace_lab.train --config demo --config paper-code --keep_prob 0.7 --out runs/code
     accelerate launch -m subspace_lab.train --config demo --out runs/parallel
 
-Presets are YAML files of the package, found by name, or files of your own; later ones win, and
-every field can be set by its own flag. The run directory holds cores, masks, metrics and adapters;
-`python -m analyses.effective_rank --run RUN` and its neighbours read it.
-
-The exit code is 1 for a run that diverged, 2 for bad input, and 130 or 143 for one interrupted by
-Ctrl-C or SIGTERM, whose record is complete up to then.
+Presets are YAML files of the package, found by name, or files of your own, which may build on
+others (`presets: [demo, paper-code]`); later ones win, and every field can be set by its own flag.
+The run directory holds cores, masks, metrics and adapters; `python -m analyses.effective_rank --run
+RUN` and its neighbors read it.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from subspace_lab.sweeping.grid import Sweep, read_sweep
 from subspace_lab.sweeping.running import command_of, run_here, submit
 from subspace_lab.sweeping.selection import select
 from subspace_lab.sweeping.state import state_of, status_table
-from subspace_lab.training.config import CONFIGS
+from subspace_lab.training.presets import CONFIGS
 from subspace_lab.training.trainer import train
 from tests.training.conftest import command, make_base
 
@@ -82,6 +83,19 @@ def test_grid_is_a_union_of_products_without_repetitions(tiny):
 @pytest.mark.parametrize("path", sorted((CONFIGS / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_sweeps_are_valid(path):
     assert read_sweep(path.stem).jobs
+
+
+def test_papers_tables_cross_models_tasks_and_methods():
+    configs = [job.config for job in read_sweep("paper-tables").jobs]
+    llama2, llama3 = "meta-llama/Llama-2-7b-hf", "meta-llama/Meta-Llama-3-8B"
+    recipes = {"commonsense_170k": 32, "metamathqa": 64, "codefeedback": 32, "wizardlm": 32}
+    methods = ("lora", "dora", "pissa", "milora", "droplora")
+    crossed = itertools.product((llama2, llama3), recipes.items(), methods, (42, 43, 44))
+    expected = [(base, task, rank, method, seed) for base, (task, rank), method, seed in crossed]
+    expected += [(llama2, "commonsense_170k", 16, "lora", seed) for seed in (42, 43, 44)]  # Table 5
+    trained = [(one.base, one.task, one.rank, one.method, one.seed) for one in configs]
+    assert sorted(trained) == sorted(expected)
+    assert {one.granularity for one in configs if one.masked} == {"token"}
 
 
 @pytest.mark.parametrize(

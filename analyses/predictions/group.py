@@ -271,13 +271,7 @@ class Group:
 def groups_of(
     run: Run, *, steps: Collection[int] | None = None, modules: Collection[str] | None = None
 ) -> list[Group]:
-    """Sort a run's modules by rank; steps at which weights are not finite are left out."""
-    for _ in run.cores(steps=steps, modules=modules, motions=False):
-        pass  # the run notes where it met nan or infinities
-    if run.not_finite:
-        steps = [
-            step for step in (run.steps if steps is None else steps) if step not in run.not_finite
-        ]
+    """Sort a run's modules by rank."""
     table = run.modules
     if modules is not None:
         table = table[table["module"].isin(modules)]

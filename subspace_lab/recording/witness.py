@@ -113,7 +113,7 @@ class GateWitness:
                 tensors[f"{name}/steps"] = torch.tensor(steps)
                 tensors[f"{name}/gates"] = torch.stack(gates)
                 tensors[f"{name}/rounding"] = torch.tensor(max(rounding))
-        if tensors:
+        if tensors and self._folder.is_dir():  # a deleted run is refused by its writer
             files.write_tensors(self._folder / FILE, tensors)
 
     def _watch(self, step: int, name: str) -> Callable[..., None]:

@@ -29,7 +29,8 @@ from jsonargparse import ArgumentParser
 from subspace_lab.errors import UserError
 from subspace_lab.stats.seeds import MASK_FIELDS
 from subspace_lab.training.command_line import parse, training_parser
-from subspace_lab.training.config import CONFIGS, TrainConfig
+from subspace_lab.training.config import TrainConfig
+from subspace_lab.training.presets import CONFIGS
 
 PRESET = "preset"
 # What the evaluations during training give, and whether less is better.

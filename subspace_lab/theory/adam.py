@@ -173,7 +173,7 @@ def dropped_step(
         ValueError: step below 2.
 
     >>> round(dropped_step(1000, rate_ratio=1.0).factor, 4)
-    0.9002
+    0.9007
     """
     if step < 2:
         raise ValueError(f"only from step 2 on is there a last step to repeat, not at {step}")

@@ -90,7 +90,7 @@ def right_angles_pmf(rank: int, *, keep_prob: float) -> Float[np.ndarray, " most
     It is min(|D|, |D'|), where the directions that one mask only keeps are Bin(r, 2 q (1 - q)) in
     number and fall on either side alike.
 
-    >>> right_angles_pmf(2, keep_prob=0.5).tolist()
+    >>> right_angles_pmf(2, keep_prob=0.5).round(12).tolist()
     [0.875, 0.125]
     """
     check_keep_prob(keep_prob)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jsonargparse
 import yaml
 
 from subspace_lab.errors import UserError
-from subspace_lab.training.config import TrainConfig, find_preset
+from subspace_lab.training.config import TrainConfig
+from subspace_lab.training.presets import read_preset
+
+NOT_IN_PRESETS = {"config", "help", "print_config"}  # of the parser, but not fields
 
 
 def training_parser(description: str) -> jsonargparse.ArgumentParser:
@@ -29,13 +30,13 @@ def training_parser(description: str) -> jsonargparse.ArgumentParser:
 
 
 def parse(parser: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
-    """Parse the command line; preset names are replaced by their files.
+    """Parse the command line; preset names are replaced by their fields.
 
     Raises:
-        UserError: if a key is unknown, or a value has the wrong type.
+        UserError: if a preset or a key is unknown, or a value has the wrong type.
     """
     try:
-        namespace = parser.parse_args(_with_preset_files(parser, arguments))
+        namespace = parser.parse_args(_with_presets_read(parser, arguments))
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         message = " ".join(str(error).split())
         raise UserError(f"{message} (see --help)") from error
@@ -44,27 +45,16 @@ def parse(parser: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> dict
     return values
 
 
-def _with_preset_files(parser: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
+def _with_presets_read(parser: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
+    known = {action.dest for action in parser._actions} - NOT_IN_PRESETS
     replaced = list(arguments)
     for i, argument in enumerate(replaced):
         if argument.startswith("--config="):
-            replaced[i] = "--config=" + _checked(parser, argument.removeprefix("--config="))
+            replaced[i] = "--config=" + _as_yaml(argument.removeprefix("--config="), known)
         elif argument == "--config" and i + 1 < len(replaced):
-            replaced[i + 1] = _checked(parser, replaced[i + 1])
+            replaced[i + 1] = _as_yaml(replaced[i + 1], known)
     return replaced
 
 
-def _checked(parser: jsonargparse.ArgumentParser, name: str) -> str:
-    """Find a preset's file and refuse keys that the parser does not know."""
-    path = find_preset(name)
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
-    known = {action.dest for action in parser._actions}
-    for key in content or {}:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"{path} has the unknown key {key!r}{hint} (see --help)")
-    return path
+def _as_yaml(preset: str, known: Collection[str]) -> str:
+    return yaml.safe_dump(read_preset(preset, known))

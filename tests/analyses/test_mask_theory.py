@@ -284,7 +284,7 @@ def test_missing_masks_are_named(tmp_path):
     with files.open_tensors(path) as tensors:
         kept = {name: tensors.get_tensor(name)[[0, 1, 3]] for name in tensors.keys()}  # noqa: SIM118
     files.write_tensors(path, kept)
-    with pytest.raises(UserError, match="no masks of steps 3 to 3"):
+    with pytest.raises(UserError, match="lacks the masks of the steps 3: restore"):
         compute(Run(run.path))
 
 

@@ -271,7 +271,7 @@ def test_masks_are_named_and_doubles_refused(runs, tmp_path):
     [
         ({"steps": 7}, "has steps 0 and .*dora has 7"),
         ({"train_size": 12}, "train_size"),
-        ({"base": "bundled"}, "has base pocket and .*dora has bundled"),
+        ({"base": "smollm2"}, "has base pocket and .*dora has smollm2"),
         ({"metric": "generated"}, "metric exact_match in .*lora-0 and generated in .*dora"),
         ({"max_new_tokens": 8}, "max_new_tokens 32 in .* and 8 in"),
         ({"step": 3}, "step None in .* and 3 in"),

@@ -191,7 +191,7 @@ def test_other_ranks_bases_and_masked_methods_get_rows_of_their_own(make_run):
     table = compute(
         [
             make_run("r16", commonsense(0.6), rank=16),
-            make_run("small", commonsense(0.5), base="bundled"),
+            make_run("small", commonsense(0.5), base="smollm2"),
             make_run("masked", commonsense(0.4), method="dora", rank_mask=True),
         ]
     )
@@ -200,12 +200,12 @@ def test_other_ranks_bases_and_masked_methods_get_rows_of_their_own(make_run):
     told = set(zip(first["model"], first["method"], first["mean"].round(6), strict=True))
     assert told == {
         (LLAMA2, "LoRA", 60.0),
-        ("bundled", "LoRA", 50.0),
+        ("smollm2", "LoRA", 50.0),
         (LLAMA2, "DoRA with a mask", 40.0),
     }
     fifth = table[(table["table"] == 5) & (table["seeds"] > 0)]
     assert fifth["published"].tolist()[0] == 84.5  # Table 5 has LoRA of rank 16
-    assert fifth["model"].tolist() == [LLAMA2, "bundled"]
+    assert fifth["model"].tolist() == [LLAMA2, "smollm2"]
 
 
 def test_missing_columns_give_no_average_and_validation_rows_no_value(make_run):
@@ -227,7 +227,7 @@ def test_a_copied_run_is_no_second_seed_and_others_must_be_alike(make_run):
         compute([first, make_run("short", commonsense(0.5), method="dora", steps=24)])
     with pytest.raises(UserError, match="boolq was evaluated with metric generated in"):
         compute([first, make_run("other", commonsense(0.5), method="dora", metric="likelihood")])
-    small = make_run("small", commonsense(0.5), base="bundled", steps=24)  # of another base
+    small = make_run("small", commonsense(0.5), base="smollm2", steps=24)  # of another base
     slow = make_run("slow", commonsense(0.7), learning_rate=1e-5)
     table = compute([first, small, slow])
     rows = table[(table["table"] == 1) & (table["column"] == AVERAGE) & (table["seeds"] > 0)]

@@ -93,8 +93,13 @@ def test_a_half_written_checkpoint_is_passed_over(base, tmp_path, monkeypatch, c
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_signals_interrupt_with_a_shells_exit_code(name, code):
-    with pytest.raises(KeyboardInterrupt) as interrupted, interruptible():
-        os.kill(os.getpid(), getattr(signal, name))
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_DFL)  # a shell's background jobs ignore SIGINT
+    try:
+        with pytest.raises(KeyboardInterrupt) as interrupted, interruptible():
+            os.kill(os.getpid(), number)
+    finally:
+        signal.signal(number, before)
     assert interrupted.value.exit_code == code
 
 

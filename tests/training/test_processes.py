@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from subspace_lab.recording.run import Run
-from subspace_lab.training.config import CONFIGS, TrainConfig
+from subspace_lab.training.config import TrainConfig
+from subspace_lab.training.presets import CONFIGS
 from subspace_lab.training.trainer import train
 from tests.training.conftest import TINY, environment
 
