@@ -3,8 +3,9 @@
     python -m analyses.report --run runs/demo/lora --run runs/demo/step --out runs/demo/report.html
 
 Reads the tables that the analyses wrote into each run's `analyses/` folder, draws them for all runs
-together, and says what each figure shows. Computes nothing: an analysis that was not run is named
-with the command that makes it.
+together, and says what each figure shows. What an analysis found by comparing the runs is read from
+--comparisons. Computes nothing: an analysis that was not run is named with the command that makes
+it.
 """
 
 from __future__ import annotations
@@ -12,23 +13,25 @@ from __future__ import annotations
 import argparse
 import base64
 import html
-import importlib
 import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from analyses._explanations import CLAIMS_READING, EXPLANATIONS, Explanation
-from analyses.kit import label
-from analyses.kit.selection import open_named_runs
+import pandas as pd
+
+from analyses.kit import Analysis, default_folder, label, open_named_runs
+from analyses.registry import all_analyses
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
+from subspace_lab.figures.style import DOTS_PER_INCH
+from subspace_lab.recording import files
+from subspace_lab.recording.run import Run
+from subspace_lab.stats.intervals import accuracy_interval
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from subspace_lab.recording.run import Run
-
+CLAIMS_READING = (
+    "What theory says of each claim, and what these few runs show. A verdict never says more than "
+    "the runs do: one seed each, a small model and a small task."
+)
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem;
        color: #222; background: #fff }
@@ -41,18 +44,21 @@ code { background: #f2f2f2; padding: 0 .2rem } .remark { color: #555; font-size:
 """
 
 
-def render(runs: Sequence[Run], *, claims: str = "") -> str:
+def render(runs: Sequence[Run], *, comparisons: Path | None = None, claims: str = "") -> str:
     """Render the page.
 
     Args:
         runs: the runs, with their analyses in `RUN/analyses/`.
+        comparisons: folder of the analyses of all runs together; None: where they are written by
+            default.
         claims: HTML table of the paper's claims, from `analyses.claims`.
 
     Returns:
         HTML with every figure inside it.
     """
     sections = [_overview(runs)]
-    sections += [_section(explanation, runs) for explanation in EXPLANATIONS]
+    folder = default_folder(runs) if comparisons is None else comparisons
+    sections += [_section(a, runs, folder) for a in all_analyses().values() if a.reading]
     if claims:
         sections.append(f"<h2>The paper's claims</h2><p>{CLAIMS_READING}</p>{claims}")
     return (
@@ -102,8 +108,6 @@ def _overview(runs: Sequence[Run]) -> str:
 
 def _facts(run: Run) -> list[str]:
     """Give the cells of a run's row in the overview; empty where it has no such number."""
-    from subspace_lab.stats.intervals import accuracy_interval
-
     metrics, law = run.metrics, run.mask_law
     evaluations = run.evaluations.to_dict(orient="list")
     losses, matches, sizes = (
@@ -138,45 +142,63 @@ def _change(values: Sequence[float]) -> str:
     return f"{values[0]:.2f} → {values[-1]:.2f}" if values else ""
 
 
-def _section(explanation: Explanation, runs: Sequence[Run]) -> str:
+def _section(analysis: Analysis, runs: Sequence[Run], comparisons: Path) -> str:
     """Render one analysis: what it asks, the figure for all runs that have it, how to read it."""
-    from analyses import mask_theory
-    from analyses.kit.tables import concatenate
-    from subspace_lab.recording import files
-
-    name = explanation.analysis
-    paths = {run: run.output_folder / f"{name}.parquet" for run in runs}
-    having = [run for run, path in paths.items() if path.is_file()]
-    head = f"<h2>{html.escape(explanation.question)}</h2>"
-    if not having:
-        command = f"python -m analyses.{name} --run {runs[0].path}"
-        return head + f"<p>Not computed: run <code>{html.escape(command)}</code>.</p>"
-    tables = []
-    for run in having:
-        table = files.read_table(paths[run])
-        table["run"] = run.name
-        tables.append(table.drop(columns="configuration", errors="ignore"))
+    tables = _tables(analysis, runs, comparisons)
+    question = html.escape(analysis.question[:1].upper() + analysis.question[1:])
+    head = f"<h2>{question}</h2>"
+    if not tables:
+        named = " ".join(f"--run {run.path}" for run in (runs if analysis.compares else runs[:1]))
+        command = html.escape(f"python -m analyses.{analysis.name} {named}")
+        return head + f"<p>Not computed: run <code>{command}</code>.</p>"
     # What several runs share, such as the masks of one seed, counts once in mask_theory.
-    join = mask_theory.join if name == "mask_theory" else concatenate
-    image = _image(name, label(join(tables), having))
-    missing = ", ".join(run.name for run in runs if run not in having)
-    remarks = [f"Without {missing}: {explanation.why_missing}."] if missing else []
-    for run, table in zip(having, tables, strict=True):
+    image = _image(analysis, label(analysis.join(tables.values()), list(tables)))
+    together = analysis.compares and (comparisons / f"{analysis.name}.parquet").is_file()
+    place = str(comparisons) if together else "RUN/analyses"
+    missing = ", ".join(run.name for run in runs if run not in tables)
+    remarks = [f"Without {missing}: {analysis.why_missing}."] if missing else []
+    for run, table in tables.items():
         for lines in table.attrs.get("notes", {}).values():
             remarks += [f"{run.name}: {line}." for line in lines]
     return (
         head
-        + f"<p>{explanation.reading}</p><figure><img alt='{html.escape(explanation.question)}' "
+        + f"<p>{analysis.reading}</p><figure><img alt='{question}' "
         + f"src='data:image/png;base64,{image}'></figure>"
         + "".join(f"<p class='remark'>{html.escape(remark)}</p>" for remark in remarks)
-        + f"<p class='remark'>Tables: <code>RUN/analyses/{name}.parquet</code></p>"
+        + f"<p class='remark'>Tables: <code>{html.escape(place)}/{analysis.name}.parquet</code></p>"
     )
 
 
-def _image(name: str, table: pd.DataFrame) -> str:
-    from subspace_lab.figures.style import DOTS_PER_INCH
+def _tables(analysis: Analysis, runs: Sequence[Run], comparisons: Path) -> dict[Run, pd.DataFrame]:
+    """Read the tables of the runs that have one, if possible from their comparison."""
+    together = comparisons / f"{analysis.name}.parquet"
+    if analysis.compares and together.is_file():
+        return _split(files.read_table(together), runs)
+    tables = {}
+    for run in runs:
+        path = run.output_folder / f"{analysis.name}.parquet"
+        if path.is_file():
+            table = files.read_table(path)
+            table["run"] = run.name
+            tables[run] = table.drop(columns="configuration", errors="ignore")
+    return tables
 
-    figure = importlib.import_module(f"analyses.{name}").plot(table)
+
+def _split(table: pd.DataFrame, runs: Sequence[Run]) -> dict[Run, pd.DataFrame]:
+    """Split a table of several runs into those of the given runs, each with its own notes."""
+    notes = table.attrs.get("notes", {})
+    table = table.drop(columns="configuration", errors="ignore")
+    tables = {}
+    for run in runs:
+        rows = table[table["run"] == run.name].astype({"run": str}).reset_index(drop=True)
+        if len(rows):
+            rows.attrs = {"notes": {run.name: notes.get(run.name, [])}}
+            tables[run] = rows
+    return tables
+
+
+def _image(analysis: Analysis, table: pd.DataFrame) -> str:
+    figure = analysis.plot(table)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=DOTS_PER_INCH)
     return base64.b64encode(stream.getvalue()).decode()
@@ -195,19 +217,25 @@ def main() -> None:
     parser.add_argument(
         "--claims", type=Path, metavar="FILE", help="claims.html, which analyses.claims wrote"
     )
+    parser.add_argument(
+        "--comparisons",
+        type=Path,
+        metavar="FOLDER",
+        help="analyses of all runs together, such as mask_theory (default: comparisons/NAMES)",
+    )
     arguments = parser.parse_args()
     runs = open_named_runs(arguments.run)
     for run in runs:
         if not run.recorded:
-            raise UserError(f"{run.path} is no recorded run: a report needs its metrics")
-
-    from subspace_lab.recording import files
-
+            raise UserError(f"{run.path} is not a recorded run: a report needs its metrics")
+    if arguments.comparisons is not None and not arguments.comparisons.is_dir():
+        raise UserError(
+            f"there is no folder {arguments.comparisons}: run analyses.mask_theory first"
+        )
     if arguments.claims is not None and not arguments.claims.is_file():
         raise UserError(f"there is no file {arguments.claims}: run analyses.claims first")
-    page = render(
-        runs, claims=arguments.claims.read_text(encoding="utf-8") if arguments.claims else ""
-    )
+    claims = arguments.claims.read_text(encoding="utf-8") if arguments.claims else ""
+    page = render(runs, comparisons=arguments.comparisons, claims=claims)
     with files.replacing(arguments.out) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
     print(f"wrote {arguments.out}")

@@ -3,18 +3,22 @@
     python scripts/demo.py --out runs/demo
 
 Every step is a command that a user could type, and is printed before it runs. What is finished is
-not run again: trainings go on from their last checkpoint, and an analysis is repeated only if its
-run has changed since.
+not run again: trainings continue from their last checkpoint, and an analysis is repeated only if
+what it reads has changed since.
 """
 
 from __future__ import annotations
 
 import argparse
-import runpy
+import importlib
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from analyses.kit import Analysis, run_analysis
+from analyses.registry import all_analyses
 
 RUNS = {
     "lora": ["--method", "lora"],
@@ -24,23 +28,12 @@ RUNS = {
 }
 """Name of a run, and what sets it apart from the `demo` preset."""
 
-ANALYSES = (
-    "learning_curves",
-    "effective_rank",
-    "subspace_angles",
-    "frame_drift",
-    "regulariser",
-    "merged_spectra",
-    "ensemble_vs_single",
-    "gate_expansion",
-    "mask_theory",
-)
 OPTIONS = {
     "merged_spectra": ["--modules", "*.layers.*[05].*"],
     "ensemble_vs_single": ["--masks", "5", "--examples", "24"],
     "gate_expansion": ["--masks", "4", "--examples", "1"],
 }
-"""What keeps the demo short: spectra of every fifth layer, few masks and rows."""
+"""What keeps the demo short: spectra of every fifth layer, few masks and examples."""
 
 ONLY = {
     "subspace_angles": ("paper-eq2", "step"),  # the others have no step masks
@@ -60,27 +53,45 @@ def main() -> None:
     for name, folder in folders.items():
         train = ["subspace_lab.train", "--config", arguments.preset, *RUNS[name]]
         run(*train, "--out", str(folder), "--resume", "true")
-    for analysis in ANALYSES:
-        for name in ONLY.get(analysis, RUNS):
-            folder = folders[name]
-            table = folder / "analyses" / f"{analysis}.parquet"
-            if table.exists() and table.stat().st_mtime > (folder / "run.json").stat().st_mtime:
-                print(f"{table} is up to date")
-                continue
-            run(f"analyses.{analysis}", "--run", str(folder), *OPTIONS.get(analysis, []))
-    report = arguments.out / "report.html"
     named = [part for folder in folders.values() for part in ("--run", str(folder))]
+    comparisons = arguments.out / "comparisons"
+    for analysis in (one for one in all_analyses().values() if one.reading):
+        if analysis.compares:
+            read = [*arguments.out.glob("*/run.json"), *arguments.out.glob("*/analyses/*.parquet")]
+            analyze(analysis, read, comparisons, *named, "--out", str(comparisons))
+            continue
+        for name in ONLY.get(analysis.name, RUNS):
+            folder, options = folders[name], OPTIONS.get(analysis.name, [])
+            read = [folder / "run.json"]
+            analyze(analysis, read, folder / "analyses", "--run", str(folder), *options)
+    report = arguments.out / "report.html"
     claims = arguments.out / "claims"
     run("analyses.claims", *named, "--out", str(claims))
-    run("analyses.report", *named, "--claims", str(claims / "claims.html"), "--out", str(report))
+    made = ("--comparisons", str(comparisons), "--claims", str(claims / "claims.html"))
+    run("analyses.report", *named, *made, "--out", str(report))
     print(f"demo finished in {(time.monotonic() - started) / 60:.1f} minutes: open {report}")
+
+
+def analyze(analysis: Analysis, read: Sequence[Path], out: Path, *arguments: str) -> None:
+    """Run an analysis, unless its table in `out` is newer than the files that it reads."""
+    table = out / f"{analysis.name}.parquet"
+    if table.exists() and table.stat().st_mtime > max(path.stat().st_mtime for path in read):
+        print(f"{table} is up to date")
+        return
+    announce(f"analyses.{analysis.name}", *arguments)
+    run_analysis(analysis, arguments)
 
 
 def run(module: str, *arguments: str) -> None:
     """Print `python -m MODULE ...` and do the same in this process, where torch is imported."""
-    print(f"\n$ python -m {shlex.join([module, *arguments])}", flush=True)
+    announce(module, *arguments)
     sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    importlib.import_module(module).main()
+
+
+def announce(module: str, *arguments: str) -> None:
+    """Print a command as a user would type it."""
+    print(f"\n$ python -m {shlex.join([module, *arguments])}", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
+
+from analyses.predictions import against_lora
+
 SCRIPT = Path(__file__).parent.parent / "scripts" / "demo.py"
 NAMES = ("lora", "paper-eq2", "paper-code", "step")
 
@@ -28,7 +32,13 @@ def test_the_demo_makes_runs_tables_figures_and_a_page_and_reuses_them(tmp_path)
     for name in NAMES:
         assert name in page
         assert list((tmp_path / "demo" / name / "analyses").glob("*.pdf"))
-    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "demo").glob("*/analyses/*.parquet")}
+    theory = pd.read_parquet(tmp_path / "demo" / "comparisons" / "mask_theory.parquet")
+    assert set(theory["run"]) == set(NAMES) and "comparisons/mask_theory.parquet" in page
+    compared = theory.loc[theory["prediction"] == against_lora.LENGTH_B.name, "run"]
+    assert set(compared) == set(NAMES) - {"lora"}
+    tables = ("*/analyses/*.parquet", "comparisons/*.parquet")
+    paths = [path for pattern in tables for path in (tmp_path / "demo").glob(pattern)]
+    times = {path: path.stat().st_mtime_ns for path in paths}
     second = demo(tmp_path)
     assert second.returncode == 0 and second.stdout.count("nothing to do") == len(NAMES)
     assert {p: p.stat().st_mtime_ns for p in times} == times
