@@ -90,6 +90,21 @@ def test_results_go_beside_one_run_and_into_comparisons_for_several(
     assert "wrote a/run/analyses/effective_rank.parquet" in found.out
 
 
+def test_without_a_figure_and_with_csv(command, run, tmp_path):
+    options = ["--steps", "4,6", "--format", "none", "--csv"]
+    for spelling in ("--top_k", "--top-k"):
+        out = tmp_path / spelling
+        found = command("merged_spectra", "--run", run.path, *options, spelling, "2", "--out", out)
+        assert found.code == 0, found.err
+        files = {path.name for path in out.iterdir()}
+        assert files == {f"merged_spectra.{form}" for form in ("parquet", "csv", "json")}
+        described = json.loads((out / "merged_spectra.json").read_text())
+        assert described["arguments"]["top_k"] == 2 and described["question"]
+    whole = pd.read_parquet(out / "merged_spectra.parquet")
+    text = pd.read_csv(out / "merged_spectra.csv")
+    assert list(text.columns) == list(whole.columns) and len(text) == len(whole)
+
+
 def test_runs_named_twice_are_opened_once_and_names_stay_short(run):
     assert [r.name for r in open_named_runs([[str(run.path)], [str(run.path)]])] == [run.name]
 

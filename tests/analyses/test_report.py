@@ -15,7 +15,8 @@ import pytest
 
 from analyses import learning_curves
 from analyses.kit.tables import concatenate
-from analyses.report import render
+from analyses.registry import all_analyses
+from analyses.report import _tables, render
 from subspace_lab.errors import UserError
 from subspace_lab.recording.run import Run
 from subspace_lab.training.config import TrainConfig
@@ -148,3 +149,17 @@ def test_everything_that_a_run_says_is_escaped(runs, tmp_path):
     assert not re.search("<script|<b>|<i>reason", page)
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;&amp;") == 5
     assert "not analyzed: &lt;i&gt;reason&lt;/i&gt;." in page
+
+
+def test_a_comparison_of_all_runs_is_read_from_its_folder(runs, run, command, tmp_path):
+    pair = ["--run", runs["test"].path, "--run", run.path]
+    made = command("mask_theory", *pair, "--out", tmp_path, "--format", "none")
+    assert made.code == 0, made.err
+    tables = _tables(all_analyses()["mask_theory"], list(runs.values()), tmp_path)
+    assert [one.name for one in tables] == ["test"]  # neither those of others nor of other runs
+    whole = pd.read_parquet(tmp_path / "mask_theory.parquet")
+    assert len(tables[runs["test"]]) == (whole["run"] == "test").sum() > 20
+    page = render(list(runs.values()), comparisons=tmp_path)
+    assert "Without validation, none: it was not computed." in page
+    missing = command("report", *pair, "--comparisons", tmp_path / "no", "--out", tmp_path / "page")
+    assert_one_sentence(missing, tmp_path / "no", "mask_theory")
