@@ -41,14 +41,16 @@ def main() -> None:
     paths, command = sys.argv[1:separator], sys.argv[separator + 1 :]
     root = Path.cwd()
     _mount("tmpfs", root, "tmpfs")
-    for path in (*paths, *(f"/dev/{device}" for device in DEVICES)):
-        _bind(Path(path), root)
     for name in ("proc", *WRITABLE):
         (root / name).mkdir(parents=True, exist_ok=True)
     _mount("proc", root / "proc", "proc")
-    _make_read_only(root)
-    for name in WRITABLE:
+    for name in WRITABLE:  # before the paths, some of which may lie in there
         _mount("tmpfs", root / name, "tmpfs", MS_NOSUID | MS_NODEV, WRITABLE_OPTIONS)
+    for path in (*paths, *(f"/dev/{device}" for device in DEVICES)):
+        _bind(Path(path), root)
+    _set_attributes(root, AT_RECURSIVE, set=MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID)
+    for name in WRITABLE:
+        _set_attributes(root / name, 0, clear=MOUNT_ATTR_RDONLY)
     os.chroot(root)
     os.chdir("/tmp")
     _drop_capabilities()
@@ -71,13 +73,13 @@ def _mount(source: str, target: Path, kind: str, flags: int = 0, options: str = 
     _check(done, f"mount {source} at {target}")
 
 
-def _make_read_only(root: Path) -> None:
-    attributes = MountAttributes(set=MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID)
+def _set_attributes(mount: Path, flags: int, **attributes: int) -> None:
+    changes = MountAttributes(**attributes)
     done = libc.syscall(
-        MOUNT_SETATTR, AT_FDCWD, str(root).encode(), AT_RECURSIVE,
-        ctypes.byref(attributes), ctypes.c_size_t(ctypes.sizeof(attributes)),
+        MOUNT_SETATTR, AT_FDCWD, str(mount).encode(), flags,
+        ctypes.byref(changes), ctypes.c_size_t(ctypes.sizeof(changes)),
     )  # fmt: skip
-    _check(done, f"make {root} read-only")
+    _check(done, f"change the mount {mount}")
 
 
 def _drop_capabilities() -> None:

@@ -40,8 +40,9 @@ def bubblewrap(command: Sequence[str]) -> list[str]:
     bound = [word for path in _visible() for word in ("--ro-bind", path, path)]
     return [
         *(_installed("bwrap"), "--unshare-all", "--as-pid-1", "--die-with-parent"),
-        *("--new-session", "--cap-drop", "ALL", *bound, "--proc", "/proc", "--dev", "/dev"),
-        *("--tmpfs", WORKING_FOLDER, "--remount-ro", "/", "--chdir", WORKING_FOLDER),
+        *("--new-session", "--cap-drop", "ALL", "--proc", "/proc", "--dev", "/dev"),
+        # Before the interpreter's folders, which may lie in there.
+        *("--tmpfs", WORKING_FOLDER, *bound, "--remount-ro", "/", "--chdir", WORKING_FOLDER),
         *("--", *command),
     ]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -223,9 +225,23 @@ def test_a_program_has_a_folder_of_its_own_and_no_capability(confine) -> None:
         "import os\nopen('mine', 'w').write('x')\n"
         "status = open('/proc/self/status').read()\n"
         "capabilities = [line.split()[1] for line in status.splitlines() if line[:3] == 'Cap']\n"
-        "print(os.listdir(), {int(value, 16) for value in capabilities})"
+        "print(*os.listdir(), {int(value, 16) for value in capabilities})"
     )
-    assert python(confine, code) == "['mine'] {0}"
+    # Where the interpreter lies in /tmp, so does the way to it.
+    ways = {Path(path).parts[2] for path in sandbox._visible() if path.startswith("/tmp/")}
+    *names, capabilities = python(confine, code).split()
+    assert set(names) - ways == {"mine"} and capabilities == "{0}"
+
+
+def test_an_interpreter_in_the_working_folder_is_seen_and_read_only(confine, monkeypatch) -> None:
+    """As of a project that was cloned into /tmp."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        shutil.copytree(Path(sys.prefix) / "bin", f"{folder}/bin", symlinks=True)
+        shutil.copy(Path(sys.prefix) / "pyvenv.cfg", folder)
+        monkeypatch.setattr(sys, "prefix", folder)
+        code = f"import os; print(os.access({folder!r}, os.W_OK))"
+        done = sandbox.run(confine, [f"{folder}/bin/python", "-I", "-c", code], seconds=60)
+    assert (done.returncode, done.stdout.strip()) == (0, b"False"), done.stderr
 
 
 def test_a_sandbox_that_does_not_work_is_found_by_trying(monkeypatch, tmp_path) -> None:
