@@ -131,6 +131,10 @@ def test_theory_is_held_against_the_steps_before(run, broken):
 
     damaged, where = broken
     before = mask_theory.compute(run, steps=range(min(step for step, _ in where)))
-    pd.testing.assert_frame_equal(mask_theory.compute(damaged), before)
+    table = mask_theory.compute(damaged)
+    diverged = table["prediction"] == "weights are finite"
+    assert diverged.sum() == 1 and not table.loc[diverged, "agrees"].any()
+    rest = table[~diverged].reset_index(drop=True)
+    pd.testing.assert_frame_equal(rest, before, check_categorical=False)
     assert len(before) > 20
     claims.compute([damaged])
