@@ -44,18 +44,8 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from analyses import kit
 from analyses._update import SPLIT, remark_on_product
-from analyses.kit import (
-    Analysis,
-    CoreBatch,
-    Plot,
-    StepMasks,
-    Summary,
-    concatenate,
-    grid_table,
-    over_batches,
-    run_analysis,
-)
 from subspace_lab import linalg
 from subspace_lab.errors import UserError
 from subspace_lab.figures.categories import draw_by_category, pooled_note
@@ -111,12 +101,14 @@ def compute(
     if unknown := set(measures) - set(get_args(linalg.Measure)):
         known = ", ".join(get_args(linalg.Measure))
         raise UserError(f"there is no measure {', '.join(sorted(unknown))}: choose among {known}")
-    masks = StepMasks(run) if run.mask_steps else None
+    masks = kit.StepMasks(run) if run.mask_steps else None
     keep_prob = (run.mask_law or {}).get("keep_prob", float("nan"))
     remark = remark_on_product(run)
     product = "product" if remark else "update"
 
-    def part(batch: CoreBatch, sigma: dict[str, torch.Tensor], kept: torch.Tensor) -> pd.DataFrame:
+    def part(
+        batch: kit.CoreBatch, sigma: dict[str, torch.Tensor], kept: torch.Tensor
+    ) -> pd.DataFrame:
         values = [
             torch.stack([linalg.effective_rank(s, measure=m) for m in measures], dim=-1)
             for s in sigma.values()
@@ -127,13 +119,15 @@ def compute(
             "kept": kept[..., None, None],
             "expected_rank": [[expected if m == f"masked_{product}" else np.nan] for m in sigma],
         }
-        table = grid_table(run, batch, columns, axes={"matrix": list(sigma), "measure": measures})
+        table = kit.grid_table(
+            run, batch, columns, axes={"matrix": list(sigma), "measure": measures}
+        )
         of_product = table["matrix"].isin(["product", "masked_product"]).astype(np.int8)
         remarks = pd.Index(["", remark] if remark else [""])
         table["remark"] = pd.Categorical.from_codes(of_product.to_numpy(), remarks)
         return table
 
-    def of_batch(batch: CoreBatch) -> list[pd.DataFrame]:
+    def of_batch(batch: kit.CoreBatch) -> list[pd.DataFrame]:
         core = batch.core
         if remark == SPLIT and core.row.start is not None:
             of_product = {"update": torch.linalg.svdvals(core.change("start"))}
@@ -152,8 +146,10 @@ def compute(
             tables.append(part(inside, sigma, mask.sum(-1)))
         return tables
 
-    parts = over_batches(run, of_batch, steps=steps, modules=modules, displacements=remark == SPLIT)
-    return concatenate(itertools.chain.from_iterable(parts))
+    parts = kit.over_batches(
+        run, of_batch, steps=steps, modules=modules, displacements=remark == SPLIT
+    )
+    return kit.concatenate(itertools.chain.from_iterable(parts))
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -193,7 +189,7 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def summarize(table: pd.DataFrame) -> Summary:
+def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give medians over modules at each run's last step, and why a product is not the update."""
     found: dict[str, dict[str, float] | str] = {}
     for run, rows in table.groupby("run", observed=True):
@@ -207,9 +203,9 @@ def summarize(table: pd.DataFrame) -> Summary:
     return found
 
 
-plot = Plot(draw)
+plot = kit.Plot(draw)
 
-ANALYSIS = Analysis(
+ANALYSIS = kit.Analysis(
     name="effective_rank",
     description=__doc__,
     question="how many directions does the update use, by eight measures?",
@@ -237,4 +233,4 @@ ANALYSIS = Analysis(
 
 
 if __name__ == "__main__":
-    run_analysis(ANALYSIS)
+    kit.run_analysis(ANALYSIS)

@@ -35,7 +35,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analyses.kit import Analysis, Needs, Plot, Summary, rows_note, run_analysis
+from analyses import kit
 from subspace_lab.errors import UserError
 from subspace_lab.figures.style import MARKERS, PALETTE, PREDICTION, legend_below, new_figure
 from subspace_lab.models import Precision
@@ -175,7 +175,7 @@ def draw(table: pd.DataFrame) -> Figure:
     count, dtype = int(table["masks"].max()), table["dtype"].iloc[0]
     masks = f"{count} mask{'s' * (count != 1)}"
     figure.suptitle(
-        f"Mask ensembles\n{rows_note(table)}, {masks}, {dtype}; bars: 95 % (Wilson)",
+        f"Mask ensembles\n{kit.rows_note(table)}, {masks}, {dtype}; bars: 95 % (Wilson)",
         fontsize="medium",
     )
     legend_below(figure, axes[:2, 0], columns=2)
@@ -238,7 +238,7 @@ def _draw_accuracies(axis: Axes, rows: pd.DataFrame, i: int, count: int) -> None
         axis.errorbar([x + shift], [accuracy], yerr=ends, linewidth=0.7, linestyle="", **_style(i))
 
 
-def summarize(table: pd.DataFrame) -> Summary:
+def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give each run's losses."""
     summary: dict[str, float | int | str] = {}
     for (run, step), rows in table.groupby(["run", "step"], sort=False):
@@ -254,13 +254,13 @@ def summarize(table: pd.DataFrame) -> Summary:
     return summary
 
 
-plot = Plot(draw)
+plot = kit.Plot(draw)
 
-ANALYSIS = Analysis(
+ANALYSIS = kit.Analysis(
     name="ensemble_vs_single",
     description=__doc__,
     question="is the full-rank model an ensemble of its masked parts?",
-    needs=Needs.FACTORS | Needs.SNAPSHOTS | Needs.MODEL,
+    needs=kit.Needs.FACTORS | kit.Needs.SNAPSHOTS | kit.Needs.MODEL,
     compute=compute,
     plot=plot,
     summarize=summarize,
@@ -290,4 +290,4 @@ ANALYSIS = Analysis(
 
 
 if __name__ == "__main__":
-    run_analysis(ANALYSIS)
+    kit.run_analysis(ANALYSIS)

@@ -32,21 +32,8 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from analyses import kit
 from analyses._mask_laws import law_of, moments_of
-from analyses.kit import (
-    Analysis,
-    CoreBatch,
-    Needs,
-    Plot,
-    StepMasks,
-    Summary,
-    check_needs,
-    concatenate,
-    grid_table,
-    over_batches,
-    ragged,
-    run_analysis,
-)
 from subspace_lab import linalg
 from subspace_lab.figures.curves import (
     draw_curves,
@@ -88,12 +75,12 @@ def compute(
     Raises:
         UserError: if no displacements were recorded.
     """
-    check_needs(run, Needs.DISPLACEMENTS)
+    kit.check_needs(run, kit.Needs.DISPLACEMENTS)
     moved = [step for step in (run.steps if steps is None else steps) if step > 0]
-    masks = StepMasks(run) if run.mask_steps else None
+    masks = kit.StepMasks(run) if run.mask_steps else None
     law = law_of(run) if masks is not None and run.config.get("optimizer") == "adamw" else None
 
-    def of_batch(batch: CoreBatch) -> pd.DataFrame:
+    def of_batch(batch: kit.CoreBatch) -> pd.DataFrame:
         core = batch.core
         angles, norms = [], []
         for frame in (core.row, core.column):
@@ -109,20 +96,20 @@ def compute(
             keep_prob = float(moments_of(law, core.row.R.shape[-1]).mean[0])
             expected = squared_leakage(keep_prob=keep_prob)
         columns = {
-            "angles": ragged(stacked.flatten(0, -2).numpy()).reshape(shape),
+            "angles": kit.ragged(stacked.flatten(0, -2).numpy()).reshape(shape),
             "max_angle": largest.where(largest >= 0, torch.nan),
             "step_norm": torch.stack(norms, dim=-1).unflatten(-1, shape[-2:]),
             "leakage": _leakage(core, masks, batch),
             "expected_leakage": [expected if since == "previous" else np.nan for since in SINCE],
         }
-        return grid_table(run, batch, columns, axes={"side": list(SIDES), "since": list(SINCE)})
+        return kit.grid_table(run, batch, columns, axes={"side": list(SIDES), "since": list(SINCE)})
 
-    return concatenate(
-        over_batches(run, of_batch, steps=moved, modules=modules, displacements=True)
+    return kit.concatenate(
+        kit.over_batches(run, of_batch, steps=moved, modules=modules, displacements=True)
     )
 
 
-def _leakage(core: RankCore, masks: StepMasks | None, batch: CoreBatch) -> torch.Tensor:
+def _leakage(core: RankCore, masks: kit.StepMasks | None, batch: kit.CoreBatch) -> torch.Tensor:
     """Share of the squared step norm on dropped directions, (T, M, side, since)."""
     leakage = torch.full((*core.row.R.shape[:2], 2, 2), torch.nan, dtype=torch.float64)
     if masks is None:
@@ -197,7 +184,7 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def summarize(table: pd.DataFrame) -> Summary:
+def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give medians over modules of the drift, and the leakage of the second half of the steps.
 
     The early steps are left out of the leakage: the momentum starts at zero, so that nothing leaks
@@ -231,13 +218,13 @@ def _leakage_of(leaks: pd.DataFrame, key: tuple[Any, str]) -> dict[str, float]:
     }
 
 
-plot = Plot(draw)
+plot = kit.Plot(draw)
 
-ANALYSIS = Analysis(
+ANALYSIS = kit.Analysis(
     name="frame_drift",
     description=__doc__,
     question="how fast do the directions themselves turn, and what leaks past the mask?",
-    needs=Needs.FACTORS | Needs.CORES | Needs.DISPLACEMENTS,
+    needs=kit.Needs.FACTORS | kit.Needs.CORES | kit.Needs.DISPLACEMENTS,
     compute=compute,
     plot=plot,
     summarize=summarize,
@@ -250,4 +237,4 @@ ANALYSIS = Analysis(
 
 
 if __name__ == "__main__":
-    run_analysis(ANALYSIS)
+    kit.run_analysis(ANALYSIS)

@@ -34,8 +34,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from analyses import kit
 from analyses._mask_laws import UNMASKED
-from analyses.kit import Analysis, Needs, Plot, Summary, rows_note, run_analysis
 from subspace_lab.errors import UserError
 from subspace_lab.figures.style import PALETTE, legend_below, new_figure, step_axis
 from subspace_lab.recording.run import Run
@@ -158,7 +158,7 @@ def draw(table: pd.DataFrame) -> Figure:
     step_axis(axes[-1, 0])
     axes[-1, 0].margins(x=0.15)
     figure.suptitle(
-        f"Cost of random gates; {rows_note(table)}, {table['masks'].max()} masks, "
+        f"Cost of random gates; {kit.rows_note(table)}, {table['masks'].max()} masks, "
         f"{table['dtype'].iloc[0]}, 95 % over masks",
         fontsize=7,
     )
@@ -194,7 +194,7 @@ def _draw_run(axis: Axes, rows: pd.DataFrame) -> None:
         axis.plot([], [], linestyle="", label=meaning, **look)
 
 
-def summarize(table: pd.DataFrame) -> Summary:
+def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give the gap, the second order, and whether it holds."""
     return {
         f"{row.run}, step {row.step}": f"gap {row.measured:.4g} ± {row.measured_error:.2g} "
@@ -215,13 +215,13 @@ def verdict(*, trustworthy: bool, examples: int) -> str:
     return f"holds on {count}" + few * (examples < MIN_EXAMPLES)
 
 
-plot = Plot(draw)
+plot = kit.Plot(draw)
 
-ANALYSIS = Analysis(
+ANALYSIS = kit.Analysis(
     name="gate_expansion",
     description=__doc__,
     question="what do random masks cost the model, and is it the regulariser?",
-    needs=Needs.FACTORS | Needs.SNAPSHOTS | Needs.MODEL,
+    needs=kit.Needs.FACTORS | kit.Needs.SNAPSHOTS | kit.Needs.MODEL,
     compute=compute,
     plot=plot,
     summarize=summarize,
@@ -240,4 +240,4 @@ ANALYSIS = Analysis(
 
 
 if __name__ == "__main__":
-    run_analysis(ANALYSIS)
+    kit.run_analysis(ANALYSIS)

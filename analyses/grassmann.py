@@ -28,18 +28,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from analyses.kit import (
-    Analysis,
-    Needs,
-    Plot,
-    Summary,
-    check_needs,
-    concatenate,
-    map_parallel,
-    run_analysis,
-    select_modules,
-    select_steps,
-)
+from analyses import kit
 from subspace_lab import linalg
 from subspace_lab.errors import UserError
 from subspace_lab.figures.heat_map import draw_heat_map
@@ -75,8 +64,8 @@ def compute(
         UserError: if a run has no saved adapter of that step, or there is no module in common.
     """
     other = other or run
-    check_needs(run, Needs.SNAPSHOTS)
-    check_needs(other, Needs.SNAPSHOTS)
+    kit.check_needs(run, kit.Needs.SNAPSHOTS)
+    kit.check_needs(other, kit.Needs.SNAPSHOTS)
     first, second = steps or (run.final_snapshot, other.final_snapshot)
     table = run.modules if modules is None else run.modules[run.modules["module"].isin(modules)]
     sizes = ["module", "m", "n"]
@@ -89,7 +78,9 @@ def compute(
 
     names = list(table["module"])
     description = f"{run.name}, {other.name}"
-    parts = map_parallel(of_module, names, total=len(names), unit="module", description=description)
+    parts = kit.map_parallel(
+        of_module, names, total=len(names), unit="module", description=description
+    )
     tables = []
     for row, part in zip(table.itertuples(), parts, strict=True):
         place: dict[str, Any] = {
@@ -101,7 +92,7 @@ def compute(
         place |= {"module": row.module, "layer": row.layer, "projection": row.projection}
         labels = ["run", "other_run", "module", "projection", "matrix", "side"]
         tables.append(part.assign(**place).astype(dict.fromkeys(labels, "category")))
-    found = concatenate(tables)
+    found = kit.concatenate(tables)
     if found.empty:
         raise UserError(f"the update of {run.path} or {other.path} is zero at that step")
     return found[[*place, "matrix", "side", "i", "j", "phi", "null_phi"]]
@@ -125,7 +116,7 @@ def compare(
         raise UserError(f"grassmann compares two adapters, not {len(runs)}: give two --run")
     run, other = runs[0], runs[-1]
     chosen = _select_pair(runs, steps)
-    return compute(run, other, steps=chosen, modules=select_modules(run, modules))
+    return compute(run, other, steps=chosen, modules=kit.select_modules(run, modules))
 
 
 def _select_pair(runs: Sequence[Run], steps: str | None) -> tuple[int, int] | None:
@@ -139,7 +130,7 @@ def _select_pair(runs: Sequence[Run], steps: str | None) -> tuple[int, int] | No
         raise UserError(f"--steps {steps} are more than two steps: give one or two")
     chosen = []
     for run, text in zip((runs[0], runs[-1]), (texts[0], texts[-1]), strict=True):
-        selected = select_steps(run, sorted(run.snapshots), text) or []
+        selected = kit.select_steps(run, sorted(run.snapshots), text) or []
         if len(selected) != 1:
             raise UserError(f"--steps {text} is not a single step of {run.path}")
         chosen += selected
@@ -214,7 +205,7 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def summarize(table: pd.DataFrame) -> Summary:
+def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give the overlap of the first directions and of all of them, beside the null."""
     found: dict[str, dict[str, float]] = {}
     for matrix in MATRICES:
@@ -232,13 +223,13 @@ def summarize(table: pd.DataFrame) -> Summary:
     return found
 
 
-plot = Plot(draw)
+plot = kit.Plot(draw)
 
-ANALYSIS = Analysis(
+ANALYSIS = kit.Analysis(
     name="grassmann",
     description=__doc__,
     question="do two adapters share directions (LoRA paper, section 7)?",
-    needs=Needs.FACTORS | Needs.SNAPSHOTS,
+    needs=kit.Needs.FACTORS | kit.Needs.SNAPSHOTS,
     compute=compare,
     plot=plot,
     summarize=summarize,
@@ -248,4 +239,4 @@ ANALYSIS = Analysis(
 
 
 if __name__ == "__main__":
-    run_analysis(ANALYSIS)
+    kit.run_analysis(ANALYSIS)

@@ -16,15 +16,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analyses.kit import (
-    Analysis,
-    Needs,
-    Plot,
-    Summary,
-    evaluated_rows,
-    rows_note,
-    run_analysis,
-)
+from analyses import kit
 from subspace_lab.errors import UserError
 from subspace_lab.figures.style import (
     LINES,
@@ -89,16 +81,16 @@ def draw(table: pd.DataFrame) -> Figure:
             axis.plot(found["step"], found[name], marker=marker, **look)
     for axis, name in zip(axes[:, 0], shown, strict=True):
         title, unit = COLUMNS[name]
-        axis.set_title(title.format(" and ".join(evaluated_rows(table, examples=ROWS))))
+        axis.set_title(title.format(" and ".join(kit.evaluated_rows(table, examples=ROWS))))
         axis.set_ylabel(unit)
-    if note := rows_note(table, examples=ROWS):
+    if note := kit.rows_note(table, examples=ROWS):
         figure.suptitle(note, fontsize="medium")
     step_axis(axes[-1, 0])
     legend_below(figure, axes[:, 0])
     return figure
 
 
-def summarize(table: pd.DataFrame) -> Summary:
+def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give each run's first and last losses; the last is nan for a run that diverged."""
     summary: dict[str, float | int | str] = {}
     for run, rows in table.groupby("run", sort=False):
@@ -122,13 +114,13 @@ def _measured(rows: pd.DataFrame, name: str) -> pd.Series[float]:
     return rows.loc[logged, name]
 
 
-plot = Plot(draw)
+plot = kit.Plot(draw)
 
-ANALYSIS = Analysis(
+ANALYSIS = kit.Analysis(
     name="learning_curves",
     description=__doc__,
     question="how did training go?",
-    needs=Needs.METRICS,
+    needs=kit.Needs.METRICS,
     compute=compute,
     plot=plot,
     summarize=summarize,
@@ -141,4 +133,4 @@ ANALYSIS = Analysis(
 
 
 if __name__ == "__main__":
-    run_analysis(ANALYSIS)
+    kit.run_analysis(ANALYSIS)

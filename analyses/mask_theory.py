@@ -37,17 +37,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analyses.kit import (
-    Analysis,
-    Needs,
-    Plot,
-    Summary,
-    concatenate,
-    label,
-    run_analysis,
-    select_modules,
-    select_steps,
-)
+from analyses import kit
 from analyses.predictions import angles, dropped, gates, masks, motion, norms
 from analyses.predictions.against_lora import against_lora, find_lora
 from analyses.predictions.group import Group, groups_of
@@ -125,7 +115,7 @@ def compute(
 
 def join(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     """Join the tables of several runs, and mark rows whose evidence an earlier run has as well."""
-    table = concatenate(tables)
+    table = kit.concatenate(tables)
     if table.empty:
         return table
     same = table.duplicated(["prediction", "where", "evidence", "measured"])
@@ -149,15 +139,15 @@ def compare(
     table = join(
         compute(
             run,
-            steps=select_steps(run, run.steps, steps),
-            modules=select_modules(run, modules),
+            steps=kit.select_steps(run, run.steps, steps),
+            modules=kit.select_modules(run, modules),
             others=runs,
         )
         for run in runs
     )
     if table.empty:
         raise UserError("these runs recorded nothing that a prediction is about")
-    return label(table, runs)
+    return kit.label(table, runs)
 
 
 def disagreements(table: pd.DataFrame) -> list[str]:
@@ -240,7 +230,7 @@ def _counts(table: pd.DataFrame) -> list[str]:
     return parts
 
 
-def summarize(table: pd.DataFrame) -> Summary:
+def summarize(table: pd.DataFrame) -> kit.Summary:
     """Count what agrees by run, and say what does not."""
     found: dict[str, str] = {
         str(run): "; ".join(_counts(rows))
@@ -250,13 +240,13 @@ def summarize(table: pd.DataFrame) -> Summary:
     return found | {f"disagreement {i}": text for i, text in enumerate(sentences, start=1)}
 
 
-plot = Plot(draw)
+plot = kit.Plot(draw)
 
-ANALYSIS = Analysis(
+ANALYSIS = kit.Analysis(
     name="mask_theory",
     description=__doc__,
     question="which of the theory's predictions hold in these runs?",
-    needs=Needs.FACTORS,
+    needs=kit.Needs.FACTORS,
     compute=compare,
     plot=plot,
     summarize=summarize,
@@ -270,4 +260,4 @@ ANALYSIS = Analysis(
 
 
 if __name__ == "__main__":
-    run_analysis(ANALYSIS)
+    kit.run_analysis(ANALYSIS)

@@ -32,8 +32,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from analyses import kit
 from analyses._base_weights import BaseWeights, UnreadableWeightError, open_base
-from analyses.kit import Analysis, Needs, Plot, Summary, check_needs, map_parallel, run_analysis
 from subspace_lab import linalg, models
 from subspace_lab.errors import UserError
 from subspace_lab.figures.categories import draw_by_category
@@ -78,7 +78,7 @@ def compute(
         UserError: if no adapters were saved, or `base` was asked for and cannot be had or has none
             of the modules' weights.
     """
-    check_needs(run, Needs.SNAPSHOTS)
+    kit.check_needs(run, kit.Needs.SNAPSHOTS)
     if top_k < 1:
         raise UserError(f"--top-k must be at least 1, not {top_k}")
     if not 0 <= epsilon <= 1:
@@ -94,7 +94,9 @@ def compute(
         rows = _rows(run, factors, W0, top_k=top_k, epsilon=epsilon)
         return [{**row, "remark": said} for row in rows]
 
-    found = map_parallel(of_module, names, total=len(names), unit="module", description=run.name)
+    found = kit.map_parallel(
+        of_module, names, total=len(names), unit="module", description=run.name
+    )
     places = table[["module", "layer", "projection"]].to_dict(orient="records")
     rows = [
         {"run": run.name, **place, **row}
@@ -235,7 +237,7 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def summarize(table: pd.DataFrame) -> Summary:
+def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give medians of the last step, the number of intruders, and remarks on the base."""
     found: dict[str, dict[str, float] | str] = {}
     for run, rows in table.groupby("run", observed=True):
@@ -255,13 +257,13 @@ def summarize(table: pd.DataFrame) -> Summary:
     return found
 
 
-plot = Plot(draw)
+plot = kit.Plot(draw)
 
-ANALYSIS = Analysis(
+ANALYSIS = kit.Analysis(
     name="merged_spectra",
     description=__doc__,
     question="what does the update do to the base weight?",
-    needs=Needs.FACTORS | Needs.SNAPSHOTS,
+    needs=kit.Needs.FACTORS | kit.Needs.SNAPSHOTS,
     compute=compute,
     plot=plot,
     summarize=summarize,
@@ -278,4 +280,4 @@ ANALYSIS = Analysis(
 
 
 if __name__ == "__main__":
-    run_analysis(ANALYSIS)
+    kit.run_analysis(ANALYSIS)

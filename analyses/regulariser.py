@@ -30,18 +30,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analyses import kit
 from analyses._mask_laws import law_of, moments_of
-from analyses.kit import (
-    Analysis,
-    CoreBatch,
-    Plot,
-    StepMasks,
-    Summary,
-    concatenate,
-    grid_table,
-    over_batches,
-    run_analysis,
-)
 from subspace_lab.adapters.mask_law import MaskLaw
 from subspace_lab.figures.curves import (
     Looks,
@@ -79,9 +69,9 @@ def compute(
         for exact-k masks). Ratios are nan where dW = 0.
     """
     law = law_of(run)
-    masks = StepMasks(run) if law is not None and len(run.mask_steps) else None
+    masks = kit.StepMasks(run) if law is not None and len(run.mask_steps) else None
 
-    def of_batch(batch: CoreBatch) -> pd.DataFrame:
+    def of_batch(batch: kit.CoreBatch) -> pd.DataFrame:
         B, A = batch.core.column.R, batch.core.row.R.mT
         squared = batch.core.scaling**2
         norm = (batch.core.norm() ** 2).masked_fill(batch.core.norm() == 0, float("nan"))
@@ -92,13 +82,13 @@ def compute(
             "balance_ratio": R / norm,
             "least_ratio": least / norm,
         }
-        return grid_table(run, batch, columns | _under_masks(batch, law, masks))
+        return kit.grid_table(run, batch, columns | _under_masks(batch, law, masks))
 
-    return concatenate(over_batches(run, of_batch, steps=steps, modules=modules))
+    return kit.concatenate(kit.over_batches(run, of_batch, steps=steps, modules=modules))
 
 
 def _under_masks(
-    batch: CoreBatch, law: MaskLaw | None, masks: StepMasks | None
+    batch: kit.CoreBatch, law: MaskLaw | None, masks: kit.StepMasks | None
 ) -> dict[str, torch.Tensor]:
     """Make the columns about masked updates, (T, M)."""
     B, A = batch.core.column.R, batch.core.row.R.mT
@@ -157,7 +147,7 @@ def _draw_masked(axis: Axes, table: pd.DataFrame, look: Looks) -> None:
     axis.set(title="‖ΔW‖² under the recorded masks, over its mean", ylabel="ratio")
 
 
-def summarize(table: pd.DataFrame) -> Summary:
+def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give medians over modules at the last step."""
     found: dict[str, dict[str, float]] = {}
     for run, rows in table.groupby("run", observed=True):
@@ -171,9 +161,9 @@ def summarize(table: pd.DataFrame) -> Summary:
     return found
 
 
-plot = Plot(draw)
+plot = kit.Plot(draw)
 
-ANALYSIS = Analysis(
+ANALYSIS = kit.Analysis(
     name="regulariser",
     description=__doc__,
     question="what do masks penalise, and does training reduce it?",
@@ -191,4 +181,4 @@ ANALYSIS = Analysis(
 
 
 if __name__ == "__main__":
-    run_analysis(ANALYSIS)
+    kit.run_analysis(ANALYSIS)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analyses.kit import Analysis, default_folder, label, open_named_runs
+from analyses import kit
 from analyses.registry import all_analyses
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 from subspace_lab.figures.style import DOTS_PER_INCH
@@ -57,7 +57,7 @@ def render(runs: Sequence[Run], *, comparisons: Path | None = None, claims: str 
         HTML with every figure inside it.
     """
     sections = [_overview(runs)]
-    folder = default_folder(runs) if comparisons is None else comparisons
+    folder = kit.default_folder(runs) if comparisons is None else comparisons
     sections += [_section(a, runs, folder) for a in all_analyses().values() if a.reading]
     if claims:
         sections.append(f"<h2>The paper's claims</h2><p>{CLAIMS_READING}</p>{claims}")
@@ -142,7 +142,7 @@ def _change(values: Sequence[float]) -> str:
     return f"{values[0]:.2f} → {values[-1]:.2f}" if values else ""
 
 
-def _section(analysis: Analysis, runs: Sequence[Run], comparisons: Path) -> str:
+def _section(analysis: kit.Analysis, runs: Sequence[Run], comparisons: Path) -> str:
     """Render one analysis: what it asks, the figure for all runs that have it, how to read it."""
     tables = _tables(analysis, runs, comparisons)
     question = html.escape(analysis.question[:1].upper() + analysis.question[1:])
@@ -152,7 +152,7 @@ def _section(analysis: Analysis, runs: Sequence[Run], comparisons: Path) -> str:
         command = html.escape(f"python -m analyses.{analysis.name} {named}")
         return head + f"<p>Not computed: run <code>{command}</code>.</p>"
     # What several runs share, such as the masks of one seed, counts once in mask_theory.
-    image = _image(analysis, label(analysis.join(tables.values()), list(tables)))
+    image = _image(analysis, kit.label(analysis.join(tables.values()), list(tables)))
     together = analysis.compares and (comparisons / f"{analysis.name}.parquet").is_file()
     place = str(comparisons) if together else "RUN/analyses"
     missing = ", ".join(run.name for run in runs if run not in tables)
@@ -169,7 +169,9 @@ def _section(analysis: Analysis, runs: Sequence[Run], comparisons: Path) -> str:
     )
 
 
-def _tables(analysis: Analysis, runs: Sequence[Run], comparisons: Path) -> dict[Run, pd.DataFrame]:
+def _tables(
+    analysis: kit.Analysis, runs: Sequence[Run], comparisons: Path
+) -> dict[Run, pd.DataFrame]:
     """Read the tables of the runs that have one, if possible from their comparison."""
     together = comparisons / f"{analysis.name}.parquet"
     if analysis.compares and together.is_file():
@@ -197,7 +199,7 @@ def _split(table: pd.DataFrame, runs: Sequence[Run]) -> dict[Run, pd.DataFrame]:
     return tables
 
 
-def _image(analysis: Analysis, table: pd.DataFrame) -> str:
+def _image(analysis: kit.Analysis, table: pd.DataFrame) -> str:
     figure = analysis.plot(table)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=DOTS_PER_INCH)
@@ -224,7 +226,7 @@ def main() -> None:
         help="analyses of all runs together, such as mask_theory (default: comparisons/NAMES)",
     )
     arguments = parser.parse_args()
-    runs = open_named_runs(arguments.run)
+    runs = kit.open_named_runs(arguments.run)
     for run in runs:
         if not run.recorded:
             raise UserError(f"{run.path} is not a recorded run: a report needs its metrics")

@@ -32,19 +32,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from analyses.kit import (
-    Analysis,
-    CoreBatch,
-    Needs,
-    Plot,
-    StepMasks,
-    Summary,
-    concatenate,
-    grid_table,
-    over_batches,
-    ragged,
-    run_analysis,
-)
+from analyses import kit
 from subspace_lab import linalg
 from subspace_lab.errors import UserError
 from subspace_lab.figures.curves import (
@@ -87,11 +75,11 @@ def compute(
     Raises:
         UserError: if the run has no step masks, or none of two successive steps.
     """
-    masks = StepMasks(run)
+    masks = kit.StepMasks(run)
     available = np.array(run.steps if steps is None else list(steps))
     between = available[masks.has(available) & masks.has(available + 1)]
 
-    def of_batch(batch: CoreBatch) -> pd.DataFrame:
+    def of_batch(batch: kit.CoreBatch) -> pd.DataFrame:
         names = batch.modules["module"]
         mask = torch.from_numpy(masks.at(batch.steps, names))
         following = torch.from_numpy(masks.at(batch.steps + 1, names))
@@ -118,9 +106,11 @@ def compute(
             **_expected(run, batch),
         }
         axes = {"space": ["coordinate", "weights"], "side": list(SIDES)}
-        return grid_table(run, batch, columns, axes=axes)
+        return kit.grid_table(run, batch, columns, axes=axes)
 
-    table = concatenate(over_batches(run, of_batch, steps=between.tolist(), modules=modules))
+    table = kit.concatenate(
+        kit.over_batches(run, of_batch, steps=between.tolist(), modules=modules)
+    )
     if table.empty:
         chosen = " among those selected: leave --steps out, or" if steps is not None else ":"
         raise UserError(
@@ -148,7 +138,7 @@ def _describe(angles: torch.Tensor) -> dict[str, Any]:
 
     residual = at(zeros).where(zeros < count, float("nan"))
     return {
-        "angles": ragged(angles.flatten(0, -2).numpy()).reshape(angles.shape[:-1]),
+        "angles": kit.ragged(angles.flatten(0, -2).numpy()).reshape(angles.shape[:-1]),
         "min_angle": at(count * 0),
         "median_angle": (at((count - 1) // 2) + at(count // 2)) / 2,
         "max_angle": at(count - 1),
@@ -156,7 +146,7 @@ def _describe(angles: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def _expected(run: Run, batch: CoreBatch) -> dict[str, Any]:
+def _expected(run: Run, batch: kit.CoreBatch) -> dict[str, Any]:
     """Columns of expectations under the run's mask law, (T, M, space, side) or a number."""
     law = run.mask_law or {}
     rank, q = int(batch.modules["r"].iloc[0]), float(law.get("keep_prob", "nan"))
@@ -242,7 +232,7 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def summarize(table: pd.DataFrame) -> Summary:
+def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give means over steps and modules beside their expectations."""
     found: dict[str, dict[str, float]] = {}
     for run, rows in table.groupby("run", observed=True):
@@ -261,13 +251,13 @@ def summarize(table: pd.DataFrame) -> Summary:
     return found
 
 
-plot = Plot(draw)
+plot = kit.Plot(draw)
 
-ANALYSIS = Analysis(
+ANALYSIS = kit.Analysis(
     name="subspace_angles",
     description=__doc__,
     question="how far apart are the subspaces of successive masks?",
-    needs=Needs.FACTORS | Needs.CORES | Needs.STEP_MASKS,
+    needs=kit.Needs.FACTORS | kit.Needs.CORES | kit.Needs.STEP_MASKS,
     compute=compute,
     plot=plot,
     summarize=summarize,
@@ -282,4 +272,4 @@ ANALYSIS = Analysis(
 
 
 if __name__ == "__main__":
-    run_analysis(ANALYSIS)
+    kit.run_analysis(ANALYSIS)
