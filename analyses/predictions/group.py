@@ -189,9 +189,8 @@ class Group:
         chosen = self.run.steps if self.steps is None else self.steps
         finite = dict.fromkeys(sorted(set(chosen).intersection(self.run.steps)), True)
         for batch in self.run.cores(steps=finite.keys(), modules=self.names, motions=False):
-            both = batch.core.row.R.isfinite() & batch.core.column.R.isfinite()
-            for step, whole in zip(batch.steps.tolist(), both.all((1, 2, 3)).tolist(), strict=True):
-                finite[step] &= whole
+            for step, modules in zip(batch.steps.tolist(), batch.finite, strict=True):
+                finite[step] &= bool(modules.all())
         return finite
 
     def evidence(self, tests: str) -> str:
