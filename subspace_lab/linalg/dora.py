@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subspace_lab.recording.factors import Factors
+from subspace_lab.linalg.factors import Factors
 
 _ROWS = 1024  # rows of the base weight that are held in float64 at a time
 

@@ -6,7 +6,7 @@ import mpmath
 import pytest
 import torch
 
-from subspace_lab.recording.cores import RankCore, frame_core
+from subspace_lab.linalg.rank_core import RankCore, frame_core
 
 
 def core(B: torch.Tensor, A: torch.Tensor, scaling: float = 1.0) -> RankCore:
