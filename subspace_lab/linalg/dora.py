@@ -35,7 +35,7 @@ class DoraUpdate:
 
 
 def dora_whole_update(
-    base_weight: Float[Tensor, "m n"], factors: Factors, magnitude: Float[Tensor, " m"]
+    base_weight: Float[Tensor, "m n"], factors: Factors, magnitude: Float[Tensor, " outputs"]
 ) -> DoraUpdate:
     """Join a DoRA module's direction and magnitude (Liu et al. 2024, Equation 5).
 
