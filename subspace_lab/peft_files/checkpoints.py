@@ -107,3 +107,20 @@ def resolve_adapter(path_or_hub_id: str | Path) -> Path:
     if not (found / CONFIG_FILE).is_file():
         raise UserError(f"{name} on the hub holds no {CONFIG_FILE}: it is no PEFT adapter")
     return found
+
+
+def open_any(path_or_hub_id: str | Path) -> Checkpoints:
+    """Open what another tool trained: a folder with checkpoints, or one adapter as step 0.
+
+    Raises:
+        UserError: if it is neither, or none of the checkpoints can be read.
+    """
+    path = Path(path_or_hub_id)
+    checkpoints = open_checkpoints(path)
+    if checkpoints:
+        return checkpoints
+    if len(checkpoints.left_out):
+        folder, reason = checkpoints.left_out.iloc[-1]
+        raise UserError(f"{path} has no checkpoint that can be read ({folder}: {reason})")
+    adapter = AdapterFolder(resolve_adapter(path_or_hub_id))
+    return Checkpoints({0: adapter}, checkpoints.left_out, None)

@@ -27,7 +27,7 @@ def resume_point(config: TrainConfig, out: Path, *, processes: int, base_dtype: 
     if description.get("config") != config.to_dict():
         raise UserError(
             f"{out} holds a run of another configuration (see {out / 'run.json'}): choose another "
-            "--out"
+            "folder (`out`)"
         )
     if description["status"] == "finished":
         return FINISHED
@@ -36,7 +36,7 @@ def resume_point(config: TrainConfig, out: Path, *, processes: int, base_dtype: 
         raise UserError(
             f"{out} was trained in {used} so far, and base_dtype {config.base_dtype} is "
             f"{base_dtype} on this machine: resume it on a machine like its first, or choose "
-            "another --out"
+            "another folder (`out`)"
         )
     checkpoints = usable_checkpoints(out)
     if not checkpoints:

@@ -17,8 +17,9 @@ from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
 from subspace_lab.trained import load_trained
 from subspace_lab.training import trainer as training
+from subspace_lab.training.arguments import training_arguments
 from subspace_lab.training.config import TrainConfig
-from subspace_lab.training.trainer import build, train, training_arguments
+from subspace_lab.training.trainer import build, train
 from tests.tiny import StopAfter
 
 
