@@ -17,11 +17,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from subspace_lab import schedule
 from subspace_lab.adapters.mask import RankMask, find_rank_mask
 from subspace_lab.adapters.modules import lora_modules, lora_table
 from subspace_lab.errors import UserError
 from subspace_lab.provenance import provenance
-from subspace_lab.recording import schedule
 from subspace_lab.recording.gate_recorder import GateRecorder
 from subspace_lab.recording.recording import Recording
 from subspace_lab.recording.snapshots import Save, Snapshots
@@ -44,7 +44,7 @@ class SubspaceRecorder(TrainerCallback):
 
     Args:
         folder: the run directory; new or empty.
-        cores: when to record rank cores, a schedule (see `recording.schedule`).
+        cores: when to record rank cores, a schedule (see `subspace_lab.schedule`).
         modules: the module table of a model whose matrices A and B are out of reach (full
             fine-tuning, sharded adapters), which is recorded with `cores="never"`; None: that of
             the model's LoRA layers.

@@ -13,9 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import nn
 
-from subspace_lab import files
+from subspace_lab import files, schedule
 from subspace_lab.adapters.modules import LoraModule
-from subspace_lab.recording import schedule
 from subspace_lab.recording.core_recorder import CoreRecorder
 from subspace_lab.recording.divergence import finite, true_loss, weights_are_finite
 from subspace_lab.recording.gate_recorder import GateRecorder
