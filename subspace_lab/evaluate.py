@@ -102,8 +102,8 @@ def main() -> None:
     )
     from subspace_lab.evaluation import records
     from subspace_lab.evaluation.by_task import plan
+    from subspace_lab.evaluation.trained_model import load_trained
     from subspace_lab.recording.run import Run
-    from subspace_lab.trained import load_trained
 
     run = Run(arguments.run)
     folder = run.path if run.path.is_dir() else run.output_folder

@@ -29,8 +29,8 @@ from subspace_lab.stats.intervals import accuracy_interval
 if TYPE_CHECKING:
     import pandas as pd
 
+    from subspace_lab.evaluation.trained_model import TrainedModel
     from subspace_lab.recording.run import Run
-    from subspace_lab.trained import TrainedModel
 
 Evaluation = Callable[["TrainedModel"], tuple["pd.DataFrame", Summary]]
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from subspace_lab.errors import UserError
-from subspace_lab.evaluation.batching import context_length, evaluation_mode, padded_batches
-from subspace_lab.evaluation.encoding import decode, encode_prompt
+from subspace_lab.evaluation.batching import evaluation_mode, padded_batches
+from subspace_lab.models import context_length
+from subspace_lab.tasks.encoding import decode, encode_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -22,7 +22,7 @@ from transformers.trainer_utils import EvalPrediction
 
 from subspace_lab import models, tasks
 from subspace_lab.errors import UserError
-from subspace_lab.evaluation.batching import context_length
+from subspace_lab.models import context_length
 from subspace_lab.recording import files
 from subspace_lab.recording.provenance import provenance
 from subspace_lab.recording.recorder import SubspaceRecorder
@@ -34,7 +34,7 @@ from subspace_lab.training.data import (
     RightPadding,
     data_hash,
     response_statistics,
-    summarise,
+    summarize,
     tokenize,
 )
 from subspace_lab.training.preparation import Prepared, prepare, restrict_to_shards
@@ -308,4 +308,4 @@ def _processes() -> int:
 
 
 def _metrics(prediction: EvalPrediction) -> dict[str, float]:
-    return summarise(prediction.predictions)
+    return summarize(prediction.predictions)

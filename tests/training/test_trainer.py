@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from subspace_lab import models
 from subspace_lab.errors import UserError
+from subspace_lab.evaluation.trained_model import load_trained
 from subspace_lab.recording.run import Run
-from subspace_lab.trained import load_trained
 from subspace_lab.training import trainer as training
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.trainer import build, train, training_arguments
@@ -217,7 +217,7 @@ def test_the_last_step_is_evaluated(config, tmp_path):
 
 def test_long_rows_are_dropped_and_counted(config, tmp_path):
     short = dataclasses.replace(config, max_length=48, eval_split="none")
-    with pytest.raises(UserError, match="--max_length 48"):
+    with pytest.raises(UserError, match=r"raise `max_length` \(now 48\)"):
         train(short, tmp_path / "refused")
     train(dataclasses.replace(short, drop_long_rows=True), tmp_path / "run")
     facts = Run(tmp_path / "run").description["provenance"]
