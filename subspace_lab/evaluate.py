@@ -26,7 +26,7 @@ from subspace_lab.evaluation.by_task import evaluation_of
 from subspace_lab.evaluation.configuration import EvaluationConfig
 from subspace_lab.evaluation.records import Summary
 from subspace_lab.evaluation.trained_model import load_trained
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -38,7 +38,7 @@ from analyses.ensemble_vs_single.predictors import score_predictors
 from subspace_lab.errors import UserError, check_counts
 from subspace_lab.evaluation.trained_model import evaluation_examples, load_trained
 from subspace_lab.models import Precision
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.theory.inference_scale import optimal_inference_scale
 
 
@@ -103,7 +103,7 @@ def predicted_scale(run: Run, step: int) -> float:
     if (law := law_of(run)) is None:
         return float("nan")
     products = updates = 0.0
-    for batch in run.cores(steps=[step], motions=False):
+    for batch in run.cores(steps=[step], displacements=False):
         norms = batch.core.column.norms * batch.core.row.norms * batch.core.scaling[..., None]
         products += float(norms.square().sum())
         updates += float(batch.core.norm().square().sum())

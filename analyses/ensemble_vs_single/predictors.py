@@ -26,7 +26,7 @@ from subspace_lab import teacher_forcing
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.evaluation.responses import ResponseBatch, response_batches
 from subspace_lab.evaluation.trained_model import TrainedModel
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.tasks.examples import Example
 from subspace_lab.theory.ensembles import arithmetic_ensemble, geometric_ensemble, jensen_gap
 

@@ -39,7 +39,7 @@ from analyses.gate_expansion.gated_loss import GatedLoss
 from subspace_lab.adapters.mask_law import MaskLaw
 from subspace_lab.errors import UserError, check_counts
 from subspace_lab.evaluation.trained_model import TrainedModel, evaluation_examples, load_trained
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.tasks.examples import Example
 from subspace_lab.theory.gates import GateGap, average_gap, gate_gap
 

@@ -24,7 +24,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from subspace_lab.recording import files
+from subspace_lab import files
 from subspace_lab.stats.intervals import accuracy_interval, mean_interval
 from subspace_lab.tasks.examples import Example
 

@@ -15,7 +15,7 @@ from subspace_lab.adapters.mask import RankMask
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.likelihood import response_loss
 from subspace_lab.evaluation.trained_model import evaluation_examples, load_trained
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.theory.gates import gate_gap
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.trainer import train

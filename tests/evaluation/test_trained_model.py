@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.trained_model import load_trained
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from tests.training.conftest import make_base
 
 WEIGHTS = "adapter_model.safetensors"

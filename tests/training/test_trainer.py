@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from subspace_lab import models
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.trained_model import load_trained
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.training import trainer as training
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.trainer import build, train, training_arguments

@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 
 from subspace_lab import models
 from subspace_lab.evaluation.trained_model import load_trained
-from subspace_lab.recording.run import Run
-from tests.recording.test_peft_folder_files import CONFIG, MODULE, write_adapter
+from subspace_lab.runs.run import Run
+from tests.peft_files.test_adapter_folder_files import CONFIG, MODULE, write_adapter
 
 
 @pytest.fixture
