@@ -120,7 +120,9 @@ def test_an_unfinished_runs_adapter_is_named_by_its_step(config, tmp_path):
     (tmp_path / "run/run.json").write_text(json.dumps(description | {"status": "running"}))
     with pytest.warns(UserWarning, match="run is not finished: this is its adapter of step 0"):
         assert load_trained(Run(tmp_path / "run")).step == 0
-    with pytest.raises(UserError, match=r"does not go onto pocket .*give another --step or --base"):
+    with pytest.raises(
+        UserError, match=r"cannot load the adapter .* onto pocket .*try another `step` or `base`"
+    ):
         load_trained(Run(tmp_path / "run"), step=0, base="pocket")
 
 
