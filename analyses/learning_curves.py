@@ -82,9 +82,9 @@ def draw(table: pd.DataFrame) -> Figure:
             axis.plot(found["step"], found[name], marker=marker, **look)
     for axis, name in zip(axes[:, 0], shown, strict=True):
         title, unit = COLUMNS[name]
-        axis.set_title(title.format(" and ".join(kit.evaluated_rows(table, examples=ROWS))))
+        axis.set_title(title.format(" and ".join(kit.evaluated_examples(table, examples=ROWS))))
         axis.set_ylabel(unit)
-    if note := kit.rows_note(table, examples=ROWS):
+    if note := kit.examples_note(table, examples=ROWS):
         figure.suptitle(note, fontsize="medium")
     step_axis(axes[-1, 0])
     legend_below(figure, axes[:, 0])

@@ -77,12 +77,12 @@ def exit_code_2_on_user_error(main: Callable[P, None]) -> Callable[P, None]:
     return command
 
 
-def check_counts(**counts: int | None) -> None:
-    """Refuse counts below 1; None is what was not given.
+def check_counts(minimum: int = 1, /, **counts: int | None) -> None:
+    """Refuse counts below a minimum; None is what was not given.
 
     Raises:
         UserError: naming the first such setting.
     """
     for name, value in counts.items():
-        if value is not None and value < 1:
-            raise UserError(f"`{name}` must be at least 1, not {value}")
+        if value is not None and value < minimum:
+            raise UserError(f"`{name}` must be at least {minimum}, not {value}")

@@ -12,18 +12,21 @@ are the run's own, unless given here; the examples are the same for all runs, wh
 was trained with.
 
 Writes RUN/evaluations/TASK.parquet, one row per example, and RUN/evaluations/summary.json; for
-other snapshots than the last, and for validation rows, into folders of their own beside them.
+other snapshots than the last, and for validation examples, into folders of their own beside them.
 """
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from dataclasses import fields
 
-from subspace_lab.errors import check_counts, exit_code_2_on_user_error
-
-if TYPE_CHECKING:
-    from subspace_lab.evaluation.records import Summary
+from subspace_lab.errors import exit_code_2_on_user_error
+from subspace_lab.evaluation import records
+from subspace_lab.evaluation.by_task import evaluation_of
+from subspace_lab.evaluation.configuration import EvaluationConfig
+from subspace_lab.evaluation.records import Summary
+from subspace_lab.evaluation.trained_model import load_trained
+from subspace_lab.runs.run import Run
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         help="first examples only, shared equally by the tasks of a mixture (default: all; of the "
         "built-in task that a run was trained on, its eval_size)",
     )
-    add("--batch_size", type=int, default=16, help="rows in one forward pass (default: 16)")
+    add("--batch_size", type=int, default=16, help="examples in one forward pass (default: 16)")
     add("--max_new_tokens", type=int, help="tokens of one answer (default: by task)")
     add(
         "--unsafe_execution",
@@ -95,33 +98,32 @@ def _result(summary: Summary) -> str:
 def main() -> None:
     """Evaluate the run on each task, and say where the results are."""
     arguments = _parser().parse_args()
-    check_counts(
-        examples=arguments.examples,
-        batch_size=arguments.batch_size,
-        max_new_tokens=arguments.max_new_tokens,
-    )
-    from subspace_lab.evaluation import records
-    from subspace_lab.evaluation.by_task import plan
-    from subspace_lab.runs.run import Run
-    from subspace_lab.trained import load_trained
-
+    arguments.unsafe_execution = arguments.unsafe_execution == "true"
+    settings = {field.name: getattr(arguments, field.name) for field in fields(EvaluationConfig)}
+    config = EvaluationConfig(**settings)
     run = Run(arguments.run)
     folder = run.path if run.path.is_dir() else run.output_folder
     evaluations = {
-        task: plan(task, run, arguments, folder / records.FOLDER) for task in arguments.tasks
+        task: evaluation_of(task, config, run=run.config, folder=folder / records.FOLDER)
+        for task in arguments.tasks
     }
+    for evaluation in evaluations.values():
+        evaluation.check()
     if root := run.snapshots.root:
         print(root.note)
-    trained = load_trained(run, step=arguments.step, base=arguments.base, dtype=arguments.dtype)
+    trained = load_trained(run, step=arguments.step, base=config.base, dtype=config.dtype)
     last = trained.step == run.final_step
     part = [] if last else [f"step-{trained.step}"]
-    part += ["validation"] * (arguments.split == "validation")
-    for task, evaluate in evaluations.items():
-        found, summary = evaluate(trained)
-        path, replaced = records.write(folder, found, summary, part="-".join(part))
+    part += ["validation"] * (config.split == "validation")
+    for task, evaluation in evaluations.items():
+        table, summary = evaluation.run(trained)
+        path, replaced = records.write(folder, table, summary, part="-".join(part))
         print(f"{task}: {_result(summary)}")
         if replaced is not None:
-            print(f"an earlier result, of other rows or another way, is now {replaced}")
+            print(
+                "the previous result used different examples or settings; it was moved to "
+                f"{replaced}"
+            )
         print(f"wrote {path}")
 
 

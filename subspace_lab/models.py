@@ -97,6 +97,11 @@ def load_model(base: Base, *, dtype: Precision = "fp32") -> PreTrainedModel:
     return model
 
 
+def context_length(model: PreTrainedModel) -> int | None:
+    """Give the longest sequence that a model was made for, if it says so."""
+    return getattr(model.config, "max_position_embeddings", None)
+
+
 def preferred_device() -> torch.device:
     """Give the GPU where there is one, else the processor."""
     import torch

@@ -16,9 +16,9 @@ from analyses.kit import label
 from subspace_lab import files, models
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation import records
+from subspace_lab.evaluation.trained_model import load_trained
 from subspace_lab.runs.run import Run
 from subspace_lab.tasks import Example
-from subspace_lab.trained import load_trained
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.trainer import build, train
 from tests.training.conftest import make_base

@@ -3,7 +3,7 @@
 `docs/how-to/new-analysis.md` builds an analysis from these in one file.
 """
 
-from analyses.kit.analysis import Analysis, Plot, Summary
+from analyses.kit.analysis import Analysis, Plot, Summary, option
 from analyses.kit.command import label, run_analysis
 from analyses.kit.cores import StepMasks, map_parallel, over_batches, over_cores
 from analyses.kit.curves import Panel, curves_over_steps
@@ -11,7 +11,7 @@ from analyses.kit.needs import Needs, check_needs
 from analyses.kit.notes import print_notes
 from analyses.kit.selection import open_named_runs, select_modules, select_steps
 from analyses.kit.summaries import medians_at_last_step
-from analyses.kit.tables import concatenate, evaluated_rows, grid_table, ragged, rows_note
+from analyses.kit.tables import concatenate, evaluated_examples, examples_note, grid_table, ragged
 from analyses.kit.writing import default_folder, write_comparison
 from subspace_lab.runs.core_batches import CoreBatch
 
@@ -27,17 +27,18 @@ __all__ = [
     "concatenate",
     "curves_over_steps",
     "default_folder",
-    "evaluated_rows",
+    "evaluated_examples",
+    "examples_note",
     "grid_table",
     "label",
     "map_parallel",
     "medians_at_last_step",
     "open_named_runs",
+    "option",
     "over_batches",
     "over_cores",
     "print_notes",
     "ragged",
-    "rows_note",
     "run_analysis",
     "select_modules",
     "select_steps",

@@ -16,6 +16,16 @@ from subspace_lab.figures.style import paper_style
 Summary = Mapping[str, float | int | str | Mapping[str, float]]
 
 
+def option(default: Any, meaning: str, **settings: Any) -> dict[str, Any]:
+    """Declare an option of an analysis, of its default's type.
+
+    >>> option(8, "masks drawn")
+    {'type': <class 'int'>, 'default': 8, 'help': 'masks drawn (default: 8)'}
+    """
+    shown = {"default": default, "help": f"{meaning} (default: {default})"}
+    return {"type": type(default), **shown, **settings}
+
+
 @dataclass(frozen=True)
 class Plot:
     """A figure, in two stages where it shows numbers that the analysis's table does not have.

@@ -83,12 +83,12 @@ def concatenate(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame({name: column(name) for name in names})
 
 
-def evaluated_rows(table: pd.DataFrame, *, examples: str = "examples") -> dict[str, int]:
-    """Give the largest number of rows that were evaluated, by split; empty where none were.
+def evaluated_examples(table: pd.DataFrame, *, examples: str = "examples") -> dict[str, int]:
+    """Give the largest number of examples that were evaluated, by split; empty if none were.
 
     Args:
         table: with the column `split`, which tables of earlier versions lack.
-        examples: name of the column of numbers of rows.
+        examples: name of the column of numbers of examples.
     """
     if examples not in table:
         return {}
@@ -97,10 +97,10 @@ def evaluated_rows(table: pd.DataFrame, *, examples: str = "examples") -> dict[s
     return {str(name): int(count) for name, count in largest.items()}
 
 
-def rows_note(table: pd.DataFrame, *, examples: str = "examples") -> str:
-    """Say how many rows of which split were evaluated, such as "64 test rows"."""
-    found = evaluated_rows(table, examples=examples)
-    return ", ".join(f"{count} {split} row{'s' * (count != 1)}" for split, count in found.items())
+def examples_note(table: pd.DataFrame, *, examples: str = "examples") -> str:
+    """Say how many examples of which split were evaluated, such as "64 test examples"."""
+    counts = evaluated_examples(table, examples=examples)
+    return ", ".join(f"{n} {split} example{'s' * (n != 1)}" for split, n in counts.items())
 
 
 def ragged(values: NDArray[np.float64]) -> NDArray[np.object_]:

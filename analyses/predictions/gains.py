@@ -211,7 +211,7 @@ def _gain_over_single(run: Run) -> Measurement | None:
 
 def _losses(run: Run) -> tuple[dict[str, float], str] | None:
     """Mean losses by predictor, and of what, from the run's table of `ensemble_vs_single`."""
-    from analyses.kit.tables import rows_note
+    from analyses.kit.tables import examples_note
     from subspace_lab import files
 
     path = run.output_folder / "ensemble_vs_single.parquet"
@@ -220,6 +220,6 @@ def _losses(run: Run) -> tuple[dict[str, float], str] | None:
     table = files.read_table(path)
     table = table[table["step"] == table["step"].max()]
     masks = int((table["predictor"] == "single").sum())
-    how = [rows_note(table), f"{masks} mask{'s' * (masks != 1)}"]
+    how = [examples_note(table), f"{masks} mask{'s' * (masks != 1)}"]
     how += sorted(set(table["dtype"].astype(str))) if "dtype" in table else []
     return table.groupby("predictor")["loss"].mean().to_dict(), ", ".join(how)

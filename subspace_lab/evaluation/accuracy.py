@@ -1,4 +1,4 @@
-"""Accuracy of generated answers, judged by each task's own scorer."""
+"""Accuracy of generated answers, by each task's own scorer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from tqdm import tqdm
 from subspace_lab import tasks
 from subspace_lab.evaluation.generation import generate
 from subspace_lab.evaluation.records import example_records
+from subspace_lab.tasks.examples import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from subspace_lab.tasks import Example
 
 
 def generated_accuracy(
@@ -40,10 +39,10 @@ def generated_accuracy(
     )
     # Comparing two expressions as mathematics can take a tenth of a second.
     pairs = list(zip(examples, texts, strict=True))
-    told = tqdm(pairs, desc="comparing answers", delay=1, disable=None)
+    progress = tqdm(pairs, desc="comparing answers", delay=1, disable=None)
     return example_records(
         examples,
         gold=[example.answer for example in examples],
         prediction=texts,
-        correct=[tasks.score(example, text) == 1.0 for example, text in told],
+        correct=[tasks.score(example, text) == 1.0 for example, text in progress],
     )

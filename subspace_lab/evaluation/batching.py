@@ -50,11 +50,6 @@ def padded_batches(
             progress.update(len(indices))
 
 
-def context_length(model: PreTrainedModel) -> int | None:
-    """Give the longest sequence that a model was made for, if it says so."""
-    return getattr(model.config, "max_position_embeddings", None)
-
-
 @contextmanager
 def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
     """Without gradients, dropout or rank masks; afterwards the model is as it was.

@@ -1,16 +1,18 @@
 """What `python -m subspace_lab.evaluate` does for each kind of task.
 
-`plan` checks and loads what a task needs and gives a function that evaluates a model, so that what
-is missing is told before a model is loaded or another task evaluated.
+`evaluation_of` gives the evaluation of a task. Its `check` loads what the task needs and refuses
+what cannot be done, before a model is loaded or another task evaluated.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, Protocol, cast
+
+import pandas as pd
 
 from subspace_lab import tasks
 from subspace_lab.errors import UserError
@@ -22,208 +24,267 @@ from subspace_lab.evaluation import (
     mt_bench,
     records,
 )
+from subspace_lab.evaluation.configuration import HUB, EvaluationConfig
 from subspace_lab.evaluation.records import Summary
-from subspace_lab.evaluation.sandbox import choose_sandbox
+from subspace_lab.evaluation.sandbox import Sandbox, choose_sandbox
+from subspace_lab.evaluation.trained_model import TrainedModel
 from subspace_lab.stats.intervals import accuracy_interval
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from subspace_lab.runs.run import Run
-    from subspace_lab.trained import TrainedModel
-
-Evaluation = Callable[["TrainedModel"], tuple["pd.DataFrame", Summary]]
-
-NEW_TOKENS = {"gsm8k": 512, "math": 512, "humaneval": 768, "mbpp": 768, "mt_bench": 1024}
-NEW_TOKENS_OTHERWISE = 32
 LM_EVAL = "lm_eval:"
-HUB = "hub"
+
+Result = tuple[pd.DataFrame, Summary]
 
 
-def plan(task: str, run: Run, arguments: argparse.Namespace, folder: Path) -> Evaluation:
-    """Prepare the evaluation of one task: it gives per-example records and their summary.
+class Evaluation(Protocol):
+    """The evaluation of one task."""
+
+    def check(self) -> None:
+        """Load what the task needs.
+
+        Raises:
+            UserError: if something is missing, or a setting does not apply to the task.
+        """
+        ...
+
+    def run(self, trained: TrainedModel) -> Result:
+        """Evaluate a model: a record for each example, and their summary."""
+        ...
+
+
+def evaluation_of(
+    task: str, config: EvaluationConfig, *, run: Mapping[str, Any], folder: Path
+) -> Evaluation:
+    """Give the evaluation of a task.
 
     Args:
         task: a name, or several of `subspace_lab.tasks` joined by "+".
-        run: the run, whose own difficulty and data folder are used where none is given.
-        arguments: of the command line.
-        folder: where what takes long is kept.
-
-    Raises:
-        UserError: if the task is unknown, what it needs is missing, or an option means nothing
-            to it.
+        config: the settings.
+        run: configuration of the run, whose difficulty and data folder are used where `config` has
+            none.
+        folder: where answers and judgements are cached, which take long to make.
     """
-    if task not in ("mt_bench", "humaneval", "mbpp") and not task.startswith(LM_EVAL):
-        return _scored(task, run, arguments)
-    if arguments.split != "test" or arguments.metric != "generated":
-        raise UserError(
-            f"{task} has rows and a metric of its own: leave --split and --metric out, or evaluate "
-            "it apart from the others"
-        )
     if task == "mt_bench":
-        return _mt_bench(arguments, folder)
+        return MTBench(config, folder)
+    if task in ("humaneval", "mbpp"):
+        return Programs(cast(Literal["humaneval", "mbpp"], task), config)
     if task.startswith(LM_EVAL):
-        return _lm_eval(task, run, arguments)
-    return _programs(task, arguments)
+        return LmEval(task, config, run)
+    return ScoredTask(task, config, run)
 
 
-def _scored(task: str, run: Run, arguments: argparse.Namespace) -> Evaluation:
-    examples = _rows(task, run, arguments)
-    metric, batch = arguments.metric, arguments.batch_size
-    settings = {"split": arguments.split, **_given(arguments)}
-    if metric == "generated":
-        settings["max_new_tokens"] = _new_tokens(task, arguments)
+@dataclass(frozen=True)
+class ScoredTask:
+    """Examples of `subspace_lab.tasks`: generated answers, likelihood or exact match."""
 
-    def evaluate(trained: TrainedModel) -> tuple[pd.DataFrame, Summary]:
-        model, tokenizer = trained.model, trained.tokenizer
-        if metric == "generated":
-            found = accuracy.generated_accuracy(
-                model,
-                tokenizer,
-                examples,
-                max_new_tokens=settings["max_new_tokens"],
-                batch_size=batch,
-            )
-        else:
-            measure = {"likelihood": likelihood.choose, "exact_match": likelihood.exact_match}
-            found = measure[metric](model, tokenizer, examples, batch_size=batch)
-        return found, records.summarise(
-            found, task=task, metric=metric, step=trained.step, settings=settings
+    task: str
+    config: EvaluationConfig
+    trained_with: Mapping[str, Any]
+
+    @cached_property
+    def examples(self) -> list[tasks.Example]:
+        """The examples; of a run's own built-in task as many as its training evaluated."""
+        config, parts = self.config, self.task.split("+")
+        known = (*tasks.names(), "mt_bench")
+        for part in parts:
+            if part not in known:
+                raise UserError(
+                    f"there is no task {part!r}: choose {LM_EVAL}NAME or {', '.join(known)}"
+                )
+        size = config.examples
+        own = self.task == self.trained_with.get("task") and set(parts) <= set(tasks.GENERATED)
+        if size is None and own:
+            size = self.trained_with.get("eval_size")
+        return tasks.load(
+            self.task,
+            config.split,
+            size=size,
+            seed=tasks.EVALUATION_SEED if config.seed is None else config.seed,
+            data_dir=config.data_folder(self.trained_with),
+            difficulty=config.difficulty or self.trained_with.get("difficulty", "easy"),
+            draw=False,
         )
 
-    return evaluate
+    def check(self) -> None:
+        """Load the examples, and refuse those that are scored elsewhere."""
+        if not self.examples:
+            raise UserError(f"{self.task} has no {self.config.split} examples: use other data")
+        if self.config.metric != "exact_match":
+            for example in {example.task: example for example in self.examples}.values():
+                tasks.score(example, "")
 
-
-def _rows(task: str, run: Run, arguments: argparse.Namespace) -> list[tasks.Example]:
-    """Load the rows; of a run's own built-in task as many as its training evaluated."""
-    config, parts = run.config, task.split("+")
-    known = (*tasks.names(), "mt_bench")
-    for part in parts:
-        if part not in known:
-            raise UserError(
-                f"there is no task {part!r}: choose {LM_EVAL}NAME or {', '.join(known)}"
+    def run(self, trained: TrainedModel) -> Result:
+        """Score every example by the metric."""
+        config, shared = self.config, (trained.model, trained.tokenizer, self.examples)
+        settings = {"split": config.split, **config.recorded}
+        if config.metric == "generated":
+            settings["max_new_tokens"] = config.new_tokens(self.task)
+            table = accuracy.generated_accuracy(
+                *shared, max_new_tokens=settings["max_new_tokens"], batch_size=config.batch_size
             )
-    size, seed = arguments.examples, arguments.seed
-    if size is None and task == config.get("task") and set(parts) <= set(tasks.GENERATED):
-        size = config.get("eval_size")
-    examples = tasks.load(
-        task,
-        arguments.split,
-        size=size,
-        seed=tasks.EVALUATION_SEED if seed is None else seed,
-        data_dir=_data_dir(run, arguments),
-        difficulty=_chosen("difficulty", run, arguments, otherwise="easy"),
-        draw=False,
-    )
-    if not examples:
-        raise UserError(f"{task} has no {arguments.split} rows: evaluate on other data")
-    if arguments.metric != "exact_match":
-        for example in {row.task: row for row in examples}.values():
-            tasks.score(example, "")  # refuses what is scored elsewhere
-    return examples
+        elif config.metric == "likelihood":
+            table = likelihood.choose(*shared, batch_size=config.batch_size)
+        else:
+            table = likelihood.exact_match(*shared, batch_size=config.batch_size)
+        return table, records.summarize(
+            table, task=self.task, metric=config.metric, step=trained.step, settings=settings
+        )
 
 
-def _programs(task: Any, arguments: argparse.Namespace) -> Evaluation:
-    sandbox = choose_sandbox(unsafe_execution=arguments.unsafe_execution == "true")
-    benchmark = code_execution.load_benchmark(task)
-    # The problems are the benchmark's: a run's own data folder has nothing to do with them.
-    data_dir = None if arguments.data_dir == HUB else arguments.data_dir
-    examples = tasks.load(task, "test", size=arguments.examples, data_dir=data_dir, draw=False)
-    length = _new_tokens(task, arguments)
-    settings = {"source": benchmark.source, "max_new_tokens": length, **_given(arguments)}
+@dataclass(frozen=True)
+class Programs:
+    """HumanEval or MBPP: programs, run in a sandbox."""
 
-    def evaluate(trained: TrainedModel) -> tuple[pd.DataFrame, Summary]:
-        found = code_execution.evaluate_code(
+    task: Literal["humaneval", "mbpp"]
+    config: EvaluationConfig
+
+    @cached_property
+    def sandbox(self) -> Sandbox:
+        """Where programs run."""
+        return choose_sandbox(unsafe_execution=self.config.unsafe_execution)
+
+    @cached_property
+    def benchmark(self) -> code_execution.CodeBenchmark:
+        """The problems with their tests."""
+        return code_execution.load_benchmark(self.task)
+
+    @cached_property
+    def examples(self) -> list[tasks.Example]:
+        """The prompts. The problems are the benchmark's, so a run's own data folder is not used."""
+        data_dir = None if self.config.data_dir == HUB else self.config.data_dir
+        return tasks.load(
+            self.task, "test", size=self.config.examples, data_dir=data_dir, draw=False
+        )
+
+    def check(self) -> None:
+        """Try the sandbox, load benchmark and prompts."""
+        _refuse_split_and_metric(self.task, self.config)
+        _ = self.sandbox, self.benchmark, self.examples
+
+    def run(self, trained: TrainedModel) -> Result:
+        """Generate the programs and run them."""
+        length = self.config.new_tokens(self.task)
+        table = code_execution.evaluate_code(
             trained.model,
             trained.tokenizer,
-            examples,
-            benchmark,
-            sandbox=sandbox,
+            self.examples,
+            self.benchmark,
+            sandbox=self.sandbox,
             max_new_tokens=length,
-            batch_size=arguments.batch_size,
+            batch_size=self.config.batch_size,
         )
-        return found, records.summarise(
-            found, task=task, metric="pass@1", step=trained.step, settings=settings
+        settings = {"source": self.benchmark.source, "max_new_tokens": length}
+        return table, records.summarize(
+            table,
+            task=self.task,
+            metric="pass@1",
+            step=trained.step,
+            settings=settings | self.config.recorded,
         )
 
-    return evaluate
 
+@dataclass(frozen=True)
+class LmEval:
+    """A task of lm-eval."""
 
-def _lm_eval(task: str, run: Run, arguments: argparse.Namespace) -> Evaluation:
-    if arguments.max_new_tokens is not None:
-        raise UserError(
-            f"{task} says itself how long its answers are: leave --max_new_tokens out, or evaluate "
-            "it apart from the others"
-        )
-    name = task.removeprefix(LM_EVAL)
+    task: str
+    config: EvaluationConfig
+    trained_with: Mapping[str, Any]
 
-    def evaluate(trained: TrainedModel) -> tuple[pd.DataFrame, Summary]:
+    def check(self) -> None:
+        """Refuse settings that lm-eval's task has of its own."""
+        _refuse_split_and_metric(self.task, self.config)
+        if self.config.max_new_tokens is not None:
+            raise UserError(
+                f"{self.task} sets the length of its answers itself: omit `max_new_tokens`, or "
+                "evaluate it separately"
+            )
+
+    def run(self, trained: TrainedModel) -> Result:
+        """Let lm-eval evaluate the model."""
+        name = self.task.removeprefix(LM_EVAL)
         results = lm_eval_bridge.evaluate_with_lm_eval(
             trained.model,
             trained.tokenizer,
             [name],
-            batch_size=arguments.batch_size,
-            data_dir=_data_dir(run, arguments),
-            limit=arguments.examples,
+            batch_size=self.config.batch_size,
+            data_dir=self.config.data_folder(self.trained_with),
+            limit=self.config.examples,
         )
         score = results.first_score(name)
         value, count = float(score["value"]), int(score["examples"])
         error = float(score["standard_error"])
         summary = Summary(
-            task.replace(":", "-").replace("/", "-"),
+            self.task.replace(":", "-").replace("/", "-"),
             str(score["metric"]),
             value,
             error if error == error else None,
             count,
             trained.step,
-            {"library": "lm-eval", "filter": score["filter"], **_given(arguments)},
+            {"library": "lm-eval", "filter": score["filter"], **self.config.recorded},
         )
         if value in (0, 1) and error == 0:  # a standard error that says nothing
             interval = accuracy_interval(round(value * count), count)
             summary = replace(summary, low=float(interval.low), high=float(interval.high))
         return results.records, summary
 
-    return evaluate
 
+@dataclass(frozen=True)
+class MTBench:
+    """MT-Bench: two-turn answers and a judge."""
 
-def _mt_bench(arguments: argparse.Namespace, folder: Path) -> Evaluation:
-    if arguments.judge is None:
-        raise UserError(
-            "mt_bench needs a judge: --judge MODEL, and --judge_url for your own server"
-        )
-    material = mt_bench.load_material(arguments.questions)
-    judge = mt_bench.Judge(arguments.judge, base_url=arguments.judge_url)
-    length = _new_tokens("mt_bench", arguments)
+    config: EvaluationConfig
+    folder: Path
 
-    def evaluate(trained: TrainedModel) -> tuple[pd.DataFrame, Summary]:
+    @cached_property
+    def material(self) -> mt_bench.Material:
+        """The questions, reference answers and judge prompts."""
+        return mt_bench.load_material(self.config.questions)
+
+    @cached_property
+    def judge(self) -> mt_bench.Judge:
+        """The judge."""
+        if self.config.judge is None:
+            raise UserError(
+                "mt_bench needs a judge: set `judge`, and `judge_url` for a server of your own"
+            )
+        return mt_bench.Judge(self.config.judge, base_url=self.config.judge_url)
+
+    def check(self) -> None:
+        """Load questions, and make the judge's client."""
+        _refuse_split_and_metric("mt_bench", self.config)
+        _ = self.judge, self.material
+
+    def run(self, trained: TrainedModel) -> Result:
+        """Answer the questions and have the answers judged."""
+        config, length = self.config, self.config.new_tokens("mt_bench")
         answers = mt_bench.answer(
             trained.model,
             trained.tokenizer,
-            material.questions[: arguments.examples],
-            template=arguments.template,
+            self.material.questions[: config.examples],
+            template=config.template,
             max_new_tokens=length,
-            batch_size=arguments.batch_size,
-            file=folder / "mt_bench-answers.jsonl",
+            batch_size=config.batch_size,
+            file=self.folder / "mt_bench-answers.jsonl",
         )
-        judgements = folder / "mt_bench-judgements.jsonl"
-        found = mt_bench.judge_answers(material, answers, judge, file=judgements)
-        score = mt_bench.mt_bench_score(found)
+        file = self.folder / "mt_bench-judgements.jsonl"
+        judgements = mt_bench.judge_answers(self.material, answers, self.judge, file=file)
+        score = mt_bench.mt_bench_score(judgements)
         if not score.questions:
             raise UserError(
-                f"the judge {arguments.judge} gave no answer a score: see what it said in "
-                f"{judgements}, and take another judge"
+                f"no reply of the judge {config.judge} contained a score (replies are in {file}): "
+                "try another judge"
             )
         settings = {
-            "judge": arguments.judge,
+            "judge": config.judge,
             "first_turn": score.first_turn,
             "second_turn": score.second_turn,
             "unscored": score.unscored,
             "decoding": "greedy",
-            "template": arguments.template,
+            "template": config.template,
             "max_new_tokens": length,
-            **_given(arguments),
+            **config.recorded,
         }
-        return found, Summary(
+        return judgements, Summary(
             "mt_bench",
             "mt_bench_score",
             score.mean,
@@ -233,30 +294,10 @@ def _mt_bench(arguments: argparse.Namespace, folder: Path) -> Evaluation:
             settings,
         )
 
-    return evaluate
 
-
-def _chosen(name: str, run: Run, arguments: argparse.Namespace, *, otherwise: Any) -> Any:
-    """What the command line says, else the run, else `otherwise`."""
-    given = getattr(arguments, name)
-    return run.config.get(name, otherwise) if given is None else given
-
-
-def _data_dir(run: Run, arguments: argparse.Namespace) -> str | None:
-    data_dir: str | None = _chosen("data_dir", run, arguments, otherwise=None)
-    return None if data_dir == HUB else data_dir
-
-
-def _given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The dtype, and which examples and base were asked for where that is not the default."""
-    names = ("dtype", "examples", "seed", "difficulty", "base")
-    given = {name: getattr(arguments, name) for name in names}
-    if given["seed"] == tasks.EVALUATION_SEED:
-        given["seed"] = None
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _new_tokens(task: str, arguments: argparse.Namespace) -> int:
-    if arguments.max_new_tokens is not None:
-        return int(arguments.max_new_tokens)
-    return max(NEW_TOKENS.get(part, NEW_TOKENS_OTHERWISE) for part in task.split("+"))
+def _refuse_split_and_metric(task: str, config: EvaluationConfig) -> None:
+    if config.split != "test" or config.metric != "generated":
+        raise UserError(
+            f"{task} has its own examples and metric: omit `split` and `metric`, or evaluate it "
+            "separately"
+        )

@@ -33,11 +33,10 @@ from subspace_lab.errors import UserError
 from subspace_lab.evaluation.generation import generate
 from subspace_lab.evaluation.records import example_records
 from subspace_lab.evaluation.sandbox import Sandbox, run
+from subspace_lab.tasks.examples import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from subspace_lab.tasks import Example
 
 PASSED = "passed"
 RUNNER = Path(__file__).with_name("solution_runner.py")
@@ -105,7 +104,7 @@ def evaluate_code(
     Args:
         model: A causal language model.
         tokenizer: Its tokenizer.
-        examples: Rows of the tasks `humaneval` or `mbpp`.
+        examples: Of the tasks `humaneval` or `mbpp`.
         benchmark: From `load_benchmark`, of the same name.
         sandbox: From `choose_sandbox`.
         max_new_tokens: Of one answer.
@@ -120,7 +119,9 @@ def evaluate_code(
     task_ids = [str(example.metadata["task_id"]) for example in examples]
     unknown = [task_id for task_id in task_ids if task_id not in benchmark.problems]
     if unknown:
-        raise UserError(f"{benchmark.source} has no tests for {', '.join(unknown[:3])}: leave out")
+        raise UserError(
+            f"{benchmark.source} has no tests for {', '.join(unknown[:3])}: exclude them"
+        )
     answers = generate(
         model,
         tokenizer,
@@ -129,8 +130,10 @@ def evaluate_code(
         batch_size=batch_size,
     )
     answered = list(zip(task_ids, answers, strict=True))
-    told = tqdm(answered, desc="cutting out programs", delay=1, disable=None)
-    programs = {task_id: program(benchmark.problems[task_id], answer) for task_id, answer in told}
+    progress = tqdm(answered, desc="extracting programs", delay=1, disable=None)
+    programs = {
+        task_id: program(benchmark.problems[task_id], answer) for task_id, answer in progress
+    }
     verdicts = check_programs(benchmark, programs, sandbox=sandbox)
     records = example_records(
         examples,
@@ -209,16 +212,16 @@ def check_program(
         "program": program,
         "seconds": seconds,
     }
-    command = [sys.executable, "-I", "-c", RUNNER.read_text(), benchmark.checker]
+    command = [sys.executable, "-I", "-c", RUNNER.read_text(encoding="utf-8"), benchmark.checker]
     limit = seconds + (EVALPLUS_SECONDS if benchmark.checker == "evalplus" else STARTUP_SECONDS)
     try:
         finished = run(sandbox, command, stdin=pickle.dumps(job), seconds=limit)
     except subprocess.TimeoutExpired:
         return dict.fromkeys(columns, "timed out")
     if finished.returncode != 0:
-        return dict.fromkeys(columns, f"failed: the checker ended with code {finished.returncode}")
+        return dict.fromkeys(columns, f"failed: the checker exited with code {finished.returncode}")
     try:
         verdicts: dict[str, str] = json.loads(finished.stdout)
     except ValueError:
-        return dict.fromkeys(columns, "failed: something else than a verdict was written")
+        return dict.fromkeys(columns, "failed: the checker wrote no verdict")
     return verdicts

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from subspace_lab.errors import UserError
-from subspace_lab.evaluation.batching import context_length, evaluation_mode, padded_batches
-from subspace_lab.evaluation.encoding import decode, encode_prompt
+from subspace_lab.evaluation.batching import evaluation_mode, padded_batches
+from subspace_lab.models import context_length
+from subspace_lab.tasks.encoding import decode, encode_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Said outright, because what is left open is filled from the model's own generation_config,
+# Explicit, because what is not set is filled in from the model's own generation_config,
 # where many chat models keep a sampling temperature or a repetition penalty.
 GREEDY = {
     "do_sample": False,
@@ -39,7 +40,7 @@ def generate(
     """Continue each prompt greedily, up to an end-of-sequence token or `max_new_tokens`.
 
     Prompts are padded on the left and attended to by an explicit mask, from which
-    `transformers` counts the positions, so a row is computed as if it stood alone.
+    `transformers` counts the positions, so each is computed as if it were alone.
 
     Args:
         model: A causal language model.
@@ -47,7 +48,7 @@ def generate(
         prompts: What to continue.
         max_new_tokens: Of one continuation.
         batch_size: Prompts continued at a time.
-        on_text: Told the index and continuation of each prompt as soon as its batch is done.
+        on_text: Called with the index and continuation of each prompt as soon as its batch is done.
 
     Returns:
         The continuations, without the prompt and special tokens, in the order of `prompts`.
@@ -55,14 +56,14 @@ def generate(
     Raises:
         UserError: if a prompt and its continuation do not fit into the model's context.
     """
-    told = tqdm(prompts, desc="tokenising", delay=1, disable=None)
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in told]
+    progress = tqdm(prompts, desc="tokenizing", delay=1, disable=None)
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in progress]
     longest = max(map(len, encoded), default=0)
     if (context := context_length(model)) is not None and longest + max_new_tokens > context:
         raise UserError(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit into this "
-            f"model's context of {context} tokens: ask for fewer new tokens, or leave the longest "
-            "prompts out"
+            f"model's context of {context} tokens: lower `max_new_tokens`, or exclude the longest "
+            "prompts"
         )
     stops = stop_ids(model, tokenizer)
     texts = [""] * len(encoded)

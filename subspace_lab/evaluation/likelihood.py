@@ -1,12 +1,6 @@
 """What a model thinks of given responses: loss, exact match and multiple choice.
 
-All three read one teacher-forced forward pass. A response y of T tokens after the prompt x has
-
-    loss = -log p(y | x) / T = -(1/T) sum_t log p(y_t | x, y_<t)      (nats per token),
-
-the end of sequence being one of the T tokens where the model was trained with it. The response is
-reproduced by greedy generation if and only if every y_t is the argmax of p(. | x, y_<t): up to its
-first departure greedy decoding sees exactly the teacher-forced prefix.
+All three read one teacher-forced forward pass (`subspace_lab.teacher_forcing`).
 """
 
 from __future__ import annotations
@@ -16,24 +10,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from subspace_lab import tasks
+from subspace_lab import tasks, teacher_forcing
 from subspace_lab.errors import UserError
-from subspace_lab.evaluation.batching import context_length, evaluation_mode
-from subspace_lab.evaluation.encoding import decode
+from subspace_lab.evaluation.batching import evaluation_mode
 from subspace_lab.evaluation.records import example_records
 from subspace_lab.evaluation.responses import response_batches
+from subspace_lab.models import context_length
+from subspace_lab.tasks.encoding import decode
+from subspace_lab.tasks.examples import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from subspace_lab.tasks import Example
-
-Normalisation = Literal["sum", "mean"]
+Normalization = Literal["sum", "mean"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +39,11 @@ class ResponseScore:
     def exact(self) -> bool:
         """Whether greedy decoding reproduces the response."""
         return self.matched == self.tokens
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.tokens
 
 
 @dataclass(frozen=True)
@@ -96,12 +91,19 @@ def score_responses(
             if context is not None and length > context:
                 raise UserError(
                     f"a prompt and its response have {length} tokens and do not fit into this "
-                    f"model's context of {context} tokens: leave the longest out"
+                    f"model's context of {context} tokens: exclude the longest"
                 )
-            logits = batch.logits(model)
+            log_probabilities = teacher_forcing.log_probabilities(batch.logits(model))
+            scored = batch.scores(log_probabilities)
+            greedy = log_probabilities.argmax(-1)
             for row, index in enumerate(batch.indices):
-                own = batch.rows == row
-                scores[index] = _score(logits[own], batch.targets[own], tokenizer)
+                matched = int(scored.matched[row])
+                scores[index] = ResponseScore(
+                    nats=float(scored.nats[row]),
+                    tokens=int(scored.tokens[row]),
+                    matched=matched,
+                    prediction=decode(tokenizer, greedy[batch.rows == row][: matched + 1].tolist()),
+                )
     return [scores[index] for index in range(len(pairs))]
 
 
@@ -126,7 +128,7 @@ def exact_match(
         gold=[example.response for example in examples],
         prediction=[score.prediction for score in scores],
         correct=[score.exact for score in scores],
-        loss=[score.nats / score.tokens for score in scores],
+        loss=[score.loss for score in scores],
         tokens=[score.tokens for score in scores],
     )
 
@@ -136,7 +138,7 @@ def choose(
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     *,
-    normalisation: Normalisation = "sum",
+    normalization: Normalization = "sum",
     batch_size: int = 16,
     with_eos: bool = True,
 ) -> pd.DataFrame:
@@ -146,7 +148,7 @@ def choose(
         model: A causal language model.
         tokenizer: Its tokenizer.
         examples: Multiple-choice examples; `choices` are whole responses.
-        normalisation: `sum` compares log p(choice | prompt), `mean` the same per token, which
+        normalization: `sum` compares log p(choice | prompt), `mean` the same per token, which
             does not favour short choices.
         batch_size: Choices in one forward pass.
         with_eos: Whether the end of sequence is one of the response's tokens, as in training.
@@ -161,8 +163,8 @@ def choose(
     without = next((example for example in examples if not example.choices), None)
     if without is not None:
         raise UserError(
-            f"the task {without.task} is no multiple choice: evaluate it by generation or by "
-            "exact match"
+            f"the task {without.task} is not multiple choice: set `metric` to generated or "
+            "exact_match"
         )
     pairs = [(example.prompt, choice) for example in examples for choice in example.choices]
     scores = iter(
@@ -171,7 +173,7 @@ def choose(
     picked = []
     for example in examples:
         candidates = [(choice, next(scores)) for choice in example.choices]
-        picked.append(min(candidates, key=lambda pair: _cost(pair[1], normalisation)))
+        picked.append(min(candidates, key=lambda pair: _cost(pair[1], normalization)))
     return example_records(
         examples,
         gold=[example.answer for example in examples],
@@ -180,7 +182,7 @@ def choose(
             tasks.score(example, choice) == 1.0
             for example, (choice, _) in zip(examples, picked, strict=True)
         ],
-        loss=[score.nats / score.tokens for _, score in picked],
+        loss=[score.loss for _, score in picked],
         tokens=[score.tokens for _, score in picked],
     )
 
@@ -201,21 +203,5 @@ def response_loss(
     return ResponseLoss(nats / tokens, nats / len(scores), tokens, len(scores))
 
 
-def _cost(score: ResponseScore, normalisation: Normalisation) -> float:
-    return score.nats if normalisation == "sum" else score.nats / score.tokens
-
-
-def _score(
-    logits: Float[Tensor, "tokens vocabulary"],
-    target: Int[Tensor, " tokens"],
-    tokenizer: PreTrainedTokenizerBase,
-) -> ResponseScore:
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    greedy = logits.argmax(dim=-1)
-    matched = int((greedy == target).long().cumprod(dim=0).sum())
-    return ResponseScore(
-        nats=float(cross_entropy(logits, target, reduction="sum")),
-        tokens=len(target),
-        matched=matched,
-        prediction=decode(tokenizer, greedy[: matched + 1].tolist()),
-    )
+def _cost(score: ResponseScore, normalization: Normalization) -> float:
+    return score.nats if normalization == "sum" else score.loss

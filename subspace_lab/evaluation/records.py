@@ -2,12 +2,12 @@
 
     RUN/evaluations/TASK.parquet     one row per example
     RUN/evaluations/summary.json     one row per task, by its name
-    RUN/evaluations/replaced/        what another kind of evaluation has taken the place of
+    RUN/evaluations/replaced/        results superseded by an evaluation with other settings
 
-These are test rows after the last step, which comparisons of runs read. Other snapshots and other
-rows have folders like it, RUN/evaluations/step-10 and RUN/evaluations/validation. Evaluating a task
-again in the same way replaces its table and its row; in another way (metric, settings or rows),
-they go to `replaced` first.
+These are test examples after the last step, which comparisons of runs read. Other snapshots and
+other examples have folders like it, RUN/evaluations/step-10 and RUN/evaluations/validation.
+Evaluating a task again in the same way replaces its table and its row; in another way (metric,
+settings or examples), they move to `replaced` first.
 """
 
 from __future__ import annotations
@@ -19,16 +19,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from filelock import FileLock
 
 from subspace_lab import files
 from subspace_lab.stats.intervals import accuracy_interval, mean_interval
-
-if TYPE_CHECKING:
-    from subspace_lab.tasks import Example
+from subspace_lab.tasks.examples import Example
 
 FOLDER = "evaluations"
 SUMMARY = "summary.json"
@@ -50,7 +48,7 @@ class Summary:
     value: float
     standard_error: float | None  # sample standard deviation / sqrt(examples); None for one example
     examples: int  # that the mean is over
-    step: int | None = None  # optimizer step of the adapter; None for a model of no run
+    step: int | None = None  # optimizer step of the adapter; None: not from a run
     settings: Mapping[str, Any] = field(default_factory=dict)
     low: float | None = None  # of the interval; None where none was computed
     high: float | None = None
@@ -91,7 +89,7 @@ def example_records(
     )
 
 
-def summarise(
+def summarize(
     records: pd.DataFrame,
     *,
     task: str,
@@ -132,17 +130,18 @@ def write(
     """Write the table and the summary row into the run folder.
 
     All files are replaced whole, so a reader never sees half of one; a lock keeps evaluations
-    that end at the same time from losing each other's rows.
+    that end at the same time from losing each other's results.
 
     Args:
         run: the run folder.
         records: one row per example.
         summary: of the records; what is not finite in it becomes null.
-        part: folder in RUN/evaluations for other snapshots than the last and other rows than test.
+        part: folder in RUN/evaluations for other snapshots than the last and other examples than
+            test.
 
     Returns:
         The table's path, and that of an earlier one which was measured in another way or on other
-        rows, if any.
+        examples, if any.
     """
     folder = Path(run) / FOLDER / part
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,8 +151,8 @@ def write(
         rows = read_summaries(run, part=part)
         earlier, replaced = rows.get(summary.task), None
         if earlier is not None and table.is_file():
-            same_rows = _prompts(files.read_table(table)) == _prompts(records)
-            if not same_rows or way_of_measuring(earlier) != way_of_measuring(row):
+            same_examples = _prompts(files.read_table(table)) == _prompts(records)
+            if not same_examples or way_of_measuring(earlier) != way_of_measuring(row):
                 replaced = _keep(table, earlier)
         files.write_table(table, records)
         files.write_json(folder / SUMMARY, {**rows, summary.task: row})
@@ -176,7 +175,7 @@ def way_of_measuring(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _prompts(records: pd.DataFrame) -> list[Any]:
-    """Which rows were evaluated (their numbers, where the table does not say)."""
+    """Which examples were evaluated (their numbers, where the table does not say)."""
     return list(records.get("prompt_hash", range(len(records))))
 
 

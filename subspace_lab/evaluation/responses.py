@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from subspace_lab.evaluation.batching import padded_batches
-from subspace_lab.evaluation.encoding import encode_prompt, encode_response
+from subspace_lab.tasks.encoding import encode_prompt, encode_response
+from subspace_lab.teacher_forcing import ResponseScores, score_responses
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,6 +59,12 @@ class ResponseBatch:
         selected: Tensor = logits[self.rows, self.places - self.first]
         return selected
 
+    def scores(self, log_probabilities: Float[Tensor, "tokens vocabulary"]) -> ResponseScores:
+        """Score the responses, given what some predictor says of their tokens."""
+        return score_responses(
+            log_probabilities, self.targets, self.rows, count=len(self.input_ids)
+        )
+
 
 def response_batches(
     tokenizer: PreTrainedTokenizerBase,
@@ -79,7 +86,7 @@ def response_batches(
         with_eos: whether the end of sequence is one of the response's tokens, as in training.
     """
     prompts, responses = [], []
-    for prompt, text in tqdm(pairs, desc="tokenising", delay=1, disable=None):
+    for prompt, text in tqdm(pairs, desc="tokenizing", delay=1, disable=None):
         prompts.append(encode_prompt(tokenizer, prompt))
         responses.append(encode_response(tokenizer, text, with_eos=with_eos))
     for batch in padded_batches(

@@ -85,8 +85,7 @@ def choose_sandbox(*, unsafe_execution: bool = False) -> Sandbox:
         return unconfined
     raise UserError(
         f"generated programs need a sandbox, and none works here ({'; '.join(reasons)}): install "
-        "bubblewrap, or add --unsafe_execution true in a container that holds no keys and no data "
-        "of yours"
+        "bubblewrap, or set `unsafe_execution` true in a container without keys or data of yours"
     )
 
 

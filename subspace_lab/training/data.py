@@ -13,12 +13,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from subspace_lab.errors import UserError
-from subspace_lab.evaluation.encoding import encode_prompt, encode_response
+from subspace_lab.tasks.encoding import encode_prompt, encode_response
+from subspace_lab.tasks.examples import Example
+from subspace_lab.teacher_forcing import log_probabilities, score_responses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from subspace_lab.tasks import Example
 
 IGNORED = -100
 
@@ -26,22 +26,22 @@ IGNORED = -100
 def tokenize(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, max_length: int
 ) -> list[dict[str, list[int]]]:
-    """Tokenise examples into `input_ids` and `labels`, the prompt's labels being ignored.
+    """Tokenize examples into `input_ids` and `labels`, the prompt's labels being ignored.
 
-    Prompt and response are tokenised apart, so that the prompt's tokens are the ones that
+    Prompt and response are tokenized separately, so that the prompt's tokens are the ones that
     generation starts from.
 
     Raises:
-        UserError: if a row is longer than `max_length` tokens.
+        UserError: if an example is longer than `max_length` tokens.
     """
     rows = []
-    for i, example in enumerate(tqdm(examples, desc="tokenising", delay=1, disable=None)):
+    for i, example in enumerate(tqdm(examples, desc="tokenizing", delay=1, disable=None)):
         prompt = encode_prompt(tokenizer, example.prompt)
         target = encode_response(tokenizer, example.response, with_eos=True)
         if len(prompt) + len(target) > max_length:
             raise UserError(
-                f"row {i} of {example.task} has {len(prompt) + len(target)} tokens, more than "
-                f"--max_length {max_length}: raise it"
+                f"example {i} of {example.task} has {len(prompt) + len(target)} tokens: raise "
+                f"`max_length` (now {max_length})"
             )
         rows.append({"input_ids": prompt + target, "labels": [IGNORED] * len(prompt) + target})
     return rows
@@ -91,23 +91,21 @@ def response_statistics(logits: Tensor, labels: Tensor) -> Tensor:
     """Reduce logits (batch, length, vocabulary) to what evaluation needs, on their device.
 
     Returns:
-        (batch, 3): summed negative log-likelihood of the response in nats, its tokens, and 1 if
-        every response token has the highest logit, which is when greedy decoding writes it.
+        (batch, 3): negative log-likelihood of the response in nats, its tokens, and 1 if greedy
+        decoding would write it.
     """
-    logits, targets = logits[:, :-1].float(), labels[:, 1:]
-    counted = targets != IGNORED
-    losses = torch.nn.functional.cross_entropy(
-        logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
+    rows, places = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+    scores = score_responses(
+        log_probabilities(logits[rows, places]), labels[rows, places + 1], rows, count=len(labels)
     )
-    correct = ((logits.argmax(-1) == targets) | ~counted).all(-1)
-    return torch.stack([losses.sum(-1), counted.sum(-1), correct], dim=-1).float()
+    return torch.stack([scores.nats, scores.tokens, scores.exact], dim=-1).to(logits.device).float()
 
 
-def summarise(statistics: Any) -> dict[str, float]:
+def summarize(statistics: Any) -> dict[str, float]:
     """Reduce rows of `response_statistics` to loss (nats per token) and exact match."""
-    loss, tokens, correct = torch.as_tensor(statistics).double().unbind(-1)
+    nats, tokens, exact = torch.as_tensor(statistics).double().unbind(-1)
     return {
-        "response_loss": float(loss.sum() / tokens.sum()),
-        "exact_match": float(correct.mean()),
-        "examples": float(len(correct)),
+        "response_loss": float(nats.sum() / tokens.sum()),
+        "exact_match": float(exact.mean()),
+        "examples": float(len(exact)),
     }

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from subspace_lab import tasks
 from subspace_lab.errors import UserError
-from subspace_lab.evaluation.batching import context_length
+from subspace_lab.models import context_length
 from subspace_lab.tasks import Example
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.data import tokenize

@@ -29,7 +29,7 @@ from subspace_lab.training.data import (
     RightPadding,
     data_hash,
     response_statistics,
-    summarise,
+    summarize,
 )
 from subspace_lab.training.examples import (
     load_examples,
@@ -183,4 +183,4 @@ def _recorder(
 
 
 def _metrics(prediction: EvalPrediction) -> dict[str, float]:
-    return summarise(prediction.predictions)
+    return summarize(prediction.predictions)

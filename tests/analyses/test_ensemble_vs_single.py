@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from analyses import ensemble_vs_single, learning_curves
-from analyses._mask_ensembles import FIRST_DRAW, predictors
+from analyses.ensemble_vs_single.predictors import FIRST_DRAW, predictors
 from subspace_lab.adapters.mask import RankMask, find_rank_mask
 from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.likelihood import response_loss
+from subspace_lab.evaluation.trained_model import evaluation_examples, load_trained
 from subspace_lab.runs.run import Run
-from subspace_lab.trained import evaluation_examples, load_trained
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.trainer import build, train
 from tests.analyses.documented import documented
@@ -131,7 +131,7 @@ def test_what_it_refuses(pocket_run):
     with pytest.raises(UserError, match="at least 1"):
         ensemble_vs_single.compute(pocket_run, masks=0)
     for wrong in ({"batch_size": 0}, {"seed": -1}):
-        with pytest.raises(UserError, match="at least 1"):
+        with pytest.raises(UserError, match="at least"):
             ensemble_vs_single.compute(pocket_run, **wrong)
     with pytest.raises(UserError, match="snapshot of step 3"):
         ensemble_vs_single.compute(pocket_run, steps=[3])
@@ -150,7 +150,8 @@ def test_masks_on_a_split_base_are_those_of_training(tmp_path, method, sampling)
     )  # fmt: skip
     model, trainer = build(config, tmp_path / "run")
     trainer.train()
-    live, loaded = find_rank_mask(model), load_trained(Run(tmp_path / "run")).model
+    live, trained = find_rank_mask(model), load_trained(Run(tmp_path / "run"))
+    loaded = trained.model
     with torch.no_grad():  # without the rounding of the residual base, which layers amplify
         for module, converted in zip(lora_modules(model), lora_modules(loaded), strict=True):
             A0, B0 = converted.A[module.rank :].double(), -converted.B[:, module.rank :].double()
@@ -159,7 +160,7 @@ def test_masks_on_a_split_base_are_those_of_training(tmp_path, method, sampling)
             assert (exact - residual).abs().max() < 1e-6
             residual.data = exact
     model.double(), loaded.double()
-    contexts = predictors(Run(tmp_path / "run"), loaded, masks=3, seed=config.seed)
+    contexts = predictors(Run(tmp_path / "run"), trained, masks=3, seed=config.seed)
     half = {name: torch.full((r,), 0.5 / live.law.factor) for name, r in live.ranks.items()}
     kept = {n: torch.from_numpy(mask) for n, mask in live.masks(FIRST_DRAW + 2).items()}
     for name, values in {("single", 1, 1.0, 2): kept, ("scaled", 0, 0.5, -1): half}.items():

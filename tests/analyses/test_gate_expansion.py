@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from analyses import gate_expansion
-from analyses._gates import GatedLoss
+from analyses.gate_expansion.gated_loss import GatedLoss
 from analyses.predictions.inference import gate_gap_rows
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.likelihood import response_loss
+from subspace_lab.evaluation.trained_model import evaluation_examples, load_trained
 from subspace_lab.runs.run import Run
 from subspace_lab.theory.gates import gate_gap
-from subspace_lab.trained import evaluation_examples, load_trained
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.trainer import train
 from tests.analyses.documented import documented
@@ -178,9 +178,9 @@ def test_a_valid_expansion_is_tested_and_an_invalid_one_is_not():
 
 
 def test_bad_arguments_are_refused(masked, tmp_path):
-    with pytest.raises(UserError, match="--masks must be at least 2"):
+    with pytest.raises(UserError, match="`masks` must be at least 2"):
         gate_expansion.compute(masked, masks=1)
-    with pytest.raises(UserError, match="leave --modules out"):
+    with pytest.raises(UserError, match="omit `modules`"):
         gate_expansion.compute(masked, modules=["q_proj"])
     exact = short_run(tmp_path / "k", method="droplora", sampling="exact-k")
     with pytest.raises(UserError, match="draws exactly k directions"):

@@ -72,33 +72,33 @@ def test_exact_match_with_end_of_sequence_wants_the_model_to_stop_there(
     assert generate(model, tokenizer, ["a"], max_new_tokens=10) == [response]
 
 
-@pytest.mark.parametrize("normalisation", ["sum", "mean"])
-def test_choices_are_picked_by_the_named_normalisation(
-    model, tokenizer, normalisation, monkeypatch
+@pytest.mark.parametrize("normalization", ["sum", "mean"])
+def test_choices_are_picked_by_the_named_normalization(
+    model, tokenizer, normalization, monkeypatch
 ) -> None:
     monkeypatch.setattr(likelihood.tasks, "score", lambda example, text: text == example.answer)
     choices = ("x", "answer1", "a long and unlikely choice", "42")
     rows = examples([("12 + 30 = ", "42"), ("a", "x"), ("?", "answer1")], choices)
 
-    records = likelihood.choose(model, tokenizer, rows, normalisation=normalisation, batch_size=5)
+    records = likelihood.choose(model, tokenizer, rows, normalization=normalization, batch_size=5)
 
     for row, picked in zip(rows, records.itertuples(), strict=True):
         costs = {}
         for choice in choices:
             nats = brute_force_nats(model, tokenizer, row.prompt, choice, with_eos=True)
-            costs[choice] = nats if normalisation == "sum" else nats / (len(choice) + 1)
+            costs[choice] = nats if normalization == "sum" else nats / (len(choice) + 1)
         assert picked.prediction == min(costs, key=costs.__getitem__)
         assert picked.correct == (picked.prediction == row.answer)
 
 
-def test_the_two_normalisations_can_disagree(model, tokenizer, greedy_text, monkeypatch) -> None:
+def test_the_two_normalizations_can_disagree(model, tokenizer, greedy_text, monkeypatch) -> None:
     """One certain long choice against one short: the sum takes the short, the mean the long."""
     monkeypatch.setattr(likelihood.tasks, "score", lambda example, text: 1.0)
     long = greedy_text("a", tokens=30)
     rows = examples([("a", "x")], ("#", long))
     picked = {
         kind: likelihood.choose(
-            model, tokenizer, rows, normalisation=kind, with_eos=False
+            model, tokenizer, rows, normalization=kind, with_eos=False
         ).prediction.item()
         for kind in ("sum", "mean")
     }
@@ -106,7 +106,7 @@ def test_the_two_normalisations_can_disagree(model, tokenizer, greedy_text, monk
 
 
 def test_choosing_needs_choices(model, tokenizer) -> None:
-    with pytest.raises(UserError, match="no multiple choice"):
+    with pytest.raises(UserError, match="not multiple choice"):
         likelihood.choose(model, tokenizer, examples(PAIRS))
 
 

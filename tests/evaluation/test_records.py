@@ -17,7 +17,7 @@ def table(correct) -> pd.DataFrame:
 
 def test_summary_of_a_proportion_has_its_closed_form_standard_error() -> None:
     correct = [True] * 30 + [False] * 10
-    summary = records.summarise(table(correct), task="demo", metric="accuracy")
+    summary = records.summarize(table(correct), task="demo", metric="accuracy")
     np.testing.assert_allclose(summary.value, 0.75)
     np.testing.assert_allclose(summary.standard_error, np.sqrt(0.75 * 0.25 / 39))
     assert summary.examples == 40
@@ -30,23 +30,23 @@ def test_summary_of_a_proportion_has_its_closed_form_standard_error() -> None:
 )
 def test_an_accuracy_of_0_or_100_percent_has_an_interval(right, count, low, high) -> None:
     correct = [True] * right + [False] * (count - right)
-    summary = records.summarise(table(correct), task="demo", metric="accuracy")
+    summary = records.summarize(table(correct), task="demo", metric="accuracy")
     np.testing.assert_allclose((summary.low, summary.high), (low, high), atol=1e-7)
 
 
 def test_rows_without_a_value_are_no_zeros() -> None:
     scored = pd.DataFrame({"score": [8.0, float("nan"), 6.0]})
-    summary = records.summarise(scored, task="mt_bench", metric="score", column="score")
+    summary = records.summarize(scored, task="mt_bench", metric="score", column="score")
     assert (summary.value, summary.examples) == (7.0, 2)
     half = 12.706205  # Student's t with one degree of freedom at 97.5 %, times an error of 1
     np.testing.assert_allclose((summary.low, summary.high), (7 - half, 7 + half))
-    alone = records.summarise(scored[:1], task="mt_bench", metric="score", column="score")
+    alone = records.summarize(scored[:1], task="mt_bench", metric="score", column="score")
     assert (alone.low, alone.high) == (None, None)
 
 
 def write(folder, task: str, correct, *, metric: str = "accuracy", part: str = ""):
     settings = {"batch_size": 2}
-    summary = records.summarise(table(correct), task=task, metric=metric, step=5, settings=settings)
+    summary = records.summarize(table(correct), task=task, metric=metric, step=5, settings=settings)
     return records.write(folder, table(correct), summary, part=part)
 
 
@@ -84,7 +84,7 @@ def test_what_was_measured_in_another_way_is_kept(tmp_path) -> None:
 def test_what_was_measured_on_other_rows_is_kept(tmp_path) -> None:
     for prompts, kept in [("ab", False), ("ab", False), ("ac", True)]:
         rows = pd.DataFrame({"correct": [True, True], "prompt_hash": list(prompts)})
-        summary = records.summarise(rows, task="a", metric="accuracy")
+        summary = records.summarize(rows, task="a", metric="accuracy")
         _, replaced = records.write(tmp_path, rows, summary)
         assert (replaced is not None) == kept
 
@@ -112,7 +112,7 @@ def test_what_is_no_number_is_null_in_the_summary(tmp_path) -> None:
 
 def test_evaluations_that_end_together_keep_each_others_rows(tmp_path) -> None:
     def evaluate(task: str) -> None:
-        summary = records.summarise(table([True]), task=task, metric="accuracy")
+        summary = records.summarize(table([True]), task=task, metric="accuracy")
         records.write(tmp_path, table([True]), summary)
 
     names = [f"task{i}" for i in range(12)]

@@ -15,9 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from subspace_lab import evaluate
 from subspace_lab.errors import UserError
-from subspace_lab.evaluation import by_task, sandbox
+from subspace_lab.evaluation import sandbox
+from subspace_lab.evaluation.by_task import evaluation_of
+from subspace_lab.evaluation.configuration import EvaluationConfig
 
 KEY = "OPENAI_API_KEY=sk-of-the-test"
 
@@ -253,16 +254,15 @@ def test_a_sandbox_that_does_not_work_is_found_by_trying(monkeypatch, tmp_path) 
         sandbox.choose_sandbox()
     sentence = str(caught.value)
     assert "No permissions to create new namespace; unshare is not installed" in sentence
-    assert "--unsafe_execution true" in sentence
+    assert "`unsafe_execution` true" in sentence
     assert sandbox.choose_sandbox(unsafe_execution=True) is sandbox.unconfined
 
 
 def test_without_a_sandbox_the_command_asks_before_it_loads_anything(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(sandbox.shutil, "which", lambda _: None)
-    words = ["--run", str(tmp_path), "--tasks", "humaneval"]
-    arguments = evaluate._parser().parse_args(words)
-    with pytest.raises(UserError, match="--unsafe_execution true"):
-        by_task.plan("humaneval", None, arguments, tmp_path)
+    programs = evaluation_of("humaneval", EvaluationConfig(), run={}, folder=tmp_path)
+    with pytest.raises(UserError, match="`unsafe_execution` true"):
+        programs.check()
 
 
 def test_where_a_sandbox_works_unsafe_execution_changes_nothing(confine) -> None:

@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from subspace_lab import models
+from subspace_lab.evaluation.trained_model import load_trained
 from subspace_lab.runs.run import Run
-from subspace_lab.trained import load_trained
 from tests.peft_files.test_adapter_folder_files import CONFIG, MODULE, write_adapter
 
 

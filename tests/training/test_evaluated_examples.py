@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from subspace_lab.evaluation.trained_model import evaluation_examples
 from subspace_lab.runs.run import Run
 from subspace_lab.tasks import Example
-from subspace_lab.trained import evaluation_examples
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.examples import load_examples
 

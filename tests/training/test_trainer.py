@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from subspace_lab import models
 from subspace_lab.errors import UserError
+from subspace_lab.evaluation.trained_model import load_trained
 from subspace_lab.runs.run import Run
-from subspace_lab.trained import load_trained
 from subspace_lab.training import trainer as training
 from subspace_lab.training.arguments import training_arguments
 from subspace_lab.training.config import TrainConfig
@@ -121,7 +121,9 @@ def test_an_unfinished_runs_adapter_is_named_by_its_step(config, tmp_path):
     (tmp_path / "run/run.json").write_text(json.dumps(description | {"status": "running"}))
     with pytest.warns(UserWarning, match="run is not finished: this is its adapter of step 0"):
         assert load_trained(Run(tmp_path / "run")).step == 0
-    with pytest.raises(UserError, match=r"does not go onto pocket .*give another --step or --base"):
+    with pytest.raises(
+        UserError, match=r"cannot load the adapter .* onto pocket .*try another `step` or `base`"
+    ):
         load_trained(Run(tmp_path / "run"), step=0, base="pocket")
 
 
@@ -218,7 +220,7 @@ def test_the_last_step_is_evaluated(config, tmp_path):
 
 def test_long_rows_are_dropped_and_counted(config, tmp_path):
     short = dataclasses.replace(config, max_length=48, eval_split="none")
-    with pytest.raises(UserError, match="--max_length 48"):
+    with pytest.raises(UserError, match=r"raise `max_length` \(now 48\)"):
         train(short, tmp_path / "refused")
     train(dataclasses.replace(short, drop_long_rows=True), tmp_path / "run")
     facts = Run(tmp_path / "run").description["provenance"]

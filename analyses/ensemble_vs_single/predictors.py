@@ -1,4 +1,4 @@
-"""A trained model under single rank masks, their ensembles and inference scales, on rows of a task.
+"""A trained model under single rank masks, their ensembles and inference scales.
 
 The masks multiply the r rank directions that training masked. For most methods those are all that
 a snapshot has. PiSSA and MiLoRA train B A on W_res = W0 - scaling * B0 A0, and their snapshots are
@@ -15,24 +15,25 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from analyses._mask_laws import UNMASKED
+from subspace_lab import teacher_forcing
 from subspace_lab.adapters.mask import RankMask
-from subspace_lab.evaluation.responses import response_batches
+from subspace_lab.evaluation.responses import ResponseBatch, response_batches
+from subspace_lab.evaluation.trained_model import TrainedModel
 from subspace_lab.runs.run import Run
-from subspace_lab.tasks import Example
+from subspace_lab.tasks.examples import Example
 from subspace_lab.theory.ensembles import arithmetic_ensemble, geometric_ensemble, jensen_gap
-from subspace_lab.trained import TrainedModel
 
 SCALES = (0.5, 0.75, 1.25, 1.5)
 FIRST_DRAW = 1 << 40
 """Draws are step masks of steps that no training reaches."""
+ENSEMBLES = {"arithmetic": arithmetic_ensemble, "geometric": geometric_ensemble}
 
 
 class Predictor(NamedTuple):
@@ -47,36 +48,8 @@ class Predictor(NamedTuple):
 Context = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
-@dataclass
-class Tally:
-    """Sums over rows: what a predictor scored.
-
-    Attributes:
-        nats: loss summed over response tokens.
-        tokens: how many tokens those are.
-        jensen_gap: of an ensemble, in nats summed over response tokens.
-        rows: for each row, whether greedy decoding would reproduce it exactly.
-    """
-
-    nats: float = 0.0
-    tokens: int = 0
-    jensen_gap: float = 0.0
-    rows: list[bool] = field(default_factory=list)
-
-    def add(self, log_probabilities: Tensor, targets: Tensor, rows: Tensor) -> None:
-        """Add response tokens: log-probabilities (tokens, vocabulary), targets and row numbers."""
-        chosen = log_probabilities.gather(-1, targets[:, None]).squeeze(-1)
-        self.nats -= float(chosen.double().sum())
-        self.tokens += len(targets)
-        wrong = log_probabilities.argmax(-1) != targets
-        failed = torch.zeros(int(rows.max()) + 1, dtype=torch.bool).index_put_(
-            (rows,), wrong.cpu(), accumulate=True
-        )
-        self.rows += (~failed).tolist()
-
-
 @torch.no_grad()
-def evaluate(
+def score_predictors(
     run: Run,
     trained: TrainedModel,
     examples: Sequence[Example],
@@ -84,7 +57,7 @@ def evaluate(
     masks: int,
     batch_size: int,
     seed: int,
-) -> dict[Predictor, Tally]:
+) -> pd.DataFrame:
     """Score every predictor by teacher forcing.
 
     Args:
@@ -92,15 +65,19 @@ def evaluate(
         trained: the model; a rank mask is put on it.
         examples: what is predicted.
         masks: masks drawn.
-        batch_size: rows in one forward pass.
+        batch_size: examples in one forward pass.
         seed: seed of the drawn masks.
+
+    Returns:
+        A row for each predictor: `predictor`, `masks` (how many are in it), `scale` (of B A; nan
+        for the base of PiSSA and MiLoRA), `draw` (which mask, else -1), `loss` (nats per response
+        token), `accuracy`, `examples`, `jensen_gap` (nats per token, of the ensembles: mean loss
+        of single masks minus that of the geometric one, from the predictions alone).
     """
-    contexts = predictors(run, trained.model, masks=masks, seed=seed)
-    ensembles = {
-        Predictor("arithmetic", masks, 1.0, -1): arithmetic_ensemble,
-        Predictor("geometric", masks, 1.0, -1): geometric_ensemble,
-    }
-    tallies = {predictor: Tally() for predictor in [*contexts, *ensembles]}
+    contexts = predictors(run, trained, masks=masks, seed=seed)
+    ensembles = {Predictor(name, masks, 1.0, -1): mean for name, mean in ENSEMBLES.items()}
+    sums = {predictor: torch.zeros(2, dtype=torch.float64) for predictor in [*contexts, *ensembles]}
+    tokens, gap = 0, 0.0
     for batch in response_batches(
         trained.tokenizer,
         [(example.prompt, example.response) for example in examples],
@@ -109,22 +86,41 @@ def evaluate(
         description=f"ensembles of {run.name}",
     ):
         singles = []
-        rows = batch.rows.cpu()
         for predictor, context in contexts.items():
             with context():
-                log_probabilities = batch.logits(trained.model).float().log_softmax(-1)
-            tallies[predictor].add(log_probabilities, batch.targets, rows)
+                log_probabilities = teacher_forcing.log_probabilities(batch.logits(trained.model))
+            sums[predictor] += _nats_and_exact(batch, log_probabilities)
             if predictor.name == "single":
                 singles.append(log_probabilities)
         stacked = torch.stack(singles)
-        gap = float(jensen_gap(stacked).double().sum())
-        for predictor, ensemble in ensembles.items():
-            tallies[predictor].add(ensemble(stacked), batch.targets, rows)
-            tallies[predictor].jensen_gap += gap
-    return tallies
+        for predictor, mean in ensembles.items():
+            sums[predictor] += _nats_and_exact(batch, mean(stacked))
+        tokens += len(batch.targets)
+        gap += float(jensen_gap(stacked).double().sum())
+    return pd.DataFrame(
+        {
+            "predictor": predictor.name,
+            "masks": predictor.masks,
+            "scale": predictor.scale,
+            "draw": predictor.draw,
+            "loss": nats / tokens,
+            "accuracy": exact / len(examples),
+            "examples": len(examples),
+            "jensen_gap": gap / tokens if predictor in ensembles else float("nan"),
+        }
+        for predictor, (nats, exact) in ((key, value.tolist()) for key, value in sums.items())
+    )
 
 
-def predictors(run: Run, model: PeftModel, *, masks: int, seed: int) -> dict[Predictor, Context]:
+def _nats_and_exact(batch: ResponseBatch, log_probabilities: Tensor) -> Tensor:
+    """Sum over responses (2,): their nats, and how many greedy decoding would reproduce."""
+    scores = batch.scores(log_probabilities)
+    return torch.stack([scores.nats.sum(), scores.exact.sum()])
+
+
+def predictors(
+    run: Run, trained: TrainedModel, *, masks: int, seed: int
+) -> dict[Predictor, Context]:
     """Give a context manager for each predictor that is one forward pass.
 
     The base is the update at scale 0; where training split it, that was W_res and not the base,
@@ -134,7 +130,7 @@ def predictors(run: Run, model: PeftModel, *, masks: int, seed: int) -> dict[Pre
     chosen = {name: law[name] for name in ("keep_prob", "rescale", "sampling")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the adapter is trained already is the point here
-        mask = RankMask(**chosen, granularity="step", seed=seed).attach(model)
+        mask = RankMask(**chosen, granularity="step", seed=seed).attach(trained.model)
     ranks = dict(zip(run.modules["module"], run.modules["r"], strict=True))
 
     def under(values: Mapping[str, Tensor]) -> Context:
@@ -150,7 +146,7 @@ def predictors(run: Run, model: PeftModel, *, masks: int, seed: int) -> dict[Pre
     scale_of_base = 0.0 if ranks == mask.ranks else float("nan")
     scales = {*SCALES, mask.law.keep_prob} - {1.0}
     return {
-        Predictor("base", 0, scale_of_base, -1): model.disable_adapter,
+        Predictor("base", 0, scale_of_base, -1): trained.model.disable_adapter,
         Predictor("full", 0, 1.0, -1): contextlib.nullcontext,
         **{Predictor("scaled", 0, scale, -1): scaled(scale) for scale in sorted(scales)},
         **{Predictor("single", 1, 1.0, draw): single(draw) for draw in range(masks)},
@@ -160,6 +156,6 @@ def predictors(run: Run, model: PeftModel, *, masks: int, seed: int) -> dict[Pre
 def _leaving_the_start(mask: RankMask, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Extend values of the trained directions, (r,), by ones for the subtracted start's."""
     return {
-        name: torch.cat([each, torch.full((mask.ranks[name] - len(each),), 1 / mask.law.factor)])
-        for name, each in values.items()
+        name: torch.cat([gate, torch.full((mask.ranks[name] - len(gate),), 1 / mask.law.factor)])
+        for name, gate in values.items()
     }

@@ -1,21 +1,20 @@
-"""The loss of a trained model as a function of its rank gates, as often differentiable as asked."""
+"""The loss of a trained model as a function of its rank gates, differentiable to any order."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from tqdm import tqdm
 
 from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.evaluation.responses import response_batches
-from subspace_lab.tasks import Example
-from subspace_lab.trained import TrainedModel
+from subspace_lab.evaluation.trained_model import TrainedModel
+from subspace_lab.tasks.examples import Example
 
 
 class GatedLoss:
@@ -28,10 +27,10 @@ class GatedLoss:
     Args:
         trained: the model, in fp32: in bf16 a fourth derivative would be rounding. Its attention
             becomes the eager one, which has higher derivatives.
-        examples: rows of one batch; a fourth derivative holds some ten times what a gradient does.
+        examples: one batch; a fourth derivative holds some ten times what a gradient does.
         ranks: trained rank of each adapted module.
-        granularity: of the gates: shapes (r,) for `step`, (rows, 1, r) for `sample` and
-            (rows, length, r) for `token`.
+        granularity: of the gates: shapes (r,) for `step`, (examples, 1, r) for `sample` and
+            (examples, length, r) for `token`.
         bar: a progress bar that counts the losses.
 
     Attributes:
@@ -84,12 +83,7 @@ class GatedLoss:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
 
@@ -98,4 +92,4 @@ class GatedLoss:
     ) -> Tensor:
         gate = self._values[place].to(output)
         untrained = output.shape[-1] - gate.shape[-1]
-        return output * torch.nn.functional.pad(gate, (0, untrained), value=1.0)
+        return output * pad(gate, (0, untrained), value=1.0)

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from subspace_lab import models, tasks
 from subspace_lab.errors import UserError
 from subspace_lab.module_names import unwrapped
+from subspace_lab.peft_files.weights import find_weights, read_tensors, tensor_shapes
+from subspace_lab.runs.run import Run
+from subspace_lab.tasks.examples import Example
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from subspace_lab.runs.run import Run
-    from subspace_lab.tasks import Example
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def load_trained(
 
     adapters = run.adapter_folders
     if not adapters:
-        raise UserError(f"{run.path} has no saved adapters: name its folder of checkpoints instead")
+        raise UserError(f"{run.path} has no saved adapters: open its folder of checkpoints instead")
     if step is None:
         step = run.final_step
         if not run.finished:
@@ -65,7 +66,7 @@ def load_trained(
         if run.best_step is not None and run.best_step != step:
             warnings.warn(
                 f"this is the last adapter of {run.path}, of step {step}; the best one by its "
-                f"evaluations is of step {run.best_step}: choose it with --step {run.best_step}",
+                f"evaluations is of step {run.best_step}: choose it with `step` {run.best_step}",
                 stacklevel=2,
             )
     if run.diverged_at is not None:
@@ -80,15 +81,15 @@ def load_trained(
         base or run.config.get("base") or PeftConfig.from_pretrained(folder).base_model_name_or_path
     )
     if not name:
-        raise UserError(f"{run.path} does not say which base model it belongs to: give --base")
-    found = models.find_base(str(name))
-    model = _with_adapter(models.load_model(found, dtype=dtype), adapters[step], found.name)
+        raise UserError(f"{run.path} does not name its base model: set `base`")
+    location = models.find_base(str(name))
+    model = _with_adapter(models.load_model(location, dtype=dtype), adapters[step], location.name)
     model.to(models.preferred_device())
-    return TrainedModel(model.eval(), models.load_tokenizer(found), found, step, dtype)
+    return TrainedModel(model.eval(), models.load_tokenizer(location), location, step, dtype)
 
 
 def _with_adapter(base: PreTrainedModel, folder: Path, base_name: str) -> PeftModel:
-    """Put an adapter on a model and check that each of its weights found its place.
+    """Put an adapter on a model and check that every weight has a place.
 
     `PeftModel.from_pretrained` only warns of modules without weights, which then do nothing, and
     drops weights without a module silently.
@@ -109,22 +110,20 @@ def _with_adapter(base: PreTrainedModel, folder: Path, base_name: str) -> PeftMo
     except (RuntimeError, ValueError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"the adapter {folder} does not go onto {base_name} ({first_line}): give "
-            "another --step or --base"
+            f"cannot load the adapter {folder} onto {base_name} ({first_line}): try another `step` "
+            "or `base`"
         ) from error
     misfit = _misfit(model, missing=result.missing_keys, unexpected=result.unexpected_keys)
     if misfit and not config.is_prompt_learning:  # whose one tensor PEFT loads by itself
         raise UserError(
-            f"the adapter {folder} does not fit {base_name}: {misfit}. Name the base that it was "
-            "trained on with --base, or correct its file"
+            f"the adapter {folder} does not fit {base_name}: {misfit}. Set `base` to the model "
+            "that it was trained on, or correct its file"
         )
     return model
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     """Read an adapter's tensors by name, without what wrappers of the trained model added."""
-    from subspace_lab.peft_files.weights import find_weights, read_tensors, tensor_shapes
-
     file = find_weights(folder)
     if file is None:
         raise UserError(f"the adapter {folder} has no weights file: save or download it again")
@@ -133,7 +132,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _misfit(model: PeftModel, *, missing: Iterable[str], unexpected: list[str]) -> str:
-    """Say how many adapted modules lack weights and which tensors fit nowhere; empty if all fit."""
+    """Say how many modules lack weights and which tensors fit no module; empty if all fit."""
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
     # Such as lora_, with which the names of an adapter's weights begin.
@@ -157,14 +156,16 @@ def _misfit(model: PeftModel, *, missing: Iterable[str], unexpected: list[str]) 
 
 
 def evaluation_examples(run: Run, *, size: int | None = None) -> list[Example]:
-    """Load the rows of `eval_split` (test rows where it is `none`), or the first `size` of them.
+    """Load the examples of `eval_split` (test where it is `none`), or the first `size` of them.
 
     Raises:
         UserError: if the run does not say which task it was trained on.
     """
     config = run.config
     if "task" not in config:
-        raise UserError(f"{run.path} is no recorded run and names no task to evaluate it on")
+        raise UserError(
+            f"{run.path} is not a recorded run and does not name a task to evaluate it on"
+        )
     examples = tasks.load(
         config["task"],
         run.evaluated_split,

@@ -1,0 +1,155 @@
+"""Is the full-rank model an ensemble of its masked subnetworks?
+
+    python -m analyses.ensemble_vs_single --run RUN [--run RUN2 ...] [--masks 8] [--examples 64]
+
+Evaluates one trained adapter in six ways on the examples of the run's eval_split (test examples
+where it is none), by teacher forcing:
+
+- base: the base model without the adapter;
+- full: the full-rank model, as it is used at inference;
+- scaled: the full-rank update times an inference scale;
+- single: one rank mask on, rescaled as in training (several draws);
+- arithmetic: the mean of the single masks' probabilities;
+- geometric: the normalized geometric mean of the single masks' probabilities.
+
+The paper likens full-rank inference to an ensemble. For an adapter on the logits with rescaled
+masks, full and geometric agree exactly; in a deep network they need not, and what single masks
+lose against the geometric ensemble is the Jensen gap, which theory gives without labels. The masks
+are drawn anew, one for all tokens, with the run's keep_prob and rescale (0.5, rescaled, where the
+run was not masked). Loss is in nats per response token; accuracy is the share of examples whose
+response greedy decoding would reproduce exactly. The model computes in fp32 on every machine: the
+cost of masks and ensembles is often less than the rounding of bf16.
+
+Masks and scales act on the B A that was trained. PiSSA and MiLoRA train it on the residual base,
+without the initial B A: there scale 0 is that residual base, and `base`, the original one, is not
+a point of the scale curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from analyses import kit
+from analyses._mask_laws import law_of
+from analyses.ensemble_vs_single.figure import draw, figure_table, scale_curve
+from analyses.ensemble_vs_single.predictors import score_predictors
+from subspace_lab.errors import UserError, check_counts
+from subspace_lab.evaluation.trained_model import evaluation_examples, load_trained
+from subspace_lab.models import Precision
+from subspace_lab.runs.run import Run
+from subspace_lab.theory.inference_scale import optimal_inference_scale
+
+
+def compute(
+    run: Run,
+    *,
+    steps: Sequence[int] | None = None,
+    modules: Sequence[str] | None = None,
+    masks: int = 8,
+    examples: int = 64,
+    batch_size: int = 16,
+    seed: int = 0,
+    dtype: Precision = "fp32",
+) -> pd.DataFrame:
+    """Evaluate the predictors.
+
+    A row is a run, step and predictor: `run, step`, the columns of `predictors.score_predictors`,
+    `split` (which examples), `predicted_scale` (T9's optimal inference scale for white inputs, one
+    number per run and step; nan without masks in training), `keep_prob`, `dtype` (what the model
+    computed in).
+
+    Args:
+        run: the run.
+        steps: which snapshots; None: the last.
+        modules: must be None: predictions come from the whole model.
+        masks: masks drawn.
+        examples: examples used at most.
+        batch_size: examples in one forward pass.
+        seed: seed of the drawn masks.
+        dtype: what the model computes in.
+
+    Raises:
+        UserError: if the run has no adapter to load, or an argument is out of range.
+    """
+    check_counts(masks=masks, examples=examples, batch_size=batch_size)
+    check_counts(0, seed=seed)
+    if modules is not None:
+        raise UserError("ensemble_vs_single evaluates whole models: omit `modules`")
+    evaluated = evaluation_examples(run, size=examples)
+    parts = []
+    for step in [None] if steps is None else steps:
+        trained = load_trained(run, step=step, dtype=dtype)
+        scores = score_predictors(
+            run, trained, evaluated, masks=masks, batch_size=batch_size, seed=seed
+        )
+        of_step = {
+            "split": run.evaluated_split,
+            "predicted_scale": predicted_scale(run, trained.step),
+            "keep_prob": (run.mask_law or {}).get("keep_prob", float("nan")),
+            "dtype": trained.dtype,
+        }
+        parts.append(pd.DataFrame({"run": run.name, "step": trained.step, **scores, **of_step}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def predicted_scale(run: Run, step: int) -> float:
+    """Give the inference scale that theory (T9) predicts for the mask law and white inputs.
+
+    c* = s [q + (1 - q) rho], rho = sum ||b_i||^2 ||a_i||^2 / ||B A||^2, summed over modules;
+    nan for a run without masks. Exact for one linear layer with squared loss, indicative here.
+    """
+    if (law := law_of(run)) is None:
+        return float("nan")
+    products = updates = 0.0
+    for batch in run.cores(steps=[step], displacements=False):
+        norms = batch.core.column.norms * batch.core.row.norms * batch.core.scaling[..., None]
+        products += float(norms.square().sum())
+        updates += float(batch.core.norm().square().sum())
+    if updates == 0:
+        return float("nan")
+    return optimal_inference_scale(products / updates, keep_prob=law.keep_prob, rescale=law.factor)
+
+
+def summarize(table: pd.DataFrame) -> kit.Summary:
+    """Give each run's losses, and the best of the scales beside the predicted one."""
+    summary: dict[str, float | int | str] = {}
+    for (run, step), rows in table.groupby(["run", "step"], sort=False):
+        losses = rows[rows["predictor"] != "scaled"].groupby("predictor", sort=False)["loss"].mean()
+        text = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
+        curve = scale_curve(rows)
+        best = curve["scale"].iloc[curve["loss"].argmin()]
+        predicted = rows["predicted_scale"].iloc[0]
+        summary[f"{run}, step {step}, loss (nats/token)"] = text
+        summary[f"{run}, step {step}, best scale of the grid"] = (
+            f"{best:.3g} (predicted {predicted:.3g})" if predicted == predicted else f"{best:.3g}"
+        )
+    return summary
+
+
+plot = kit.Plot(draw, figure_table)
+
+ANALYSIS = kit.Analysis(
+    name="ensemble_vs_single",
+    description=__doc__,
+    question="is the full-rank model an ensemble of its masked parts?",
+    needs=kit.Needs.FACTORS | kit.Needs.SNAPSHOTS | kit.Needs.MODEL,
+    compute=compute,
+    plot=plot,
+    summarize=summarize,
+    reading="Top: loss on held-out examples when the update is scaled by c at inference (c = 1 is "
+    "the usual choice, c = 0 is the base). A minimum beyond 1 says that masks shrank the "
+    "update; dotted marks: the scale that theory predicts for a linear layer. Middle: how much "
+    "single masks and two kinds of mask ensemble lose against the full model; the dark bar is "
+    "an identity of theory (geometric ensemble plus Jensen gap) and must pass through the "
+    "single masks' mean. Bottom: exact match of each.",
+    options={
+        "masks": kit.option(8, "masks drawn"),
+        "examples": kit.option(64, "maximum number of examples"),
+        "batch_size": kit.option(16, "examples in one forward pass"),
+        "seed": kit.option(0, "seed of the masks"),
+        "dtype": kit.option("fp32", "what the model computes in", choices=("fp32", "bf16")),
+    },
+    position=70,
+)

@@ -1,0 +1,193 @@
+"""What do random masks cost, and how much of it does the expansion in the gates explain?
+
+    python -m analyses.gate_expansion --run RUN [--run RUN2 ...] --steps last
+
+A mask multiplies each rank direction by a gate s d, with mean s keep_prob. The gap
+
+    E L(s d) - L(s keep_prob)
+
+is what random gates cost on held-out examples, in nats per response token. Its Taylor expansion
+(T11) starts at second order, (mu2 / 2) tr H with mu2 the variance of a gate and H the Hessian of
+the loss in the gates: the regularizer that masks amount to in a network of any depth. Orders two to
+four are measured under the same masks as the gap. The second order explains the gap where the
+third, the fourth and the remainder of the gap are all small beside it (`trustworthy`); elsewhere
+the marker is hollow: evidence for the regularizer is missing, or speaks against it. It fails where
+a model fits its data: the second order vanishes with the residuals, while a mask still breaks the
+fit.
+
+Gates are those of the run's own masks: one per rank direction for step masks, one per example and
+direction for sample masks, one per token and direction for token masks; for a run without masks,
+step masks of keep_prob 0.5, rescaled. A fourth derivative is slow, so few examples and masks are
+used. The intervals are over masks, on these examples; examples differ more than masks do, so with
+fewer than eight of them nothing is said about the model: of the demo's first eight, the first
+alone satisfies the second order, all eight together do not. The model computes in fp32 on every
+machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from analyses import kit
+from analyses._mask_laws import UNMASKED, law_of
+from analyses.gate_expansion.figure import MIN_EXAMPLES, ORDERS, draw, figure_table
+from analyses.gate_expansion.gated_loss import GatedLoss
+from subspace_lab.adapters.mask_law import MaskLaw
+from subspace_lab.errors import UserError, check_counts
+from subspace_lab.evaluation.trained_model import TrainedModel, evaluation_examples, load_trained
+from subspace_lab.runs.run import Run
+from subspace_lab.tasks.examples import Example
+from subspace_lab.theory.gates import GateGap, average_gap, gate_gap
+
+
+def compute(
+    run: Run,
+    *,
+    steps: Sequence[int] | None = None,
+    modules: Sequence[str] | None = None,
+    masks: int = 8,
+    examples: int = 4,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure the gap and its expansion.
+
+    Args:
+        run: the run.
+        steps: which snapshots; None: the last.
+        modules: must be None: the gap is one of the whole model.
+        masks: random masks, at least 2.
+        examples: of the run's eval_split (test examples where it is none).
+        seed: seed of the masks.
+
+    Returns:
+        A row is a run and step: `run, step`, `measured` (the gap, without the first order, whose
+        mean is zero), `second`, `third`, `fourth`, each with its standard error over masks,
+        `..._error`, `excess_error` (that of measured - second), `trustworthy`, `tolerance`
+        (relative, of that flag), `masks`, `examples`, `split` (which examples), `granularity`,
+        `keep_prob`, `factor` (s), `assumed` (whether the law is not the run's own), `dtype`
+        (what the model computed in). Losses are in nats per response token.
+
+    Raises:
+        UserError: if the run has no adapter to load, its masks are not independent, or an argument
+            is out of range.
+    """
+    check_counts(2, masks=masks)
+    check_counts(examples=examples)
+    if modules is not None:
+        raise UserError("gate_expansion evaluates whole models: omit `modules`")
+    law = law_of(run) or MaskLaw(**UNMASKED)
+    if law.sampling != "bernoulli":
+        raise UserError(
+            f"{run.path} draws exactly k directions, and the expansion is of independent gates: "
+            "choose a run with `sampling` bernoulli"
+        )
+    evaluated = evaluation_examples(run, size=examples)
+    rows = []
+    for step in [None] if steps is None else steps:
+        trained = load_trained(run, step=step)
+        gap = measure(run, trained, evaluated, law, masks=masks, seed=seed)
+        orders = zip(gap.orders.tolist(), gap.orders_standard_error.tolist(), strict=True)
+        values = [(gap.measured, gap.measured_standard_error), *orders]
+        row = {"run": run.name, "step": trained.step}
+        for name, (value, error) in zip(("measured", *ORDERS), values, strict=True):
+            row |= {name: value, f"{name}_error": error}
+        rows.append(
+            row
+            | {
+                "excess_error": gap.excess_standard_error,
+                "trustworthy": gap.trustworthy,
+                "tolerance": gap.tolerance,
+                "masks": masks,
+                "examples": len(evaluated),
+                "split": run.evaluated_split,
+                "granularity": law.granularity,
+                "keep_prob": law.keep_prob,
+                "factor": law.factor,
+                "assumed": run.mask_law is None,
+                "dtype": trained.dtype,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def measure(
+    run: Run,
+    trained: TrainedModel,
+    examples: Sequence[Example],
+    law: MaskLaw,
+    *,
+    masks: int,
+    seed: int,
+) -> GateGap:
+    """Measure gap and expansion example by example: a fourth derivative takes much memory."""
+    ranks = dict(zip(run.modules["module"], run.modules["r"], strict=True))
+    gaps, tokens = [], []
+    losses = 1 + masks * (3 if law.keep_prob == 0.5 else 2)  # the mean gates; expansion, masks
+    description = f"gates of {run.name}, step {trained.step}"
+    with tqdm(total=len(examples) * losses, desc=description, disable=None) as bar:
+        for i, example in enumerate(examples):
+            # Step masks are the same for all examples; others are not.
+            generator = torch.Generator().manual_seed(seed + i * (law.granularity != "step"))
+            with GatedLoss(
+                trained, [example], ranks=ranks, granularity=law.granularity, bar=bar
+            ) as loss:
+                gap = gate_gap(
+                    loss,
+                    loss.gates,
+                    keep_prob=law.keep_prob,
+                    rescale=law.factor,
+                    masks=masks,
+                    generator=generator,
+                )
+            gaps.append(gap)
+            tokens.append(loss.tokens)
+    return average_gap(gaps, tokens)
+
+
+def summarize(table: pd.DataFrame) -> kit.Summary:
+    """Give the gap, the second order, and whether it holds."""
+    return {
+        f"{row.run}, step {row.step}": f"gap {row.measured:.4g} ± {row.measured_error:.2g} "
+        f"nats/token, second order {row.second:.4g} ± {row.second_error:.2g}: "
+        + verdict(trustworthy=trustworthy, examples=examples)
+        for row, trustworthy, examples in zip(
+            table.itertuples(), table["trustworthy"], table["examples"], strict=True
+        )
+    }
+
+
+def verdict(*, trustworthy: bool, examples: int) -> str:
+    """Say whether the second order stands for the gap, and of what."""
+    count = f"{examples} example{'s' * (examples != 1)}"
+    if not trustworthy:
+        return f"not shown to hold on {count}"
+    few = f", too few to say more ({MIN_EXAMPLES} or more are needed)"
+    return f"holds on {count}" + few * (examples < MIN_EXAMPLES)
+
+
+plot = kit.Plot(draw, figure_table)
+
+ANALYSIS = kit.Analysis(
+    name="gate_expansion",
+    description=__doc__,
+    question="what do random masks cost the model, and is it the regulariser?",
+    needs=kit.Needs.FACTORS | kit.Needs.SNAPSHOTS | kit.Needs.MODEL,
+    compute=compute,
+    plot=plot,
+    summarize=summarize,
+    reading="The gap between the mean loss under random gates and the loss under their mean, on a "
+    "few held-out examples, beside the second order of its expansion: the regulariser that masks "
+    "amount to in a deep network. Hollow markers: the second order is not shown to stand "
+    "for the gap, because higher orders are not small or the masks are too few.",
+    why_missing="it was omitted to save time",
+    options={
+        "masks": kit.option(8, "masks drawn"),
+        "examples": kit.option(4, "examples"),
+        "seed": kit.option(0, "seed of the masks"),
+    },
+    position=80,
+)
