@@ -102,7 +102,7 @@ def test_a_pickle_is_never_executed(pickled, new):
     with pytest.raises(UserError, match=r"adapter_model\.bin cannot be read.*never executed"):
         AdapterFolder(folder)
     pickled([1, 2], new=new)
-    with pytest.raises(UserError, match="something else than named tensors"):
+    with pytest.raises(UserError, match="something other than named tensors"):
         AdapterFolder(folder)
 
 
@@ -184,7 +184,7 @@ def test_messages_say_what_is_missing(tmp_path):
     folder = AdapterFolder(tmp_path / "inner")
     with pytest.raises(UserError, match=f"no module lm_head.*{MODULE}"):
         folder.factors("lm_head")
-    with pytest.raises(UserError, match="no DoRA"):
+    with pytest.raises(UserError, match="not a DoRA"):
         folder.magnitude(MODULE)
     (tmp_path / "inner/adapter_config.json").write_text("{")
     with pytest.raises(UserError, match=r"adapter_config\.json cannot be read"):
