@@ -19,8 +19,8 @@ the cosines svdvals(C) and the sines svdvals(S). Shared directions are deflated 
 is left are the angles of the residual spaces (the partial canonical correlations given the shared
 columns). Every pair costs O(r^3), whatever the length of the columns.
 
-Dependent directions are told by the rule of `bases`: a frame without them has none in any of its
-masked parts, so one test per frame decides between the QR above and orthonormal bases by SVD.
+Dependent directions are identified by the rule of `bases`: a frame without them has none in any of
+its masked parts, so one test per frame decides between the QR above and orthonormal bases by SVD.
 """
 
 from __future__ import annotations

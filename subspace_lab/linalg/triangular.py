@@ -27,7 +27,7 @@ EPS = torch.finfo(torch.float64).eps
 
 # Singular values up to this multiple of the largest count as zero in every numerical rank. It is
 # a constant, well above the rounding of a QR of any adapter and below any ratio in double
-# precision that can still be trusted, so that all masks of one frame are judged alike.
+# precision that can still be trusted, so that the same rule holds for all masks of one frame.
 RANK_TOLERANCE = 1e-13
 
 # What rounding makes of a product that is zero, relative to sum_i ||b_i|| ||a_i||: the triangular
