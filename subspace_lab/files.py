@@ -11,15 +11,15 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from subspace_lab.errors import UserError
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from safetensors import safe_open
-    from torch import Tensor
-
 
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -89,8 +89,6 @@ def finite(value: Any) -> Any:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file, atomically."""
-    from safetensors.torch import save_file
-
     with replacing(path) as unfinished:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished)
 
@@ -122,9 +120,6 @@ def read_table(path: Path) -> pd.DataFrame:
     Raises:
         UserError: if the file is truncated or corrupt.
     """
-    import pandas as pd
-    import pyarrow as pa
-
     try:
         return pd.read_parquet(path)
     except (pa.ArrowInvalid, OSError) as error:
@@ -140,8 +135,6 @@ def open_tensors(path: Path) -> Iterator[safe_open]:
     Raises:
         UserError: if the file is truncated or malformed.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
         opened = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:

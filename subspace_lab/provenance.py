@@ -8,13 +8,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 PACKAGES = ("subspace_lab", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
 
 def provenance() -> dict[str, Any]:
     """Describe the software and the machine: package versions, git commit, device, threads."""
-    import torch
-
     cuda = torch.cuda.is_available()
     return {
         "versions": {name: _version(name) for name in PACKAGES}

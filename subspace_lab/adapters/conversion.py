@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from subspace_lab.adapters.modules import lora_modules
@@ -46,7 +47,6 @@ class SaveOnOriginalBase:
     def __call__(self, model: nn.Module, folder: Path) -> None:
         """Write `adapter_config.json` and `adapter_model.safetensors` into `folder`."""
         from peft import get_peft_model_state_dict
-        from safetensors.torch import save_file
 
         tensors = {
             f"{PEFT_PREFIX}{base_name(name)}": tensor

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from subspace_lab.adapters.mask_hook import MaskHook
 from subspace_lab.errors import UserError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from subspace_lab.adapters.mask_hook import MaskHook
 
 
 def refuse_unmasked(hooks: Iterable[MaskHook], kept: Mapping[str, NDArray[np.bool_]]) -> bool:

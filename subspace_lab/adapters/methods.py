@@ -28,13 +28,19 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 import yaml
+from torch import nn
 
+from subspace_lab.adapters.initialization import (
+    refuse_quantized,
+    refuse_too_high_ranks,
+    split_off_minor_directions,
+)
 from subspace_lab.errors import UserError
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig, PeftModel
-    from torch import nn
     from transformers import PreTrainedModel
 
 Method = Literal["lora", "droplora", "dora", "pissa", "milora", "full"]
@@ -141,14 +147,7 @@ def adapt(
         UserError: if a target module matches nothing in the model, or a PiSSA or MiLoRA meets
             quantized weights or a rank that a weight does not have.
     """
-    import torch
     from peft import get_peft_model
-
-    from subspace_lab.adapters.initialization import (
-        refuse_quantized,
-        refuse_too_high_ranks,
-        split_off_minor_directions,
-    )
 
     refuse_unmatched_targets(model, getattr(config, "target_modules", None))
     if method in SPLIT_THE_BASE:
@@ -180,7 +179,6 @@ def refuse_unmatched_targets(model: nn.Module, targets: Collection[str] | str | 
     Raises:
         UserError: naming them, and the model's linear layers.
     """
-    import torch
     from transformers.pytorch_utils import Conv1D
 
     if targets is None or isinstance(targets, str):
