@@ -1,7 +1,7 @@
 """The recorder: a Trainer callback that reduces every adapted matrix to its rank core.
 
 At each scheduled step A and B are reduced on their own device, all modules of one shape in one
-batched factorisation; only the cores, r x r numbers, travel to the disk.
+batched factorization; only the cores, r x r numbers, travel to the disk.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class SubspaceRecorder(TrainerCallback):
         snapshots: when to save whole adapters; the first and the last are always saved.
         mask: the rank mask, if any; None: the one attached to the model, found at the start.
         adapter: name of the PEFT adapter.
-        description: what run.json says of the run (configuration, data); provenance is added.
+        description: what run.json says about the run (configuration, data); provenance is added.
         resume_at: step of the checkpoint from which the Trainer continues this run; None: a new
             run.
         save: what writes a snapshot, given the model and the folder; None: PEFT's
@@ -82,7 +82,7 @@ class SubspaceRecorder(TrainerCallback):
             schedule.parse(text)
         if modules is not None and cores != "never":
             raise UserError(
-                "cores of modules out of reach cannot be recorded: set `cores` to never"
+                "the cores of `modules` out of reach cannot be recorded: set `cores` to never"
             )
         self._modules = modules
         self._adapter = adapter

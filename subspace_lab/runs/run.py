@@ -2,7 +2,7 @@
 
 `Run(path)` opens a run directory (also one that is still being written), a PEFT adapter folder, a
 Trainer output folder with `checkpoint-*` folders, or a hub id. Analyses ask it for modules, steps,
-cores, masks and factors, and never learn which of these it is.
+cores, masks and factors, and need not know which of these it is.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Run(Described):
 
     Attributes:
         snapshots: the saved adapters with factors B and A, by step.
-        not_finite: the modules, by step, in which nan or infinities were met while reading.
+        not_finite: the modules, by step, in which nan or infinities were read.
 
     Raises:
         UserError: if `path` is none of these.
@@ -100,7 +100,7 @@ class Run(Described):
 
     @property
     def left_out(self) -> pd.DataFrame:
-        """What of the saved adapters is not analyzed, and why: see `left_out`'s own module."""
+        """The parts of the saved adapters that are not analyzed, and why; see `runs.left_out`."""
         return left_out(self.snapshots, modules=self.modules["module"])
 
     @property
@@ -166,7 +166,7 @@ class Run(Described):
         return read_gates(self.path)
 
     def masks_of_rank(self, rank: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Give all recorded masks of the modules of rank r: steps (T,) and masks (T, M, r).
+        """Return all recorded masks of the modules of rank r: steps (T,) and masks (T, M, r).
 
         Modules are in the order of `modules`; True = kept.
 
@@ -184,7 +184,7 @@ class Run(Described):
         return read_masks(chunks, rank)
 
     def masks(self, module: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Give all recorded masks of a module: steps (T,) and masks (T, r), True = kept.
+        """Return all recorded masks of a module: steps (T,) and masks (T, r), True = kept.
 
         Raises:
             UserError: if the run has no step masks, or no such module.
@@ -194,7 +194,7 @@ class Run(Described):
         return steps, masks[:, place]
 
     def mask(self, step: int, module: str) -> NDArray[np.bool_]:
-        """Give the mask (r,) under which optimizer step `step` was taken, True = kept.
+        """Return the mask (r,) under which optimizer step `step` was taken, True = kept.
 
         Raises:
             UserError: if that step's mask was not recorded.
@@ -206,7 +206,7 @@ class Run(Described):
         return np.asarray(masks[places[0]])
 
     def core(self, step: int, module: str) -> RankCore:
-        """Give the rank core of one module at one step, without batch dimensions.
+        """Return the rank core of one module at one step, without batch dimensions.
 
         Raises:
             UserError: if that step or module was not recorded.
@@ -267,7 +267,7 @@ class Run(Described):
         return batch
 
     def factors(self, step: int, module: str) -> Factors:
-        """Give B (m, r), A (r, n) and the scaling of a module, from the snapshot at `step`.
+        """Return B (m, r), A (r, n) and the scaling of a module, from the snapshot at `step`.
 
         Raises:
             UserError: if there is no snapshot of that step.

@@ -61,18 +61,18 @@ def usable_checkpoints(out: Path) -> list[int]:
 
 
 def how_to_continue(out: Path) -> str:
-    """Say in one line what is kept of an interrupted run, and how to continue it."""
+    """Say in one line what is kept of an interrupted run, and how to resume it."""
     if not (out / "run.json").exists():
         return "interrupted before training began: nothing was recorded"
     checkpoints = usable_checkpoints(out)
     resumed = (
         f"continues from the checkpoint of step {max(checkpoints)}"
         if checkpoints
-        else "starts again from step 0, since there is no checkpoint (see --checkpoint_every)"
+        else "starts again from step 0, since there is no checkpoint (see `checkpoint_every`)"
     )
     return (
         f"interrupted after step {_last_recorded_step(out)}, which is recorded in {out}: the same "
-        f"command with --resume true {resumed}"
+        f"command with `resume` true {resumed}"
     )
 
 

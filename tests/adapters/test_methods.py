@@ -129,7 +129,7 @@ def test_the_conversion_of_a_compiled_model_is_that_of_the_model(tmp_path):
 
 @pytest.mark.parametrize("method", ["pissa", "milora"])
 def test_a_rank_above_the_smaller_side_is_refused(method):
-    with pytest.raises(UserError, match="16 x 32 and has no 20 singular directions"):
+    with pytest.raises(UserError, match="16 x 32 and does not have 20 singular directions"):
         adapted(method, rank=20, targets=["k_proj"])
 
 
@@ -223,7 +223,7 @@ def test_peft_config_file_may_name_another_kind(tmp_path):
     ("content", "message"),
     [
         ("rnk: 2", "no field 'rnk'"),
-        ("peft_type: NONSENSE", "no peft_type NONSENSE"),
+        ("peft_type: NONSENSE", "peft_type NONSENSE is unknown"),
         ("- 1", "holds no fields"),
         ("{", "neither JSON nor YAML"),
     ],
