@@ -50,7 +50,7 @@ class KeptLines:
         with self._lock:
             self.rows[row["key"]] = row
             if self.path is not None:
-                with self.path.open("a") as file:
+                with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
                     file.flush()
                     os.fsync(file.fileno())

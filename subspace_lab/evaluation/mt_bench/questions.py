@@ -121,6 +121,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
             "judge_prompts.jsonl, mt_bench/question.jsonl and mt_bench/reference_answer"
         )
     try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is no JSON-lines file ({error})") from error
+        lines = path.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines if line.strip()]
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a JSON-lines file ({error})") from error
