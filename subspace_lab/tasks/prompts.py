@@ -2,7 +2,7 @@
 
 The commonsense, math, code and conversation sets take the Alpaca template without input
 (Taori et al., 2023), as LLM-Adapters (Hu et al., 2023) and MetaMath (Yu et al., 2023) do.
-The built-in tasks take a short one, so that their rows stay within a few dozen tokens.
+The built-in tasks take a short one, so that their examples stay within a few dozen tokens.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def plain(question: str) -> str:
 def alpaca_instruction(text: str) -> str:
     r"""Take the instruction out of a text in the Alpaca template; other texts stay as they are.
 
-    Some published sets store the template with each row.
+    Some published sets store the template with each example.
 
     >>> alpaca_instruction(alpaca("Add 1 and 2.")), alpaca_instruction("Add 1 and 2.")
     ('Add 1 and 2.', 'Add 1 and 2.')

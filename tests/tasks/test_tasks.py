@@ -43,7 +43,7 @@ def test_a_size_draws_a_subset_by_the_seed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["demo", "gsm8k"])
 @pytest.mark.parametrize("size", [0, -1])
 def test_no_rows_are_no_size(name: str, size: int) -> None:
-    with pytest.raises(UserError, match=f"a size of {size} rows"):
+    with pytest.raises(UserError, match=f"size must be at least 1, not {size}"):
         tasks.load(name, "train", size=size)
 
 
