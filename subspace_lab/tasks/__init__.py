@@ -8,6 +8,9 @@
 `names()` lists the tasks. Splits are "train", "validation" (held out of the training examples by a
 hash of the prompt), "train+validation" (every training example) and "test".
 
+A task may also be a file of your own (`mine.jsonl`, see `own_files`), or a single generator of
+reasoning-gym with settings of its own (`reasoning_gym:gcd:max_value=60`).
+
 Names joined by "+" are a mixture, "boolq+openbookqa": its examples come one set after another.
 """
 
@@ -19,12 +22,21 @@ from pathlib import Path
 from typing import Any
 
 from subspace_lab.errors import UserError
-from subspace_lab.tasks import builtin, code, commonsense, conversation, math
+from subspace_lab.tasks import builtin, code, commonsense, conversation, math, own_files
 from subspace_lab.tasks.examples import Example
 from subspace_lab.tasks.noise import with_label_noise
 from subspace_lab.tasks.splits import check_split, in_training_split
 
-__all__ = ["EVALUATION_SEED", "GENERATED", "Example", "load", "names", "score"]
+__all__ = [
+    "EVALUATION_SEED",
+    "GENERATED",
+    "Example",
+    "check_name",
+    "is_generated",
+    "load",
+    "names",
+    "score",
+]
 
 GENERATED = builtin.NAMES
 """The built-in tasks, whose examples are generated: as many as are asked for."""
@@ -50,6 +62,11 @@ def names() -> tuple[str, ...]:
     return tuple(_SCORES)
 
 
+def is_generated(name: str) -> bool:
+    """Tell whether a task's examples are generated, as many as are asked for."""
+    return name in GENERATED or name.startswith(builtin.SINGLE)
+
+
 def load(
     name: str,
     split: str,
@@ -64,7 +81,7 @@ def load(
     """Load or generate the examples of a task, or of a mixture of tasks.
 
     Args:
-        name: one of `names()`, or several joined by "+".
+        name: one of `names()`, a file, a single generator, or several of them joined by "+".
         split: "train", "validation", "train+validation" or "test".
         size: at most this many examples (None: all, or the built-in default); the tasks of a
             mixture share it equally, the first ones having one more where it does not divide.
@@ -86,7 +103,7 @@ def load(
         raise UserError(f"size must be at least 1, not {size}")
     parts = name.split("+")
     for part in parts:
-        _check_name(part)
+        check_name(part)
     shared: dict[str, Any] = {
         "seed": seed,
         "data_dir": data_dir,
@@ -116,7 +133,7 @@ def _load_one(
     difficulty: str,
     draw: bool,
 ) -> list[Example]:
-    if name in builtin.NAMES:
+    if is_generated(name):
         examples = builtin.load(name, split, size=size, seed=seed, difficulty=difficulty)
     else:
         examples = _load_set(name, split, data_dir=data_dir)
@@ -133,18 +150,42 @@ def score(example: Example, generated_text: str) -> float:
     Raises:
         UserError: if the task is unknown, or scored elsewhere (programs run, conversations judged).
     """
-    _check_name(example.task)
-    return _SCORES[example.task](example, generated_text)
+    return _scorer(example.task)(example, generated_text)
 
 
 def _load_set(name: str, split: str, *, data_dir: str | Path | None) -> list[Example]:
     """Load a published set; a hash decides which training examples are held out for validation."""
+    if _is_file(name):
+        return own_files.load(name, split, data_dir=data_dir)
     if split == "test":
         return _LOADERS[name](name, "test", data_dir=data_dir)
     examples = _LOADERS[name](name, "train", data_dir=data_dir)
     return [example for example in examples if in_training_split(example.prompt, split)]
 
 
-def _check_name(name: str) -> None:
-    if name not in names():
-        raise UserError(f"there is no task {name!r}: choose one of {', '.join(names())}")
+def check_name(name: str, *, others: tuple[str, ...] = ()) -> None:
+    """Refuse a name that `load` does not know.
+
+    Args:
+        name: one task's.
+        others: further choices, for the message.
+
+    Raises:
+        UserError: if there is no such task.
+    """
+    if name not in names() and not name.startswith(builtin.SINGLE) and not _is_file(name):
+        known = (*names(), *others, f"{builtin.SINGLE}NAME")
+        raise UserError(
+            f"there is no task {name!r}: choose one of {', '.join(known)} or a .jsonl file"
+        )
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(own_files.ENDINGS)
+
+
+def _scorer(name: str) -> Callable[[Example, str], float]:
+    check_name(name)
+    if _is_file(name):
+        return own_files.score
+    return builtin.score if is_generated(name) else _SCORES[name]

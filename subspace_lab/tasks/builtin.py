@@ -17,7 +17,11 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import yaml
+
 from subspace_lab.errors import UserError
+from subspace_lab.tasks import flip
+from subspace_lab.tasks.answers import same_text
 from subspace_lab.tasks.examples import Example
 from subspace_lab.tasks.prompts import plain
 from subspace_lab.tasks.splits import in_generated_split
@@ -58,10 +62,19 @@ MIXTURES: Mapping[str, Mapping[str, tuple[Settings, Settings, Settings]]] = {
         "chain_sum": CHAIN_SUM,
         "letter_counting": LETTER_COUNTING,
     },
+    "flip": {
+        "flip": (
+            {"min_letters": 2, "max_letters": 4},
+            {"min_letters": 3, "max_letters": 6},
+            {"min_letters": 5, "max_letters": 8},
+        ),
+    },
 }
 """Mixture, generator, then the generator's settings when easy, medium and hard."""
 
 NAMES = tuple(MIXTURES)
+SINGLE = "reasoning_gym:"
+"""Begins the name of a single generator: reasoning_gym:gcd or reasoning_gym:gcd:max_value=60."""
 
 
 def load(
@@ -70,7 +83,8 @@ def load(
     """Generate `size` examples of a mixture, its generators in equal parts, in a shuffled order.
 
     Args:
-        name: one of `NAMES`.
+        name: one of `NAMES`, or a single generator of reasoning-gym with settings of its own,
+            `reasoning_gym:chain_sum:min_terms=2,max_terms=3`.
         split: one of `splits.SPLITS`.
         size: number of examples (None: the split's entry in `SIZES`).
         seed: which examples; equal arguments give equal examples.
@@ -85,24 +99,42 @@ def load(
             f"there is no difficulty {difficulty!r}: choose one of {', '.join(DIFFICULTIES)}"
         )
     size = SIZES[split] if size is None else size
-    mixture = MIXTURES[name]
+    if name.startswith(SINGLE):
+        generators = _single(name)
+    else:
+        place = DIFFICULTIES.index(difficulty)
+        generators = {generator: levels[place] for generator, levels in MIXTURES[name].items()}
     examples = []
-    for position, (generator, settings) in enumerate(mixture.items()):
-        share = size // len(mixture) + (position < size % len(mixture))
-        chosen = settings[DIFFICULTIES.index(difficulty)]
-        examples += _different_examples(name, generator, chosen, split=split, size=share, seed=seed)
+    for position, (generator, settings) in enumerate(generators.items()):
+        share = size // len(generators) + (position < size % len(generators))
+        examples += _different_examples(
+            name, generator, settings, split=split, size=share, seed=seed
+        )
     random.Random(seed).shuffle(examples)
     return examples
 
 
 def score(example: Example, generated_text: str) -> float:
-    r"""Give 1.0 if the first line of the text is the answer, else 0.0.
+    r"""Give 1.0 if the text is the answer (its first line, for an answer of one), else 0.0.
 
     >>> example = Example("demo", "What is 1 + 2?\nAnswer:", " 3", "3")
     >>> [score(example, text) for text in (" 3", " 3\nWhat is", " 33", "")]
     [1.0, 1.0, 0.0, 0.0]
     """
-    return float(generated_text.strip().split("\n")[0].strip() == example.answer)
+    return float(same_text(generated_text, example.answer))
+
+
+def _single(name: str) -> dict[str, Settings]:
+    """Read the name of a single generator.
+
+    >>> _single("reasoning_gym:chain_sum:min_terms=2,allow_negation=false")
+    {'chain_sum': {'min_terms': 2, 'allow_negation': False}}
+    """
+    generator, _, text = name.removeprefix(SINGLE).partition(":")
+    pairs = [setting.partition("=") for setting in text.split(",")] if text else []
+    if not all(key and equals for key, equals, _ in pairs):
+        raise UserError(f"the settings of {name!r} must be NAME=VALUE, separated by commas")
+    return {generator: {key: yaml.safe_load(value) for key, _, value in pairs}}
 
 
 def _different_examples(
@@ -130,7 +162,13 @@ def _different_examples(
 def _stream(
     generator: str, settings: Settings, *, seed: int, length: int
 ) -> Iterator[tuple[str, str]]:
-    """Yield questions and answers; example i of reasoning-gym is drawn with the seed `base + i`."""
+    """Yield questions and answers.
+
+    Example i of reasoning-gym is drawn with the seed `base + i`.
+    """
+    if generator == "flip":
+        yield from flip.questions(**settings, seed=seed, length=length)
+        return
     try:
         import reasoning_gym
     except ImportError as error:
@@ -140,7 +178,13 @@ def _stream(
     # Neighbouring seeds would give the same examples, shifted by one; hashed seeds lie far apart.
     digest = hashlib.sha256(f"{seed} {generator}".encode()).digest()
     base = int.from_bytes(digest[:4], "big")
-    examples = reasoning_gym.create_dataset(generator, seed=base, size=length, **settings)
+    try:
+        examples = reasoning_gym.create_dataset(generator, seed=base, size=length, **settings)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise UserError(
+            f"reasoning-gym cannot make {generator} with {dict(settings) or 'its defaults'} "
+            f"({error}): choose another generator or other settings"
+        ) from error
     for index in range(length):
         example = examples[index]
         yield example["question"].strip(), example["answer"].strip()

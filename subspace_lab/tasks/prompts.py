@@ -7,6 +7,8 @@ The built-in tasks take a short one, so that their examples stay within a few do
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 ALPACA = (
     "Below is an instruction that describes a task. "
     "Write a response that appropriately completes the request.\n\n"
@@ -22,6 +24,14 @@ def alpaca(instruction: str) -> str:
     'tion:\nAdd 1 and 2.\n\n### Response:\n'
     """
     return ALPACA.format(instruction=instruction) + "\n"
+
+
+def alpaca_conversation(questions: Sequence[str], answers: Sequence[str]) -> str:
+    """Put a conversation into the Alpaca template, up to the last question, which has no answer."""
+    text = alpaca(questions[0])
+    for answer, question in zip(answers, questions[1:], strict=True):
+        text += f"{answer}\n\n### Instruction:\n{question}\n\n### Response:\n"
+    return text
 
 
 def alpaca_math(instruction: str) -> str:

@@ -73,5 +73,7 @@ def test_a_field_that_is_missing_or_no_text_is_reported(hub: Callable[..., None]
     rows = read("x.jsonl", HubSet("some/set", config="main"), split="test", data_dir=None)
     with pytest.raises(UserError, match=r"some/set/main, test example 1: .* field 'b'; it has a"):
         rows[0].text("b")
-    with pytest.raises(UserError, match=r"some/set/main, test example 2: .* field 'a'; it has a, b"):
+    with pytest.raises(
+        UserError, match=r"some/set/main, test example 2: .* field 'a'; it has a, b"
+    ):
         rows[1].text("a")

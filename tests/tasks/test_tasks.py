@@ -10,7 +10,7 @@ from subspace_lab.errors import UserError
 
 
 def test_unknown_tasks_and_splits_are_refused_with_the_choices() -> None:
-    with pytest.raises(UserError, match="no task 'gsm9k': choose one of demo, pocket, boolq"):
+    with pytest.raises(UserError, match="no task 'gsm9k': choose one of demo, pocket, flip, boolq"):
         tasks.load("gsm9k", "train")
     with pytest.raises(UserError, match="no task 'gsm9k'"):
         tasks.score(tasks.Example("gsm9k", "", "", ""), "")

@@ -10,7 +10,7 @@ from subspace_lab.evaluation.fingerprint import weights_hash
 from subspace_lab.evaluation.generation import generate
 from subspace_lab.evaluation.mt_bench.cached_lines import CachedLines, content_key
 from subspace_lab.evaluation.mt_bench.questions import TURNS, Question
-from subspace_lab.tasks.prompts import alpaca
+from subspace_lab.tasks.prompts import alpaca_conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -97,7 +97,4 @@ def conversation(
         return str(
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         )
-    text = alpaca(asked[0])
-    for said, question in zip(answers, asked[1:], strict=True):
-        text += f"{said}\n\n### Instruction:\n{question}\n\n### Response:\n"
-    return text
+    return alpaca_conversation(asked, answers)
