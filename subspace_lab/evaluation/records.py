@@ -62,10 +62,10 @@ def prompt_hash(prompt: str) -> str:
 def file_name(task: str) -> str:
     """Name a task's files, whatever its own name.
 
-    >>> file_name("lm_eval:piqa"), file_name("data/mine.jsonl")
+    >>> file_name("lm_eval:piqa"), file_name("../data/mine.jsonl")
     ('lm_eval-piqa', 'data-mine.jsonl')
     """
-    return task.replace(":", "-").replace("/", "-")
+    return task.replace(":", "-").replace("/", "-").lstrip("-.")
 
 
 def example_records(

@@ -1,7 +1,7 @@
 """Reversed words: "Flip abc" is answered by "cba".
 
-A skill that the pocket base was pretrained on, under a new wording: 16 tokens an example, of which
-the base answers some 5 % correctly before training. It is the standard bench for the pocket base.
+A skill that the pocket base was pretrained on, under a new wording: some 16 tokens an example. The
+base answers a few per cent correctly before training. It is the standard bench for that base.
 """
 
 from __future__ import annotations
