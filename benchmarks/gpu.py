@@ -79,7 +79,7 @@ def run(parts: dict[str, Callable[[], Iterator[Row]]], folder: Path) -> int:
         folder: where gpu.json and gpu.md lie.
     """
     earlier = folder / "gpu.json"
-    kept = json.loads(earlier.read_text())["rows"] if earlier.exists() else []
+    kept = json.loads(earlier.read_text(encoding="utf-8"))["rows"] if earlier.exists() else []
     rows: list[Row] = [row for row in kept if row["part"] not in parts]
     failed = False
     for part, measure in parts.items():
@@ -112,7 +112,7 @@ def write(rows: Sequence[Row], folder: Path) -> None:
     machine = describe_machine()
     folder.mkdir(parents=True, exist_ok=True)
     content = json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n"
-    (folder / "gpu.json").write_text(content)
+    (folder / "gpu.json").write_text(content, encoding="utf-8")
     lines = [
         f"# On {machine['gpu'] or machine['processor']}",
         "",
@@ -126,7 +126,7 @@ def write(rows: Sequence[Row], folder: Path) -> None:
             str(row[name]).replace("|", "\\|") for name in ("part", "what", "result", "detail")
         ]
         lines.append(f"| {' | '.join(' '.join(cell.split()) for cell in cells)} |")
-    (folder / "gpu.md").write_text("\n".join(lines) + "\n")
+    (folder / "gpu.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def cuda_tests(tests: str = "tests/gpu", *, seconds: float = 240) -> Iterator[Row]:

@@ -39,14 +39,16 @@ def write_result(name: str, data: dict[str, Any]) -> Path:
     """Write `data` beside the machine's description to benchmarks/results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": describe_machine(), **data}, indent=2) + "\n")
+    path.write_text(
+        json.dumps({"machine": describe_machine(), **data}, indent=2) + "\n", encoding="utf-8"
+    )
     return path
 
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
+        for line in info.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor()

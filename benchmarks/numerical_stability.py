@@ -235,9 +235,9 @@ def main() -> None:
     ]
     rows = [row for section in tqdm(sections) for row in section()]
     table = "\n".join([HEADER, *(f"| {' | '.join(row)} |" for row in rows)])
-    before, rest = PAGE.read_text().split(START)
+    before, rest = PAGE.read_text(encoding="utf-8").split(START)
     _, after = rest.split(END)
-    PAGE.write_text(f"{before}{START}\n{table}\n{END}{after}")
+    PAGE.write_text(f"{before}{START}\n{table}\n{END}{after}", encoding="utf-8")
     print(PAGE)
 
 

@@ -303,7 +303,7 @@ def main() -> None:
         table="\n".join(table),
         **vars(options),
     )
-    (options.out / "README.md").write_text(text)
+    (options.out / "README.md").write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -75,7 +75,8 @@ def storage_error(error: Exception, path: Path) -> OSError | None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON, atomically; numbers that it cannot hold become null."""
     with replacing(path) as unfinished:
-        unfinished.write_text(json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
+        text = json.dumps(finite(content), indent=1, allow_nan=False)
+        unfinished.write_text(text + "\n", encoding="utf-8")
 
 
 def finite(value: Any) -> Any:
@@ -106,7 +107,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: if the file is truncated or corrupt.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} is truncated or corrupt ({error}): restore it or record the run again"

@@ -143,7 +143,7 @@ def evaluated(
     )
     settings = {"split": "test"} | ({} if dtype is None else {"dtype": dtype})
     records.write(
-        folder, table, records.summarise(table, task="boolq", metric="generated", settings=settings)
+        folder, table, records.summarize(table, task="boolq", metric="generated", settings=settings)
     )
     return Run(folder)
 

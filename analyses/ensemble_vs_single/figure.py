@@ -36,7 +36,8 @@ def figure_table(table: pd.DataFrame) -> pd.DataFrame:
     last = table[table["step"] == table.groupby("run")["step"].transform("max")]
     parts = []
     for _, rows in last.groupby("run", sort=False):
-        samples = rows[SAMPLES].iloc[0].to_dict() | {"masks": rows["masks"].max()}
+        samples: dict[str, Any] = {name: rows[name].iloc[0] for name in SAMPLES}
+        samples["masks"] = rows["masks"].max()
         parts.append(pd.DataFrame(_points(rows)).assign(**samples))
     return pd.concat(parts, ignore_index=True)
 
@@ -45,8 +46,8 @@ def _points(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
     means = rows.groupby("predictor")[["loss", "accuracy", "jensen_gap"]].mean()
     full = means["loss"]["full"]
     examples = int(rows["examples"].iloc[0])
-    for row in scale_curve(rows).itertuples():
-        yield _point("loss", row.predictor, row.loss, scale=row.scale)
+    for row in scale_curve(rows).to_dict("records"):
+        yield _point("loss", row["predictor"], row["loss"], scale=row["scale"])
     yield _point("loss", "full", np.nan, "predicted", scale=rows["predicted_scale"].iloc[0])
     for loss in rows.loc[rows["predictor"] == "single", "loss"]:
         yield _point("cost", "single", loss - full, "one mask")

@@ -212,7 +212,7 @@ def read_peft_fields(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"the PEFT configuration file {path} does not exist")
     try:
-        fields = yaml.safe_load(path.read_text())  # JSON is YAML
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         message = " ".join(str(error).split())
         raise UserError(f"{path} is neither JSON nor YAML: {message}") from error

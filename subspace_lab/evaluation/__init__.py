@@ -6,5 +6,7 @@
 - `code_execution`: HumanEval and MBPP, pass@1;
 - `lm_eval_bridge`: any task of lm-eval, and the LLM-Adapters sets as lm-eval tasks;
 - `records`: results in a run folder;
+- `configuration`: the settings of an evaluation;
+- `trained_model`: the model of a run;
 - `by_task`: what `python -m subspace_lab.evaluate` does for each kind of task.
 """

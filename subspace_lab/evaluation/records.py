@@ -59,6 +59,15 @@ def prompt_hash(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
+def file_name(task: str) -> str:
+    """Name a task's files, whatever its own name.
+
+    >>> file_name("lm_eval:piqa"), file_name("../data/mine.jsonl")
+    ('lm_eval-piqa', 'data-mine.jsonl')
+    """
+    return task.replace(":", "-").replace("/", "-").lstrip("-.")
+
+
 def example_records(
     examples: Sequence[Example],
     *,

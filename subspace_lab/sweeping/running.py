@@ -41,7 +41,7 @@ def run_command(command: Sequence[str], run: str) -> int:
     log = folder.parent / "logs" / f"{folder.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with (
-        log.open("a") as stream,
+        log.open("a", encoding="utf-8") as stream,
         # A group of its own, so that a launcher and what it has launched are stopped together.
         subprocess.Popen(command, stdout=stream, stderr=stream, process_group=0) as process,
     ):

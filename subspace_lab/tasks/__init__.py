@@ -1,14 +1,17 @@
-"""Tasks: rows with their prompt applied, and a scorer for what a model writes.
+"""Tasks: examples with their prompt applied, and a scorer for what a model writes.
 
     from subspace_lab import tasks
 
-    rows = tasks.load("demo", "train", size=640, seed=0)
-    tasks.score(rows[0], " 42")
+    examples = tasks.load("demo", "train", size=640, seed=0)
+    tasks.score(examples[0], " 42")
 
-`names()` lists the tasks. Splits are "train", "validation" (held out of the training rows by a
-hash of the prompt), "train+validation" (every training row) and "test".
+`names()` lists the tasks. Splits are "train", "validation" (held out of the training examples by a
+hash of the prompt), "train+validation" (every training example) and "test".
 
-Names joined by "+" are a mixture, "boolq+openbookqa": its rows come one set after another.
+A task may also be a file of your own (`mine.jsonl`, see `own_files`), or a single generator of
+reasoning-gym with settings of its own (`reasoning_gym:gcd:max_value=60`).
+
+Names joined by "+" are a mixture, "boolq+openbookqa": its examples come one set after another.
 """
 
 from __future__ import annotations
@@ -19,18 +22,27 @@ from pathlib import Path
 from typing import Any
 
 from subspace_lab.errors import UserError
-from subspace_lab.tasks import builtin, code, commonsense, conversation, math
+from subspace_lab.tasks import builtin, code, commonsense, conversation, math, own_files
 from subspace_lab.tasks.examples import Example
 from subspace_lab.tasks.noise import with_label_noise
 from subspace_lab.tasks.splits import check_split, in_training_split
 
-__all__ = ["EVALUATION_SEED", "GENERATED", "Example", "load", "names", "score"]
+__all__ = [
+    "EVALUATION_SEED",
+    "GENERATED",
+    "Example",
+    "check_name",
+    "is_generated",
+    "load",
+    "names",
+    "score",
+]
 
 GENERATED = builtin.NAMES
-"""The built-in tasks, whose rows are generated: as many as are asked for."""
+"""The built-in tasks, whose examples are generated: as many as are asked for."""
 
 EVALUATION_SEED = 0
-"""Seed of the examples that are evaluated: one set for all runs, whatever seed each trained with.
+"""Seed of the examples that are evaluated: one set for all runs, whatever their training seed.
 
 None of them is a training example of any seed, since a hash of the prompt decides the split.
 """
@@ -50,6 +62,11 @@ def names() -> tuple[str, ...]:
     return tuple(_SCORES)
 
 
+def is_generated(name: str) -> bool:
+    """Tell whether a task's examples are generated, as many as are asked for."""
+    return name in GENERATED or name.startswith(builtin.SINGLE)
+
+
 def load(
     name: str,
     split: str,
@@ -61,19 +78,21 @@ def load(
     difficulty: str = "easy",
     draw: bool = True,
 ) -> list[Example]:
-    """Load or generate the rows of a task, or of a mixture of tasks.
+    """Load or generate the examples of a task, or of a mixture of tasks.
 
     Args:
-        name: one of `names()`, or several joined by "+".
+        name: one of `names()`, a file, a single generator, or several of them joined by "+".
         split: "train", "validation", "train+validation" or "test".
-        size: at most this many rows (None: all, or the built-in default); the tasks of a mixture
-            share it equally, the first ones having one more where it does not divide.
-        seed: the drawn rows of a set, the generated rows of a built-in task, and the label noise.
+        size: at most this many examples (None: all, or the built-in default); the tasks of a
+            mixture share it equally, the first ones having one more where it does not divide.
+        seed: of the drawn examples of a set, the generated ones of a built-in task, and the label
+            noise.
         data_dir: folder that holds `commonsense/boolq/train.json`, `math/gsm8k_train.jsonl` and
             so on, as each family's module says; None reads the hub.
-        label_noise: share of training rows that get another row's response; `answer` stays true.
+        label_noise: share of training examples that get the response of another; `answer` stays
+            true.
         difficulty: "easy", "medium" or "hard", for the built-in tasks.
-        draw: whether `size` rows of a set are drawn by `seed`, or are its first ones.
+        draw: whether `size` examples of a set are drawn by `seed`, or are its first ones.
 
     Raises:
         UserError: if the task, split or difficulty is unknown, the size below 1, or data is missing
@@ -81,10 +100,10 @@ def load(
     """
     check_split(split)
     if size is not None and size < 1:
-        raise UserError(f"a size of {size} rows is no size: ask for 1 or more")
+        raise UserError(f"size must be at least 1, not {size}")
     parts = name.split("+")
     for part in parts:
-        _check_name(part)
+        check_name(part)
     shared: dict[str, Any] = {
         "seed": seed,
         "data_dir": data_dir,
@@ -93,9 +112,9 @@ def load(
         "draw": draw,
     }
     return [
-        row
+        example
         for i, part in enumerate(parts)
-        for row in _load_one(part, split, size=_share(size, i, len(parts)), **shared)
+        for example in _load_one(part, split, size=_share(size, i, len(parts)), **shared)
     ]
 
 
@@ -114,7 +133,7 @@ def _load_one(
     difficulty: str,
     draw: bool,
 ) -> list[Example]:
-    if name in builtin.NAMES:
+    if is_generated(name):
         examples = builtin.load(name, split, size=size, seed=seed, difficulty=difficulty)
     else:
         examples = _load_set(name, split, data_dir=data_dir)
@@ -131,18 +150,42 @@ def score(example: Example, generated_text: str) -> float:
     Raises:
         UserError: if the task is unknown, or scored elsewhere (programs run, conversations judged).
     """
-    _check_name(example.task)
-    return _SCORES[example.task](example, generated_text)
+    return _scorer(example.task)(example, generated_text)
 
 
 def _load_set(name: str, split: str, *, data_dir: str | Path | None) -> list[Example]:
-    """Load a published set; validation rows are taken out of the training rows by their hash."""
+    """Load a published set; a hash decides which training examples are held out for validation."""
+    if _is_file(name):
+        return own_files.load(name, split, data_dir=data_dir)
     if split == "test":
         return _LOADERS[name](name, "test", data_dir=data_dir)
-    rows = _LOADERS[name](name, "train", data_dir=data_dir)
-    return [row for row in rows if in_training_split(row.prompt, split)]
+    examples = _LOADERS[name](name, "train", data_dir=data_dir)
+    return [example for example in examples if in_training_split(example.prompt, split)]
 
 
-def _check_name(name: str) -> None:
-    if name not in names():
-        raise UserError(f"there is no task {name!r}: choose one of {', '.join(names())}")
+def check_name(name: str, *, others: tuple[str, ...] = ()) -> None:
+    """Refuse a name that `load` does not know.
+
+    Args:
+        name: one task's.
+        others: further choices, for the message.
+
+    Raises:
+        UserError: if there is no such task.
+    """
+    if name not in names() and not name.startswith(builtin.SINGLE) and not _is_file(name):
+        known = (*names(), *others, f"{builtin.SINGLE}NAME")
+        raise UserError(
+            f"there is no task {name!r}: choose one of {', '.join(known)} or a .jsonl file"
+        )
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(own_files.ENDINGS)
+
+
+def _scorer(name: str) -> Callable[[Example, str], float]:
+    check_name(name)
+    if _is_file(name):
+        return own_files.score
+    return builtin.score if is_generated(name) else _SCORES[name]

@@ -17,6 +17,16 @@ OPERATION = re.compile(r"\\|\d\s*[-+*/^=_]\s*[-+.\d]")
 """What makes a text an expression: a command of LaTeX, or a sign between two numbers."""
 
 
+def same_text(text: str, answer: str) -> bool:
+    r"""Tell whether a text is the answer: its first line, for an answer of one line.
+
+    >>> same_text(" 3\nWhat is", "3"), same_text("a\nb ", "a\nb"), same_text("33", "3")
+    (True, True, False)
+    """
+    text = text.strip()
+    return (text if "\n" in answer else text.split("\n")[0].strip()) == answer
+
+
 def equal(answer: str, truth: str) -> bool:
     """Tell whether two answers are the same number or expression.
 

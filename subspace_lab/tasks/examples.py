@@ -1,4 +1,4 @@
-"""One row of a task: what the model reads, what it should write, and what the scorer knows."""
+"""One example of a task: what the model reads, what it should write, and what the scorer knows."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Example:
-    """One row of a task, with its prompt template applied.
+    """One example of a task, with its prompt template applied.
 
     The training text is `prompt + response + eos`, with the loss on `response + eos` only.
 
     Attributes:
-        task: name of the row's own set; a row of a union says which set it came from.
+        task: name of the example's own set, in a union the set that it came from.
         prompt: the whole text that the model reads.
         response: the training target, without the end of sequence. Under label noise it is
-            another row's response.
+            another example's response.
         answer: the true label, for the scorer.
         choices: every candidate response where the question is multiple choice, else empty.
-        metadata: what else the scorer needs, and where the row came from.
+        metadata: what else the scorer needs, and where the example came from.
     """
 
     task: str

@@ -15,7 +15,7 @@ from subspace_lab.errors import UserError
 from subspace_lab.tasks.answers import equal, first_number_equal
 from subspace_lab.tasks.examples import Example
 from subspace_lab.tasks.prompts import alpaca_math
-from subspace_lab.tasks.sources import HubSet, Row, read
+from subspace_lab.tasks.sources import HubSet, StoredExample, read
 
 NAMES = ("gsm8k", "math", "metamathqa")
 
@@ -39,7 +39,7 @@ CALCULATION = re.compile(r"<<[^>]*>>")
 
 
 def load(name: str, split: str, *, data_dir: str | Path | None = None) -> list[Example]:
-    """Load the "train" or "test" rows of a set.
+    """Load the "train" or "test" examples of a set.
 
     Raises:
         UserError: if data is missing or malformed, or the set has no such split.
@@ -48,14 +48,15 @@ def load(name: str, split: str, *, data_dir: str | Path | None = None) -> list[E
         raise UserError("metamathqa has no test split: evaluate on gsm8k or math")
     file = f"math/{name}_{split}.jsonl"
     if name == "gsm8k":
-        return [_gsm8k(row) for row in read(file, GSM8K, split=split, data_dir=data_dir)]
+        return [_gsm8k(stored) for stored in read(file, GSM8K, split=split, data_dir=data_dir)]
     if name == "metamathqa":
-        return [_metamathqa(row) for row in read(file, METAMATHQA, split=split, data_dir=data_dir)]
+        examples = read(file, METAMATHQA, split=split, data_dir=data_dir)
+        return [_metamathqa(stored) for stored in examples]
     subjects = MATH if data_dir is None else MATH[:1]  # one file holds all subjects
     return [
-        _math(row)
+        _math(stored)
         for subject in subjects
-        for row in read(file, subject, split=split, data_dir=data_dir)
+        for stored in read(file, subject, split=split, data_dir=data_dir)
     ]
 
 
@@ -69,10 +70,10 @@ def score(example: Example, generated_text: str) -> float:
     reads 18 + 2 = 20 as 18), 1,234,567 is one number (there 1,234), and nothing is rounded (there
     17.6 counts as 18).
 
-    >>> row = Example("gsm8k", "...", "...", "1234567")
-    >>> score(row, "So ... The answer is: 1,234,567."), score(row, "The answer is: 1,234")
-    (1.0, 0.0)
-    >>> score(row, "The answer is: $1,234,567 a year"), score(row, "1234567")  # no marker
+    >>> example = Example("gsm8k", "...", "...", "1234567")
+    >>> [score(example, text) for text in ("The answer is: 1,234,567.", "The answer is: 1,234")]
+    [1.0, 0.0]
+    >>> score(example, "The answer is: $1,234,567 a year"), score(example, "1234567")  # no marker
     (1.0, 0.0)
     """
     answer, truth = final_answer(generated_text), example.answer
@@ -118,30 +119,30 @@ def _of_gsm8k(example: Example) -> bool:
     return example.task == "gsm8k" or str(example.metadata.get("type")).startswith("GSM")
 
 
-def _gsm8k(row: Row) -> Example:
-    question, solution = row.text("question"), row.text("answer")
+def _gsm8k(stored: StoredExample) -> Example:
+    question, solution = stored.text("question"), stored.text("answer")
     steps, marker, answer = solution.rpartition("\n#### ")
     if not marker:
-        raise row.error("has an answer without '#### ' before the final number")
+        raise stored.error("has an answer without '#### ' before the final number")
     answer = answer.strip().replace(",", "")
     steps = CALCULATION.sub("", steps)
     return Example("gsm8k", alpaca_math(question), f" {steps}\nThe answer is: {answer}", answer)
 
 
-def _metamathqa(row: Row) -> Example:
-    question, response = row.text("query"), row.text("response")
+def _metamathqa(stored: StoredExample) -> Example:
+    question, response = stored.text("query"), stored.text("response")
     answer = final_answer(response)
     if answer is None:
-        raise row.error("has a response without 'The answer is:'")
-    metadata = {"type": row.text("type")}
+        raise stored.error("has a response without 'The answer is:'")
+    metadata = {"type": stored.text("type")}
     return Example("metamathqa", alpaca_math(question), f" {response}", answer, metadata=metadata)
 
 
-def _math(row: Row) -> Example:
-    problem, solution = row.text("problem"), row.text("solution")
+def _math(stored: StoredExample) -> Example:
+    problem, solution = stored.text("problem"), stored.text("solution")
     answer = last_boxed(solution)
     if answer is None:
-        raise row.error(r"has a solution without \boxed{...}")
-    metadata = {"type": row.text("type"), "level": row.text("level")}
+        raise stored.error(r"has a solution without \boxed{...}")
+    metadata = {"type": stored.text("type"), "level": stored.text("level")}
     response = f" {solution}\nThe answer is: {answer}"
     return Example("math", alpaca_math(problem), response, answer, metadata=metadata)

@@ -12,19 +12,19 @@ from subspace_lab.tasks.examples import Example
 
 
 def with_label_noise(examples: Sequence[Example], *, fraction: float, seed: int) -> list[Example]:
-    """Give a fraction of the rows another row's response, drawn from rows of the same kind.
+    """Give a fraction of the examples the response of another example of the same kind.
 
-    The kind is the row's set, or its generator in the built-in tasks, so a wrong response still
-    looks like an answer. Only responses that differ from the row's own are drawn. `answer` keeps
-    the true label, and `metadata["noisy"]` marks the row.
+    The kind is the set, or the generator in the built-in tasks, so a wrong response still looks
+    like an answer. Only responses that differ from the example's own are drawn. `answer` keeps the
+    true label, and `metadata["noisy"]` marks the example.
 
     Args:
-        examples: the training rows.
-        fraction: share of rows to change; `round(fraction * len(examples))` of them are.
-        seed: which rows change and what they get.
+        examples: the training examples.
+        fraction: share of examples to change; `round(fraction * len(examples))` of them are.
+        seed: which examples change and what they get.
 
     Raises:
-        UserError: if the fraction is not in [0, 1], or all rows of a kind have one response.
+        UserError: if the fraction is not in [0, 1], or all examples of a kind have one response.
     """
     if not 0.0 <= fraction <= 1.0:
         raise UserError(f"label noise is a fraction between 0 and 1, not {fraction}")
@@ -39,10 +39,10 @@ def with_label_noise(examples: Sequence[Example], *, fraction: float, seed: int)
         kind = _kind(example)
         if not several[kind]:
             raise UserError(
-                f"label noise needs two different responses among the rows of {kind!r}: load more "
-                "rows"
+                f"label noise needs two different responses among the examples of {kind!r}: load "
+                "more examples"
             )
-        # Drawn again until it is wrong: to list all wrong ones for each row would take minutes.
+        # Drawn again until it is wrong: listing all wrong ones for each example takes minutes.
         wrong = example.response
         while wrong == example.response:
             wrong = generator.choice(responses[kind])

@@ -2,10 +2,12 @@
 
 The commonsense, math, code and conversation sets take the Alpaca template without input
 (Taori et al., 2023), as LLM-Adapters (Hu et al., 2023) and MetaMath (Yu et al., 2023) do.
-The built-in tasks take a short one, so that their rows stay within a few dozen tokens.
+The built-in tasks take a short one, so that their examples stay within a few dozen tokens.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 ALPACA = (
     "Below is an instruction that describes a task. "
@@ -22,6 +24,14 @@ def alpaca(instruction: str) -> str:
     'tion:\nAdd 1 and 2.\n\n### Response:\n'
     """
     return ALPACA.format(instruction=instruction) + "\n"
+
+
+def alpaca_conversation(questions: Sequence[str], answers: Sequence[str]) -> str:
+    """Put a conversation into the Alpaca template, up to the last question, which has no answer."""
+    text = alpaca(questions[0])
+    for answer, question in zip(answers, questions[1:], strict=True):
+        text += f"{answer}\n\n### Instruction:\n{question}\n\n### Response:\n"
+    return text
 
 
 def alpaca_math(instruction: str) -> str:
@@ -45,7 +55,7 @@ def plain(question: str) -> str:
 def alpaca_instruction(text: str) -> str:
     r"""Take the instruction out of a text in the Alpaca template; other texts stay as they are.
 
-    Some published sets store the template with each row.
+    Some published sets store the template with each example.
 
     >>> alpaca_instruction(alpaca("Add 1 and 2.")), alpaca_instruction("Add 1 and 2.")
     ('Add 1 and 2.', 'Add 1 and 2.')

@@ -1,6 +1,6 @@
-"""Where rows are read: a JSON or JSON-lines file under the data folder, or the hub.
+"""Where examples are read: a JSON or JSON-lines file under the data folder, or the hub.
 
-Every row remembers its place, so that a malformed one is reported with its file and line.
+Every example remembers its place, so that a malformed one is reported with its file and line.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class HubSet:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row as it was stored, and where."""
+class StoredExample:
+    """An example as it was stored, and where."""
 
     fields: Mapping[str, Any]
     where: str
@@ -34,7 +34,7 @@ class Row:
         """Give the text of a field.
 
         Raises:
-            UserError: if the row has no such field, or it is not text.
+            UserError: if the example has no such field, or it is not text.
         """
         value = self.fields.get(field)
         if not isinstance(value, str):
@@ -42,15 +42,15 @@ class Row:
         return value
 
     def error(self, complaint: str) -> UserError:
-        """Make the error that says what is wrong with this row, and where it is."""
-        return UserError(f"{self.where}: the row {complaint}")
+        """Make the error that says what is wrong with this example, and where it is."""
+        return UserError(f"{self.where}: the example {complaint}")
 
 
-def read(file: str, hub: HubSet, *, split: str, data_dir: str | Path | None) -> list[Row]:
+def read(file: str, hub: HubSet, *, split: str, data_dir: str | Path | None) -> list[StoredExample]:
     """Read a set from `data_dir/file` if a data folder is given, else from the hub.
 
     Raises:
-        UserError: if the file or the hub's set is missing, or a line is no JSON object.
+        UserError: if the file or the hub's set is missing, or a line is not a JSON object.
     """
     if data_dir is None:
         return _read_hub(hub, split=split, file=file)
@@ -63,12 +63,12 @@ def read(file: str, hub: HubSet, *, split: str, data_dir: str | Path | None) -> 
     return read_file(path)
 
 
-def read_file(path: Path) -> list[Row]:
+def read_file(path: Path) -> list[StoredExample]:
     """Read the objects of a `.json` array or of a `.jsonl` file.
 
     Raises:
-        UserError: if the text is no UTF-8 or no JSON, or an element no object; file and line are
-            named.
+        UserError: if the text is not UTF-8 or JSON, or an element is not an object; it names file
+            and line.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -78,7 +78,7 @@ def read_file(path: Path) -> list[Row]:
     for value, where in places:
         if not isinstance(value, dict):
             raise UserError(f"{where}: expected a JSON object, found {type(value).__name__}")
-    return [Row(value, where) for value, where in places]
+    return [StoredExample(value, where) for value, where in places]
 
 
 def _lines(path: Path, text: str) -> list[tuple[Any, str]]:
@@ -89,7 +89,7 @@ def _lines(path: Path, text: str) -> list[tuple[Any, str]]:
             try:
                 values.append((json.loads(line), where))
             except json.JSONDecodeError as error:
-                raise UserError(f"{where}: this is no JSON ({error.msg})") from error
+                raise UserError(f"{where}: this is not JSON ({error.msg})") from error
     return values
 
 
@@ -102,7 +102,9 @@ def _elements(path: Path, text: str) -> list[tuple[Any, str]]:
         try:
             value, end = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {error.lineno}: no JSON array ({error.msg})") from error
+            raise UserError(
+                f"{path}, line {error.lineno}: not a JSON array ({error.msg})"
+            ) from error
         values.append((value, f"{path}, line {line}"))
         after = _skip(text, end, ",")
         line += text.count("\n", position, after)
@@ -122,7 +124,7 @@ def _skip(text: str, position: int, mark: str) -> int:
     return position
 
 
-def _read_hub(hub: HubSet, *, split: str, file: str) -> list[Row]:
+def _read_hub(hub: HubSet, *, split: str, file: str) -> list[StoredExample]:
     import datasets
 
     try:
@@ -134,4 +136,7 @@ def _read_hub(hub: HubSet, *, split: str, file: str) -> list[Row]:
             f"to the hub, or give a data folder that holds {file}"
         ) from error
     name = "/".join(part for part in (hub.id, hub.config, hub.folder) if part)
-    return [Row(row, f"{name}, {split} row {number}") for number, row in enumerate(rows, 1)]
+    return [
+        StoredExample(row, f"{name}, {split} example {number}")
+        for number, row in enumerate(rows, 1)
+    ]

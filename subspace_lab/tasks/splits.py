@@ -1,4 +1,4 @@
-"""Which split a row belongs to: decided by a hash of its prompt, so never by order or seed.
+"""Which split an example belongs to: decided by a hash of its prompt, so never by order or seed.
 
 A prompt's bucket (0 to 99) is the same on every machine and in every release, and equal prompts
 share a bucket. So a prompt that is held out for validation cannot appear in training, whatever
@@ -38,14 +38,14 @@ def bucket(prompt: str) -> int:
 
 
 def in_training_split(prompt: str, split: str) -> bool:
-    """Tell whether a row of a training file belongs to `split` (any but "test")."""
+    """Tell whether an example of a training file belongs to `split` (any but "test")."""
     if split == "train+validation":
         return True
     return (bucket(prompt) in VALIDATION) == (split == "validation")
 
 
 def in_generated_split(prompt: str, split: str) -> bool:
-    """Tell whether a generated row belongs to `split`."""
+    """Tell whether a generated example belongs to `split`."""
     if split == "test" or bucket(prompt) in GENERATED_TEST:
         return split == "test" and bucket(prompt) in GENERATED_TEST
     return in_training_split(prompt, split)

@@ -53,11 +53,12 @@ class TrainConfig:
         granularity: what shares one mask: an optimizer `step`, a `sample`, or a `token`.
         rescale: multiply kept directions by 1 / keep_prob.
         sampling: `bernoulli`, or `exact-k` (always keep_prob x rank directions).
-        task: name of the task (see `subspace_lab.tasks`), or several joined by "+", which share
-            the examples equally.
+        task: name of the task (see `subspace_lab.tasks`), a .jsonl file of your own, or a single
+            generator (`reasoning_gym:gcd`); several joined by "+" share the examples equally.
         data_dir: folder with task files in LLM-Adapters' layout; unset: generated, or the hub.
         difficulty: difficulty of built-in tasks: `easy`, `medium` or `hard`.
-        label_noise: fraction of training examples with another example's response, in [0, 1].
+        label_noise: fraction of training examples with another example's response, in [0, 1];
+            what is evaluated has none.
         train_split: `train`, or `train+validation` once everything has been chosen.
         eval_split: what is evaluated during training: `validation` (held out of the training
             examples), `test` or `none`. Whatever is chosen by these numbers must be chosen on

@@ -34,7 +34,7 @@ def tokenize(
     Raises:
         UserError: if an example is longer than `max_length` tokens.
     """
-    rows = []
+    tokenized = []
     for i, example in enumerate(tqdm(examples, desc="tokenizing", delay=1, disable=None)):
         prompt = encode_prompt(tokenizer, example.prompt)
         target = encode_response(tokenizer, example.response, with_eos=True)
@@ -43,8 +43,8 @@ def tokenize(
                 f"example {i} of {example.task} has {len(prompt) + len(target)} tokens: raise "
                 f"`max_length` (now {max_length})"
             )
-        rows.append({"input_ids": prompt + target, "labels": [IGNORED] * len(prompt) + target})
-    return rows
+        tokenized.append({"input_ids": prompt + target, "labels": [IGNORED] * len(prompt) + target})
+    return tokenized
 
 
 class RightPadding:
@@ -58,21 +58,23 @@ class RightPadding:
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
 
-    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor | int]:
-        """Collate rows.
+    def __call__(self, examples: Sequence[dict[str, list[int]]]) -> dict[str, Tensor | int]:
+        """Collate examples.
 
         Returns:
             `input_ids` and `attention_mask` (batch, longest), `labels` (batch, kept) of the last
             positions, and `logits_to_keep`, their number.
         """
-        longest = max(len(row["input_ids"]) for row in rows)
-        prompts = [sum(label == IGNORED for label in row["labels"]) for row in rows]
+        longest = max(len(example["input_ids"]) for example in examples)
+        prompts = [sum(label == IGNORED for label in example["labels"]) for example in examples]
         kept = longest - max(min(prompts) - 1, 0)
 
         def padded(name: str, value: int) -> Tensor:
-            return torch.tensor([row[name] + [value] * (longest - len(row[name])) for row in rows])
+            return torch.tensor(
+                [example[name] + [value] * (longest - len(example[name])) for example in examples]
+            )
 
-        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        lengths = torch.tensor([len(example["input_ids"]) for example in examples])
         return {
             "input_ids": padded("input_ids", self.pad_token_id),
             "attention_mask": (torch.arange(longest) < lengths[:, None]).long(),

@@ -131,4 +131,5 @@ def restrict_to_shards(config: TrainConfig, prepared: Prepared) -> Prepared:
 
 def _point_to_checkpoints(model: nn.Module, folder: Path) -> None:
     folder.mkdir(parents=True)
-    (folder / "README").write_text("The adapter was sharded: it is in the run's checkpoints.\n")
+    text = "The adapter was sharded: it is in the run's checkpoints.\n"
+    (folder / "README").write_text(text, encoding="utf-8")

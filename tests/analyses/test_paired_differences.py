@@ -52,7 +52,7 @@ def write_run(
             loss=list(values),
         )
         settings = {"split": split, "max_new_tokens": max_new_tokens}
-        summary = records.summarise(table, task=task, metric=metric, step=step, settings=settings)
+        summary = records.summarize(table, task=task, metric=metric, step=step, settings=settings)
         records.write(folder, table, summary)
     return Run(folder)
 
@@ -191,7 +191,7 @@ def test_tasks_without_right_answers_are_named(runs):
     known, _ = runs
     for run in known:
         table = pd.DataFrame({"score": [7.0, 8.0]})
-        summary = records.summarise(table, task="mt_bench", metric="score", column="score")
+        summary = records.summarize(table, task="mt_bench", metric="score", column="score")
         records.write(run.path, table, summary)
     assert set(compute(known)["task"]) == {"boolq", "arc_easy", AVERAGE}
     assert remarks(known) == ["mt_bench: its table does not say which examples are right"]

@@ -119,7 +119,7 @@ def test_a_failing_server_is_asked_again(material, stand_in, tmp_path) -> None:
 def test_a_run_that_stopped_half_way_goes_on(material, stand_in, tmp_path) -> None:
     file = tmp_path / "judgements.jsonl"
     stand_in.behave = lambda k, body: (200, "[[5]]") if k <= 4 else (401, "no more")
-    with pytest.raises(UserError, match=r"does not answer .* 4 of 6 judgements are kept in"):
+    with pytest.raises(UserError, match=r"does not answer .* 4 of 6 judgements are saved in"):
         mt_bench.judge_answers(material, ANSWERS, judge(stand_in), file=file, concurrency=1)
     with file.open("a") as cut:
         cut.write('{"key": "half a li')

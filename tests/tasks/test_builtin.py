@@ -79,7 +79,7 @@ def test_a_missing_library_and_wrong_arguments_are_reported(
         tasks.load("demo", "train", difficulty="extreme")
     with pytest.raises(UserError, match="has only 1 different questions for the validation split"):
         settings = {"min_animals": 1, "max_animals": 1, "max_instances": 1}
-        builtin._different_rows(
+        builtin._different_examples(
             "demo", "leg_counting", settings, split="validation", size=50, seed=0
         )
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)

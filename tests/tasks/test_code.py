@@ -51,5 +51,5 @@ def test_what_is_not_there_is_refused(hub: Callable[..., None]) -> None:
     with pytest.raises(UserError, match="evaluate_code"):
         tasks.score(tasks.Example("mbpp", "", "", ""), "def add(x): ...")
     hub({("evalplus/mbppplus", None, None, "test"): [{**MBPP, "test_list": []}]})
-    with pytest.raises(UserError, match=r"evalplus/mbppplus, test row 1: .*'test_list'"):
+    with pytest.raises(UserError, match=r"evalplus/mbppplus, test example 1: .*'test_list'"):
         tasks.load("mbpp", "test")

@@ -32,7 +32,7 @@ def test_the_first_question_and_answer(hub: Callable[..., None], row: dict[str, 
 )
 def test_a_wrong_row_is_reported(hub: Callable[..., None], row: dict[str, Any]) -> None:
     hub({KEY: [row]})
-    with pytest.raises(UserError, match=f"{KEY[0]}, train row 1"):
+    with pytest.raises(UserError, match=f"{KEY[0]}, train example 1"):
         tasks.load("wizardlm", "train")
 
 

@@ -203,7 +203,7 @@ def test_wrong_rows_are_reported(
     complaint: str,
 ) -> None:
     hub({key: [row]})
-    with pytest.raises(UserError, match=f"{key[0]}.* row 1: .*{complaint}"):
+    with pytest.raises(UserError, match=f"{key[0]}.* example 1: .*{complaint}"):
         tasks.load(name, "train")
 
 

@@ -40,5 +40,5 @@ def test_noise_depends_on_the_seed_alone() -> None:
 def test_impossible_noise_is_refused() -> None:
     with pytest.raises(UserError, match=r"between 0 and 1, not 1\.5"):
         with_label_noise(rows(), fraction=1.5, seed=0)
-    with pytest.raises(UserError, match="two different responses among the rows of 'letters'"):
+    with pytest.raises(UserError, match="two different responses among the examples of 'letters'"):
         with_label_noise(rows()[:1], fraction=1.0, seed=0)

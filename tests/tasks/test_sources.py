@@ -33,11 +33,11 @@ def test_json_lines_read_and_blank_lines_are_skipped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "line", "complaint"),
     [
-        ("rows.json", '[\n{"a": "x"},\n{"a": }\n]', 3, "no JSON array"),
+        ("rows.json", '[\n{"a": "x"},\n{"a": }\n]', 3, "not a JSON array"),
         ("rows.json", '[\n{"a": "x"},\n3\n]', 3, "expected a JSON object, found int"),
         ("rows.json", '[\n{"a": "x"}\n', 3, "does not end with ']'"),
-        ("rows.json", "version 1", 1, "no JSON array"),
-        ("rows.jsonl", '{"a": "x"}\n{"a": "y"', 2, "this is no JSON"),
+        ("rows.json", "version 1", 1, "not a JSON array"),
+        ("rows.jsonl", '{"a": "x"}\n{"a": "y"', 2, "this is not JSON"),
         ("rows.jsonl", '{"a": "x"}\n[]', 2, "expected a JSON object, found list"),
     ],
 )
@@ -71,7 +71,9 @@ def test_a_missing_hub_set_names_the_file_to_give(hub: Callable[..., None]) -> N
 def test_a_field_that_is_missing_or_no_text_is_reported(hub: Callable[..., None]) -> None:
     hub({("some/set", "main", None, "test"): [{"a": "x"}, {"a": 3, "b": "y"}]})
     rows = read("x.jsonl", HubSet("some/set", config="main"), split="test", data_dir=None)
-    with pytest.raises(UserError, match=r"some/set/main, test row 1: .* field 'b'; it has a"):
+    with pytest.raises(UserError, match=r"some/set/main, test example 1: .* field 'b'; it has a"):
         rows[0].text("b")
-    with pytest.raises(UserError, match=r"some/set/main, test row 2: .* field 'a'; it has a, b"):
+    with pytest.raises(
+        UserError, match=r"some/set/main, test example 2: .* field 'a'; it has a, b"
+    ):
         rows[1].text("a")

@@ -10,7 +10,7 @@ from subspace_lab.errors import UserError
 
 
 def test_unknown_tasks_and_splits_are_refused_with_the_choices() -> None:
-    with pytest.raises(UserError, match="no task 'gsm9k': choose one of demo, pocket, boolq"):
+    with pytest.raises(UserError, match="no task 'gsm9k': choose one of demo, pocket, flip, boolq"):
         tasks.load("gsm9k", "train")
     with pytest.raises(UserError, match="no task 'gsm9k'"):
         tasks.score(tasks.Example("gsm9k", "", "", ""), "")
@@ -43,7 +43,7 @@ def test_a_size_draws_a_subset_by_the_seed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["demo", "gsm8k"])
 @pytest.mark.parametrize("size", [0, -1])
 def test_no_rows_are_no_size(name: str, size: int) -> None:
-    with pytest.raises(UserError, match=f"a size of {size} rows"):
+    with pytest.raises(UserError, match=f"size must be at least 1, not {size}"):
         tasks.load(name, "train", size=size)
 
 

@@ -1,4 +1,4 @@
-"""The rows that the YAML files beside this module ask for."""
+"""The examples that the YAML files beside this module ask for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def load(*, name: str, data_dir: str | None = None, **_: Any) -> dict[str, Dataset]:
-    """Load the test rows of one set, with the prompt that adapters are trained with.
+    """Load the test examples of one set, with the prompt that adapters are trained with.
 
     Args:
         name: The set's name in `subspace_lab.tasks`, given by its YAML file.
@@ -20,11 +20,9 @@ def load(*, name: str, data_dir: str | None = None, **_: Any) -> dict[str, Datas
         _: What else lm-eval's metadata holds.
 
     Raises:
-        UserError: if the rows are missing or malformed.
+        UserError: if the examples are missing or malformed.
     """
     from datasets import Dataset
 
-    rows = tasks.load(name, "test", data_dir=data_dir)
-    return {
-        "test": Dataset.from_list([{"prompt": row.prompt, "answer": row.answer} for row in rows])
-    }
+    examples = tasks.load(name, "test", data_dir=data_dir)
+    return {"test": Dataset.from_list([{"prompt": e.prompt, "answer": e.answer} for e in examples])}

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from subspace_lab.evaluation.fingerprint import weights_hash
 from subspace_lab.evaluation.generation import generate
-from subspace_lab.evaluation.mt_bench.kept import KeptLines, content_key
+from subspace_lab.evaluation.mt_bench.cached_lines import CachedLines, content_key
 from subspace_lab.evaluation.mt_bench.questions import TURNS, Question
-from subspace_lab.tasks.prompts import alpaca
+from subspace_lab.tasks.prompts import alpaca_conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,7 +32,7 @@ def answer(
     """Answer the first turn of all questions, then the second after the model's own first.
 
     An answer that the file already holds, of a model of the same weights to the same prompt and of
-    the same length at most, is not generated again; so a run that stopped half-way goes on.
+    the same length at most, is not generated again; so an interrupted run resumes.
 
     Args:
         model: A causal language model.
@@ -42,12 +42,12 @@ def answer(
             tokenizer's own chat template.
         max_new_tokens: Of one answer; FastChat's limit is 1024.
         batch_size: Questions answered at a time.
-        file: JSON-lines file of the answers, of any models; None keeps none.
+        file: JSON-lines file of the answers, of any models; None: no file.
 
     Returns:
         The answers to both turns, by `question_id`.
     """
-    kept = KeptLines(None if file is None else Path(file))
+    cached = CachedLines(None if file is None else Path(file))
     fingerprint = weights_hash(model) if file is not None else ""
     answers: list[tuple[str, ...]] = [() for _ in questions]
     for turn in range(1, TURNS + 1):
@@ -58,10 +58,10 @@ def answer(
             rows.append(
                 {"key": key, "question_id": question.question_id, "turn": turn, "prompt": prompt}
             )
-        missing = [row for row in rows if row["key"] not in kept.rows]
+        missing = [row for row in rows if row["key"] not in cached.results]
 
         def keep(index: int, text: str, rows: list[dict[str, Any]] = missing) -> None:
-            kept.append({**rows[index], "answer": text.strip()})
+            cached.append({**rows[index], "answer": text.strip()})
 
         generate(
             model,
@@ -72,7 +72,7 @@ def answer(
             on_text=keep,
         )
         answers = [
-            (*given, kept.rows[row["key"]]["answer"])
+            (*given, cached.results[row["key"]]["answer"])
             for given, row in zip(answers, rows, strict=True)
         ]
     return {question.question_id: given for question, given in zip(questions, answers, strict=True)}
@@ -97,7 +97,4 @@ def conversation(
         return str(
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         )
-    text = alpaca(asked[0])
-    for said, question in zip(answers, asked[1:], strict=True):
-        text += f"{said}\n\n### Instruction:\n{question}\n\n### Response:\n"
-    return text
+    return alpaca_conversation(asked, answers)

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.mt_bench.answers import Answers
+from subspace_lab.evaluation.mt_bench.cached_lines import CachedLines, content_key
 from subspace_lab.evaluation.mt_bench.judge import Judge, judge_messages, parse_score
-from subspace_lab.evaluation.mt_bench.kept import KeptLines, content_key
 from subspace_lab.evaluation.mt_bench.questions import TURNS, Material, Question
 
 COLUMNS = ["question_id", "category", "turn", "judge", "judge_prompt", "score", "attempts"]
@@ -30,7 +30,7 @@ def judge_answers(
     """Have both turns of every answered question judged.
 
     A judgement that the file already holds, of the same prompt by the same judge with the same
-    options, is not asked for again; so a run that stopped half-way goes on. A reply without a
+    options, is not asked for again; so an interrupted run resumes. A reply without a
     score is asked for again, up to `judge.attempts` times, and then stored without one.
 
     Args:
@@ -45,16 +45,16 @@ def judge_answers(
         `judge_prompt`, `score` (nan if the judge never gave one), `attempts`.
 
     Raises:
-        UserError: if the judge does not answer; what it said before is kept in the file.
+        UserError: if the judge does not answer; its earlier replies are in the file.
     """
-    stored = KeptLines(Path(file))
+    stored = CachedLines(Path(file))
     asked = [
         _request(material, question, answers[question.question_id], turn=turn, judge=judge)
         for question in material.questions
         if question.question_id in answers
         for turn in range(1, TURNS + 1)
     ]
-    missing = [request for request in asked if request["key"] not in stored.rows]
+    missing = [request for request in asked if request["key"] not in stored.results]
     pool = ThreadPoolExecutor(max_workers=concurrency)
     try:
         futures = [pool.submit(_judge_and_store, judge, request, stored) for request in missing]
@@ -62,14 +62,14 @@ def judge_answers(
             future.result()
     except UserError as error:
         pool.shutdown(cancel_futures=True)
-        kept = sum(request["key"] in stored.rows for request in asked)
+        saved = sum(request["key"] in stored.results for request in asked)
         raise UserError(
-            f"{error}; {kept} of {len(asked)} judgements are kept in {stored.path}: mend it and "
-            "run again to go on"
+            f"{error}; {saved} of {len(asked)} judgements are saved in {stored.path}: fix the "
+            "problem and rerun to resume"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
-    table = pd.DataFrame([stored.rows[request["key"]] for request in asked])[COLUMNS]
+    table = pd.DataFrame([stored.results[request["key"]] for request in asked])[COLUMNS]
     return table.astype({"score": float})
 
 
@@ -89,7 +89,7 @@ def _request(
     }
 
 
-def _judge_and_store(judge: Judge, request: dict[str, Any], stored: KeptLines) -> None:
+def _judge_and_store(judge: Judge, request: dict[str, Any], stored: CachedLines) -> None:
     replies: list[str] = []
     score = None
     while score is None and len(replies) < judge.attempts:

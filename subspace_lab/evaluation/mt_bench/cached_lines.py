@@ -1,4 +1,4 @@
-"""A JSON-lines file of what took long to get, each row under a key of all that it depends on."""
+"""A JSON-lines file that caches slow results, each under a key of everything it depends on."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 from subspace_lab.errors import UserError
 
 
-class KeptLines:
-    """Rows by their key, on disk as soon as they are appended, from several threads if need be.
+class CachedLines:
+    """Results by their key, on disk as soon as they are appended, from several threads if need be.
 
-    A run that was killed may leave half a line at the end: opening the file takes it away.
+    A run that was killed may leave half a line at the end: opening the file removes it.
 
     Args:
-        path: the file; None keeps the rows in memory only.
+        path: the file; None keeps the results in memory only.
 
     Raises:
         UserError: if a line is damaged.
@@ -26,7 +26,7 @@ class KeptLines:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.rows: dict[str, dict[str, Any]] = {}
+        self.results: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,23 +40,23 @@ class KeptLines:
             os.truncate(path, len(whole))
         for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
             try:
-                row = json.loads(line)
-                self.rows[row["key"]] = row
+                result = json.loads(line)
+                self.results[result["key"]] = result
             except (ValueError, LookupError, TypeError) as error:
                 raise UserError(f"line {number} of {path} is damaged: delete that line") from error
 
-    def append(self, row: dict[str, Any]) -> None:
-        """Add one row and wait until the disk has it."""
+    def append(self, result: dict[str, Any]) -> None:
+        """Add a result and wait until the disk has it."""
         with self._lock:
-            self.rows[row["key"]] = row
+            self.results[result["key"]] = result
             if self.path is not None:
-                with self.path.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(result) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
 
 
 def content_key(*content: Any) -> str:
-    """Name what a row depends on: 16 hex digits of the SHA-256 of its JSON."""
+    """Name what a result depends on: 16 hex digits of the SHA-256 of its JSON."""
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
