@@ -31,8 +31,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analyses import kit
-from analyses._mask_laws import law_of, moments_of
-from subspace_lab.adapters.mask_law import MaskLaw
 from subspace_lab.figures.curves import (
     Looks,
     draw_curves,
@@ -68,7 +66,7 @@ def compute(
         where there is none), `masked_mean` and `masked_std` (what its law predicts; the latter nan
         for exact-k masks). Ratios are nan where dW = 0.
     """
-    law = law_of(run)
+    law = run.mask_law
     masks = kit.StepMasks(run) if law is not None and len(run.mask_steps) else None
 
     def of_batch(batch: kit.CoreBatch) -> pd.DataFrame:
@@ -95,10 +93,10 @@ def _under_masks(
     names = ("penalty", "masked", "masked_mean", "masked_std")
     columns = {name: torch.full(B.shape[:-2], torch.nan, dtype=torch.float64) for name in names}
     if law is not None:
-        moments, factor = moments_of(law, B.shape[-1]), (batch.core.scaling * law.factor) ** 2
+        moments, factor = law.moments(B.shape[-1]), (batch.core.scaling * law.factor) ** 2
         columns["penalty"] = factor * masked_moments.output_energy_variance(B, A, moments)
         columns["masked_mean"] = factor * masked_moments.expected_output_energy(B, A, moments)
-        if law.sampling == "bernoulli":
+        if law.independent_gates:
             variance = masked_moments.variance_of_output_energy(B, A, keep_prob=law.keep_prob)
             columns["masked_std"] = factor * variance.sqrt()
         if masks is not None:

@@ -125,7 +125,7 @@ def _describe(run: Run) -> dict[str, Any]:
         "name": run.name,
         "path": str(run.path),
         "config": run.config,
-        "mask": run.mask_law,
+        "mask": run.description.get("mask"),
         "provenance": run.description.get("provenance", {}),
     }
 

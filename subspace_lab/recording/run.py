@@ -38,6 +38,7 @@ from subspace_lab.recording.peft_folder import (
     resolve_adapter,
 )
 from subspace_lab.recording.witness import Gates, read_gates
+from subspace_lab.theory.mask_law import MaskLaw, mask_law
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -109,9 +110,10 @@ class Run:
         return "test" if split == "none" else split
 
     @property
-    def mask_law(self) -> dict[str, Any] | None:
-        """The law of the rank masks, as `MaskLaw`'s fields; None where nothing was masked."""
-        return self.description.get("mask")
+    def mask_law(self) -> MaskLaw | None:
+        """The law of the rank masks; None where nothing was masked."""
+        settings = self.description.get("mask")
+        return None if settings is None else mask_law(**settings)
 
     @property
     def finished(self) -> bool:
@@ -219,7 +221,7 @@ class Run:
     @property
     def steps_without_mask(self) -> list[int]:
         """The steps whose masks are missing from the record of a run that has one mask a step."""
-        if (self.mask_law or {}).get("granularity") != "step":
+        if self.mask_law is None or self.mask_law.granularity != "step":
             return []
         recorded = self.mask_steps
         last = max([*recorded, *self.core_steps], default=0)
