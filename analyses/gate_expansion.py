@@ -37,7 +37,7 @@ from tqdm import tqdm
 from analyses import kit
 from subspace_lab.errors import UserError
 from subspace_lab.figures.style import PALETTE, legend_below, new_figure, step_axis
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.theory.gates import GateGap, average_gap, gate_gap
 from subspace_lab.theory.mask_law import DEFAULT_LAW, MaskLaw
 from subspace_lab.trained import evaluation_examples, load_trained

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from subspace_lab.runs.metrics import evaluations
 
 from analyses import kit
 from subspace_lab.errors import UserError
@@ -26,7 +27,7 @@ from subspace_lab.figures.style import (
     new_figure,
     step_axis,
 )
-from subspace_lab.recording.run import Run, evaluations
+from subspace_lab.runs.run import Run
 
 COLUMNS = {
     "loss": ("training loss", "nats/token"),

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from subspace_lab.runs.stored_cores import pack_triangle
 
 from benchmarks.machine import write_result
-from subspace_lab.recording.cores import pack_triangle
 from subspace_lab.recording.writer import RunWriter
 
 ANALYSES = ("effective_rank", "subspace_angles")

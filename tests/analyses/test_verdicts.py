@@ -29,7 +29,11 @@ class Stub:
 
 
 def masked(name: str, granularity: str = "step", **law: Any) -> Stub:
-    return Stub(name, mask_law(**{"keep_prob": Q, "granularity": granularity, **law}), {"method": "droplora"})
+    return Stub(
+        name,
+        mask_law(**{"keep_prob": Q, "granularity": granularity, **law}),
+        {"method": "droplora"},
+    )
 
 
 def row(run: str, prediction: str, measured: float, **fields: Any) -> dict[str, Any]:
