@@ -29,7 +29,7 @@ from analyses import kit, mask_theory
 from analyses.claims.evidence import Evidence
 from analyses.claims.paper import CLAIMS
 from analyses.claims.texts import to_html, to_markdown, to_text
-from analyses.mask_theory.figure import testable
+from analyses.mask_theory.figure import compared
 from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
 
@@ -49,9 +49,9 @@ def compute(runs: Sequence[Run]) -> pd.DataFrame:
         UserError: if the runs recorded nothing that a claim is about.
     """
     table = mask_theory.join(mask_theory.compute(run, others=runs) for run in runs)
-    if table.empty or testable(table).empty:
+    if table.empty or compared(table).empty:
         raise UserError("these runs recorded nothing that a claim is about")
-    evidence = Evidence(runs, testable(table))
+    evidence = Evidence(runs, compared(table))
     findings = [(claim, claim.finding(evidence)) for claim in CLAIMS]
     claims = pd.DataFrame(
         {

@@ -44,7 +44,7 @@ from analyses.mask_theory import (
     norms,
     observed_gates,
 )
-from analyses.mask_theory.figure import draw, summarize, testable
+from analyses.mask_theory.figure import compared, draw, summarize
 from analyses.mask_theory.prediction import Prediction, predictions_of
 from analyses.mask_theory.record import groups_of
 from subspace_lab.errors import UserError
@@ -154,7 +154,7 @@ def compare(
         )
         for run in runs
     )
-    if table.empty or testable(table).empty:
+    if table.empty or compared(table).empty:
         raise UserError("these runs recorded nothing that a prediction is about")
     return kit.label(table, runs)
 

@@ -24,7 +24,7 @@ TITLE_WIDTH = 62  # characters
 OFF_SCALE = 2.2  # deviations in tolerances that are drawn at the edge
 
 
-def testable(table: pd.DataFrame) -> pd.DataFrame:
+def compared(table: pd.DataFrame) -> pd.DataFrame:
     """Keep the rows in which theory and measurement were compared."""
     return table[table["kind"] != "not testable"]
 
@@ -40,9 +40,9 @@ def disagreements(table: pd.DataFrame) -> list[str]:
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draw (measured - predicted) / tolerance of what is testable, with the band of agreement."""
+    """Draw (measured - predicted) / tolerance of what is compared, with the band of agreement."""
     counts = _counts(table)
-    table = testable(table)
+    table = compared(table)
     order = table.drop_duplicates("prediction")
     places = {name: -place for place, name in enumerate(order["prediction"])}
     figure, grid = new_figure(1, row_height=0.6 + 0.118 * len(places))

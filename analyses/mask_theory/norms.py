@@ -32,7 +32,7 @@ from subspace_lab.theory.masked_rank import (
     factor_interlacing,
     update_interlacing,
 )
-from subspace_lab.theory.regulariser import explicit_regulariser, nuclear_norm_bound
+from subspace_lab.theory.regularizer import explicit_regularizer, nuclear_norm_bound
 
 ROUNDING = 1e-10  # relative to the largest singular value
 MIN_CORES = 12  # whose mean has a law that three cumulants describe
@@ -271,7 +271,7 @@ def regularizer(group: Group) -> Comparison:
     """R = sum ||b_i||² ||a_i||² >= ||B A||_*² / r."""
     core = known(_updates(group))
     B, A = core.column.R, core.row.R.mT
-    return no_exceptions(explicit_regulariser(B, A) < nuclear_norm_bound(B, A) * (1 - ROUNDING))
+    return no_exceptions(explicit_regularizer(B, A) < nuclear_norm_bound(B, A) * (1 - ROUNDING))
 
 
 def _balance(name: str, *, last: bool) -> Prediction:

@@ -15,7 +15,7 @@ from analyses import mask_theory
 from analyses.mask_theory import ANALYSIS, chance, join
 from analyses.mask_theory.comparison import NotTestableError
 from analyses.mask_theory.drawn_masks import disjoint_pairs
-from analyses.mask_theory.figure import disagreements, summarize, testable
+from analyses.mask_theory.figure import compared, disagreements, summarize
 from analyses.mask_theory.record import groups_of
 from subspace_lab import files
 from subspace_lab.adapters.mask import RankMask
@@ -30,7 +30,7 @@ from tests.analyses.wrong_masks import Fault, train
 
 def compute(run: Run, **arguments) -> pd.DataFrame:
     """Give the predictions that the run's record can test."""
-    return testable(mask_theory.compute(run, **arguments))
+    return compared(mask_theory.compute(run, **arguments))
 
 
 def caught(table: pd.DataFrame) -> set[str]:
