@@ -14,7 +14,13 @@ import pandas as pd
 import torch
 
 from analyses.claims.evidence import Evidence, Finding, Verdict, needs
-from analyses.mask_theory import displacements, drawn_masks, dropped_directions, norms
+from analyses.mask_theory import (
+    displacements,
+    drawn_masks,
+    dropped_directions,
+    first_steps,
+    masked_ranks,
+)
 from analyses.mask_theory import observed_gates as gates
 from analyses.mask_theory.prediction import Prediction
 from subspace_lab import linalg
@@ -88,7 +94,7 @@ def same_method(evidence: Evidence, runs: Sequence[Run]) -> list[Verdict]:
     {
         "Jaccard index of successive masks": drawn_masks.jaccard,
         "Gates that differ between examples of a batch": gates.over_rows,
-        "Directions that step 1 did not update, masks per sample or token": displacements.untouched,
+        "Directions that step 1 did not update, masks per sample or token": first_steps.untouched,
     },
     otherwise_needs="a masked run",
 )
@@ -104,7 +110,7 @@ def one_subspace_a_step(evidence: Evidence, runs: Sequence[Run]) -> list[Verdict
             alike: Verdict = "supported" if own else "supported in part"
             verdicts.append("contradicted" if varies else alike)
     for run in evidence.masked(granularity="token"):
-        rows = evidence.rows(displacements.untouched, [run])
+        rows = evidence.rows(first_steps.untouched, [run])
         if not rows.empty:
             updated = 1 - rows["measured"].sum() / rows["samples"].sum()
             verdicts.append("contradicted" if updated > MOST else "supported")
@@ -134,21 +140,24 @@ def never_twice(evidence: Evidence) -> Finding:
 @rests_on(
     {
         "Mean number of kept directions": drawn_masks.kept,
-        "Masked updates whose rank is not that number": norms.rank,
-        "Masked over full, entropy effective rank": norms.entropy_rank,
-        "Masked over full, stable rank": norms.stable_rank,
+        "Masked updates whose rank is not that number": masked_ranks.rank,
+        "Masked over full, entropy effective rank": masked_ranks.entropy_rank,
+        "Masked over full, stable rank": masked_ranks.stable_rank,
     },
     otherwise_needs="a run with step masks of keep_prob 0.5 and cores",
     half_kept=True,
 )
 def half_the_rank(evidence: Evidence, runs: Sequence[Run]) -> list[Verdict]:
     """Ask which ranks of masked updates are half of the full update's at keep_prob 0.5."""
-    exceptions, kept = evidence.measured(norms.rank, runs), evidence.rows(drawn_masks.kept, runs)
+    exceptions, kept = (
+        evidence.measured(masked_ranks.rank, runs),
+        evidence.rows(drawn_masks.kept, runs),
+    )
     if exceptions.empty or kept.empty:
         return []
     # The rank is that of the mask, so its mean is half of r where that of the masks is.
     halved = [_is_half(0.5 * kept["measured"] / kept["predicted"]) and not exceptions.sum()]
-    shrinking = (norms.entropy_rank, norms.stable_rank)
+    shrinking = (masked_ranks.entropy_rank, masked_ranks.stable_rank)
     halved += [_is_half(evidence.measured(prediction, runs)) for prediction in shrinking]
     return ["supported" if half else "contradicted" for half in halved]
 

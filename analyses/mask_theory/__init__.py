@@ -40,7 +40,9 @@ from analyses.mask_theory import (
     displacements,
     drawn_masks,
     dropped_directions,
+    first_steps,
     inference,
+    masked_ranks,
     norms,
     observed_gates,
 )
@@ -54,7 +56,10 @@ COLUMNS = ["run", "prediction", "where", "statement", "tests", "kind", "predicte
 COLUMNS += ["tolerance", "agrees", "power", "unit", "probability", "samples", "basis", "meaning"]
 COLUMNS += ["evidence", "repeats"]
 
-TOPICS = (drawn_masks, observed_gates, angles, norms, displacements, dropped_directions)
+TOPICS = (
+    *(drawn_masks, observed_gates, angles, norms, masked_ranks),
+    *(first_steps, displacements, dropped_directions),
+)
 
 
 def compute(

@@ -1,4 +1,4 @@
-"""T5 to T7: norms, ranks and singular values of masked updates, and their regularizer.
+"""T5 and T7: norms of masked updates, and their regularizer.
 
 The mask of step t + 1 is drawn without regard to the state that step t left, so it is a fair draw
 for the core of step t. (The mask of step t is not: that state came about under it.)
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,20 +24,13 @@ from analyses.mask_theory.comparison import (
 from analyses.mask_theory.needs import CORES, STEP_MASKS
 from analyses.mask_theory.prediction import Need, Prediction, known, prediction
 from analyses.mask_theory.record import Group, once
-from subspace_lab import linalg
 from subspace_lab.linalg.rank_core import RankCore
 from subspace_lab.theory import masked_moments
-from subspace_lab.theory.masked_rank import (
-    InterlacingBounds,
-    factor_interlacing,
-    update_interlacing,
-)
 from subspace_lab.theory.regularizer import explicit_regularizer, nuclear_norm_bound
 
 ROUNDING = 1e-10  # relative to the largest singular value
 MIN_CORES = 12  # whose mean has a law that three cumulants describe
 DRAWS = 64  # of masks for each state, to estimate the skewness of squared norms
-WELL_CONDITIONED = 1e-8  # smallest singular value of an update that counts as of full rank
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,7 @@ class Masked:
 
 
 @once
-def _masked(group: Group) -> Masked | None:
+def masked_states(group: Group) -> Masked | None:
     """Pair the cores of steps t with the masks of steps t + 1, where the update is not zero."""
     steps, core = group.cores
     places = np.flatnonzero(np.isin(steps + 1, group.mask_steps))
@@ -60,12 +53,14 @@ def _masked(group: Group) -> Masked | None:
 
 
 NEXT_MASKS = Need(
-    lambda group: _masked(group) is not None,
+    lambda group: masked_states(group) is not None,
     "no core with an update is followed by a known mask",
     STEP_MASKS,
     CORES,
 )
-DROPPED = Need(lambda group: not known(_masked(group)).masks.all(), "no direction was dropped")
+DROPPED = Need(
+    lambda group: not known(masked_states(group)).masks.all(), "no direction was dropped"
+)
 
 of_masked = functools.partial(prediction, always=(NEXT_MASKS,))
 
@@ -82,7 +77,7 @@ class _SquaredNorms(NamedTuple):
 
 @once
 def _squared_norms(group: Group) -> _SquaredNorms:
-    law, masked = known(group.law), known(_masked(group))
+    law, masked = known(group.law), known(masked_states(group))
     B, A = masked.core.column.R, masked.core.row.R.mT
     moments = law.moments(group.rank)
     H, mean = masked_moments.gram_product(B, A), torch.from_numpy(moments.mean)
@@ -154,99 +149,6 @@ def _regularizer_share(part: int, name: str) -> Prediction:
 first_share, middle_share, last_share = (
     _regularizer_share(part, name) for part, name in enumerate(("first", "middle", "last"))
 )
-
-
-@of_masked(
-    "T6",
-    "masked rank is the kept count",
-    "masked updates do not have the rank of their masks",
-    tests="identity",
-)
-def rank(group: Group) -> Comparison:
-    """Rank of B D A is |M| wherever B A has full rank."""
-    masked = known(_masked(group))
-    sigma = masked.core.singular_values()
-    usable = sigma[:, -1] > WELL_CONDITIONED * sigma[:, 0]
-    if not bool(usable.any()):
-        raise NotTestableError("no update has full rank")
-    masks = masked.masks[usable]
-    ranks = linalg.effective_rank(
-        masked.core[usable].singular_values(masks), measure="numerical", kept=masks.sum(-1)
-    )
-    return no_exceptions(ranks != masks.sum(-1))
-
-
-@of_masked("T6", "Weyl interlacing", "masked singular values leave their bounds", tests="identity")
-def weyl(group: Group) -> Comparison:
-    """The singular values of B D A lie within Weyl's bounds."""
-    masked = known(_masked(group))
-    sigma, of_kept = masked.core.singular_values(), masked.core.singular_values(masked.masks)
-    return _within_bounds(update_interlacing, sigma, of_kept, masked.masks)
-
-
-@of_masked(
-    "T6",
-    "Cauchy interlacing of A",
-    "singular values of masked A leave their bounds",
-    tests="identity",
-)
-def cauchy(group: Group) -> Comparison:
-    """The singular values of the kept rows of A lie within Cauchy's bounds."""
-    masked = known(_masked(group))
-    R = masked.core.row.R
-    sigma = torch.linalg.svdvals(R)
-    of_kept = torch.linalg.svdvals(R * masked.masks[:, None])
-    return _within_bounds(factor_interlacing, sigma, of_kept, masked.masks)
-
-
-class _Interlacing(Protocol):
-    def __call__(self, singular_values: Tensor, *, kept: int) -> InterlacingBounds: ...
-
-
-def _within_bounds(
-    bounds_of: _Interlacing, sigma: Tensor, masked: Tensor, masks: Tensor
-) -> Comparison:
-    kept = masks.sum(-1)
-    violated = torch.zeros(len(kept), dtype=torch.bool)
-    for count in kept.unique().tolist():
-        these = kept == count
-        bounds, values = bounds_of(sigma[these], kept=count), masked[these, :count]
-        slack = ROUNDING * sigma[these, :1]
-        outside = (values < bounds.lower - slack) | (values > bounds.upper + slack)
-        violated[these] = outside.any(-1)
-    return no_exceptions(violated)
-
-
-def _shrinking_rank(measure: linalg.Measure, name: str) -> Prediction:
-    """Effective ranks shrink by keep_prob for flat spectra only: "half the rank" is about rank."""
-
-    @of_masked(
-        "T6",
-        f"masked {measure} rank over full",
-        f"the {name} does not shrink by keep_prob",
-        tests="trained model",
-    )
-    def shrinks(group: Group) -> Comparison:
-        masked, q = known(_masked(group)), known(group.law).keep_prob
-        some = masked.masks.any(-1)
-        core, masks = masked.core[some], masked.masks[some]
-        full = linalg.effective_rank(core.singular_values(), measure=measure)
-        shrunk = linalg.effective_rank(
-            core.singular_values(masks), measure=measure, kept=masks.sum(-1)
-        )
-        return indicative(
-            q,
-            float((shrunk / full).mean()),
-            scale=0.25 * q,
-            why="exact only for orthogonal directions of equal norm",
-            samples=len(masks),
-        )
-
-    return shrinks
-
-
-entropy_rank = _shrinking_rank("entropy", "entropy effective rank")
-stable_rank = _shrinking_rank("stable", "stable rank")
 
 
 @once
