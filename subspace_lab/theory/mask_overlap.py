@@ -11,10 +11,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
-from scipy import stats
+from jaxtyping import Float, Int
+from scipy.special import binom, gammaln, xlog1py, xlogy
 
 from subspace_lab.theory._checks import check_keep_prob, check_kept
+
+MAX_PRODUCT = 100
+"""Number of gates up to which a binomial probability is a product without over- or underflow."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Bounds:
 def kept_pmf(rank: int, *, keep_prob: float) -> Float[np.ndarray, " rank_plus_1"]:
     """Law Bin(r, q) of |M|, as P(0), ..., P(r)."""
     check_keep_prob(keep_prob)
-    return np.asarray(stats.binom.pmf(np.arange(rank + 1), rank, keep_prob))
+    return _binomial_pmf(np.arange(rank + 1), rank, keep_prob)
 
 
 def mask_overlap_pmf(
@@ -54,9 +57,9 @@ def mask_overlap_pmf(
     check_keep_prob(keep_prob)
     overlap = np.arange(rank + 1)
     if kept is None:
-        return np.asarray(stats.binom.pmf(overlap, rank, keep_prob**2))
+        return _binomial_pmf(overlap, rank, keep_prob**2)
     check_kept(kept, rank)
-    return np.asarray(stats.binom.pmf(overlap, kept, keep_prob))
+    return _binomial_pmf(overlap, kept, keep_prob)
 
 
 def exact_k_overlap_pmf(
@@ -73,7 +76,9 @@ def exact_k_overlap_pmf(
     next_kept = kept if next_kept is None else next_kept
     check_kept(kept, rank)
     check_kept(next_kept, rank)
-    return np.asarray(stats.hypergeom.pmf(np.arange(rank + 1), rank, kept, next_kept))
+    overlap = np.arange(rank + 1)
+    chosen = binom(kept, overlap) * binom(rank - kept, next_kept - overlap)
+    return np.asarray(chosen / binom(rank, next_kept))
 
 
 def jaccard_moments(rank: int, *, keep_prob: float) -> JaccardMoments:
@@ -88,7 +93,7 @@ def jaccard_moments(rank: int, *, keep_prob: float) -> JaccardMoments:
     check_keep_prob(keep_prob)
     theta = keep_prob / (2 - keep_prob)
     union = np.arange(1, rank + 1)
-    nonempty = stats.binom.pmf(union, rank, keep_prob * (2 - keep_prob))
+    nonempty = _binomial_pmf(union, rank, keep_prob * (2 - keep_prob))
     empty = (1 - keep_prob) ** (2 * rank)
     variance = theta * (1 - theta) * float(nonempty @ (1 / union)) / (1 - empty)
     return JaccardMoments(
@@ -207,3 +212,15 @@ def untouched_probability(*, keep_prob: float, tokens: int) -> float:
     """
     check_keep_prob(keep_prob)
     return (1 - keep_prob) ** tokens
+
+
+def _binomial_pmf(
+    outcomes: Int[np.ndarray, " outcomes"], n: int, p: float
+) -> Float[np.ndarray, " outcomes"]:
+    """P(X = k) for X ~ Bin(n, p); `scipy.stats`, which has it, takes long to import."""
+    rest = np.maximum(n - outcomes, 0)
+    if n <= MAX_PRODUCT:
+        return np.asarray(binom(n, outcomes) * p**outcomes * (1 - p) ** rest)
+    log_binom = gammaln(n + 1) - gammaln(outcomes + 1) - gammaln(rest + 1)
+    pmf = np.exp(log_binom + xlogy(outcomes, p) + xlog1py(rest, -p))
+    return np.where(outcomes <= n, pmf, 0.0)
