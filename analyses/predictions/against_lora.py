@@ -7,10 +7,10 @@ should move and turn less by that much. Indicative: the two runs see different g
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from analyses.predictions.rows import Prediction, Row
-from subspace_lab.stats.seeds import MASK_FIELDS
+from subspace_lab.configurations import differ_in_mask_only
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from analyses.predictions.group import Group
     from subspace_lab.recording.run import Run
 
-MASK_SETTINGS = ("method", "rank_mask", *MASK_FIELDS)
 WHY = "masked and plain runs soon see different gradients"
 
 LENGTH_B = Prediction(
@@ -38,7 +37,7 @@ def find_lora(run: Run, runs: Sequence[Run]) -> Run | None:
     if run.mask_law is None or run.config.get("method") != "droplora":
         return None
     for other in runs:
-        if other.config.get("method") == "lora" and _rest(other.config) == _rest(run.config):
+        if other.config.get("method") == "lora" and differ_in_mask_only(other.config, run.config):
             return other
     return None
 
@@ -72,10 +71,6 @@ def against_lora(group: Group, lora: Group) -> Iterator[Row]:
         a, b = (np.stack([turn[step] for step in common]) for turn in turns)
         measured = float(np.median(a) / np.median(b))
         yield DRIFT.indicative(ratio, measured, scale=0.25 * ratio, why=WHY, samples=a.size)
-
-
-def _rest(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in MASK_SETTINGS}
 
 
 def _turns(group: Group) -> dict[int, NDArray[np.float64]]:

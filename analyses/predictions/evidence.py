@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -184,7 +183,7 @@ class Evidence:
             quantity: what it is, with its unit.
         """
         from analyses.predictions.against_lora import find_lora
-        from subspace_lab.stats.seeds import label_configurations
+        from subspace_lab.configurations import label_configurations
 
         masked = {run.name: run for run in self.masked()}
         labels = label_configurations({name: run.config for name, run in masked.items()})
@@ -218,10 +217,9 @@ class Evidence:
 
 def kind_of(config: Mapping[str, Any], *, but: Sequence[str]) -> str:
     """Key of a configuration without its seed, what was recorded, and the named settings."""
-    from subspace_lab.stats.seeds import SEED_AND_RECORDING
+    from subspace_lab.configurations import identity, without_seed
 
-    left = {k: v for k, v in config.items() if k not in (*SEED_AND_RECORDING, *but)}
-    return json.dumps(left, sort_keys=True, default=str)
+    return identity(without_seed(config, but=but))
 
 
 def _score(run: Run) -> Measurement | None:

@@ -190,9 +190,9 @@ def _judge_gains(evidence: Evidence, verdict: Callable[[Sequence[Comparison]], V
 
 
 def _mask_text(config: Mapping[str, Any]) -> str:
-    from subspace_lab.stats.seeds import MASK_FIELDS
+    from subspace_lab.configurations import MASK
 
-    text = ", ".join(f"{name} {config[name]}" for name in MASK_FIELDS if name in config)
+    text = ", ".join(f"{name} {config[name]}" for name in MASK if name in config)
     return text or "masked"
 
 

@@ -9,12 +9,11 @@ from decimal import ROUND_HALF_UP, Decimal
 import pandas as pd
 import pytest
 
-from analyses import published
-from analyses._paper_figures import draw_pruning_rates, draw_ranks
-from analyses._paper_layout import as_markdown
-from analyses.paper_tables import compute
-from analyses.published import AVERAGE, COMMONSENSE, LLAMA2, LLAMA3, TABLES
-from analyses.published_datasets import TABLE_6
+from analyses.paper_tables import compute, published
+from analyses.paper_tables.datasets import TABLE_6
+from analyses.paper_tables.figures import draw_pruning_rates, draw_ranks
+from analyses.paper_tables.layout import as_markdown
+from analyses.paper_tables.published import AVERAGE, COMMONSENSE, LLAMA2, LLAMA3, TABLES
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation import records
 from subspace_lab.recording import files
@@ -256,7 +255,7 @@ def test_layout(make_run):
     assert "| PIQA | CS | 16.1K | 1,830 [1] | Option |" in sixth
     assert "[1] seven of the PIQA accuracies" in sixth
     assert "| 87.00 /" in text.split("Table 2")[0]
-    assert text.count("Nothing of this table was run.") == 3
+    assert text.count("No measured results for this table.") == 3
 
 
 def test_accuracies_of_0_percent_have_wilsons_interval(make_run):
@@ -309,7 +308,9 @@ def test_command_writes_tables_and_figures(make_run, tmp_path):
     done = command("analyses.paper_tables", "--runs", run.path, "--out", out, "--format", "png")
     assert done.returncode == 0, done.stderr
     assert {p.name for p in out.iterdir()} == {
+        "paper_tables.parquet",
         "paper_tables.csv",
+        "paper_tables.json",
         "paper_tables.md",
         "figure2.png",
         "figure3.png",

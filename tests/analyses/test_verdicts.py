@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analyses.paper_tables.published import TABLE_1
 from analyses.predictions import gains, judges
 from analyses.predictions.evidence import Comparison, Evidence, seeds_needed
 from analyses.predictions.paper import CLAIMS
-from analyses.published import TABLE_1
 from subspace_lab.stats.multiple import holm
 
 RANK, Q = 8, 0.5

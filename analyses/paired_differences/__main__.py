@@ -1,0 +1,6 @@
+"""`python -m analyses.paired_differences`."""
+
+from analyses.kit import run_analysis
+from analyses.paired_differences import ANALYSIS
+
+run_analysis(ANALYSIS)
