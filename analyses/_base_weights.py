@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-    from subspace_lab.recording.factors import Factors
-    from subspace_lab.recording.run import Run
+    from subspace_lab.linalg.factors import Factors
+    from subspace_lab.runs.run import Run
 
 
 class UnreadableWeightError(UserError):
@@ -37,7 +37,7 @@ class BaseWeights:
     """
 
     def __init__(self, folder: Path, *, remark: str = "") -> None:
-        from subspace_lab.recording import files
+        from subspace_lab import files
 
         self.folder, self.remark, self.has_conv1d = folder, remark, False
         self._file_of: dict[str, Path] = {}
@@ -89,8 +89,8 @@ class BaseWeights:
             UnreadableWeightError: if there is none that can be read without a guess.
             UserError: if it has another shape.
         """
-        from subspace_lab.recording import files
-        from subspace_lab.recording.factors import weight_matrix
+        from subspace_lab import files
+        from subspace_lab.linalg.factors import weight_matrix
 
         quantized = self.codes(factors.module) is not None
         name = self.find(factors.module)
@@ -130,7 +130,7 @@ class BaseWeights:
 
     def _header(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Read the type and shape of a stored tensor."""
-        from subspace_lab.recording import files
+        from subspace_lab import files
 
         with files.open_tensors(self._file_of[name]) as tensors:
             stored = tensors.get_slice(name)
@@ -145,7 +145,7 @@ class BaseWeights:
             ) from error
 
     def _dequantized(self, name: str, codes: Tensor) -> Tensor:
-        from subspace_lab.recording import files
+        from subspace_lab import files
 
         scale_name = self._companion(name, self._header(name)[0])
         assert scale_name is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from subspace_lab.recording.run import Run
+    from subspace_lab.runs.run import Run
 
 SPLIT = (
     "not converted to the original base, which was changed at the start (PiSSA, MiLoRA, OLoRA "

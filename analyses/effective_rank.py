@@ -59,7 +59,7 @@ from subspace_lab.figures.curves import (
 )
 from subspace_lab.figures.style import PREDICTION, legend_below, new_figure, step_axis
 from subspace_lab.linalg import Measure
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 
 MEASURES: tuple[Measure, ...] = ("numerical", "entropy", "stable", "participation", "energy90")
 MATRICES = {

@@ -45,12 +45,12 @@ from subspace_lab.figures.curves import (
     thin,
 )
 from subspace_lab.figures.style import legend_below, new_figure, step_axis
-from subspace_lab.recording.cores import RankCore
-from subspace_lab.recording.run import Run
+from subspace_lab.linalg.rank_core import RankCore, Since
+from subspace_lab.runs.run import Run
 from subspace_lab.theory.adam import squared_leakage
 
 SIDES = {"row": "row space of A", "column": "column space of B"}
-SINCE = {"previous": "step", "start": "start"}  # as in the table, and in a core
+SINCE: tuple[Since, ...] = ("previous", "start")
 
 
 def compute(
@@ -85,9 +85,8 @@ def compute(
         angles, norms = [], []
         for frame in (core.row, core.column):
             for since in SINCE:
-                motion = getattr(frame, SINCE[since])
-                angles.append(linalg.principal_angles(frame.now(), frame.then(motion)))
-                norms.append(motion.norm)
+                angles.append(linalg.principal_angles(frame.now(), frame.before(since)))
+                norms.append(frame.displacement(since).norm)
         shape = (*batch.finite.shape, len(SIDES), len(SINCE))
         stacked = torch.stack(angles, dim=-2).unflatten(-2, shape[-2:])  # (T, M, side, since, r)
         largest = stacked.nan_to_num(-1.0).amax(-1)
@@ -118,8 +117,8 @@ def _leakage(core: RankCore, masks: kit.StepMasks | None, batch: kit.CoreBatch) 
     where = torch.from_numpy(recorded)
     dropped = ~torch.from_numpy(masks.at(batch.steps[recorded], batch.modules["module"]))
     for side, frame in enumerate((core.row, core.column)):
-        if frame.step is not None:
-            squares = frame.step.coordinates[where].square().sum(-2)  # (T, M, r)
+        if frame.previous is not None:
+            squares = frame.previous.coordinates[where].square().sum(-2)  # (T, M, r)
             leakage[where, :, side, 0] = (squares * dropped).sum(-1) / squares.sum(-1)
     return leakage
 

@@ -26,7 +26,8 @@ from subspace_lab.figures.style import (
     new_figure,
     step_axis,
 )
-from subspace_lab.recording.run import Run, evaluations
+from subspace_lab.runs.metrics import evaluations
+from subspace_lab.runs.run import Run
 
 COLUMNS = {
     "loss": ("training loss", "nats/token"),

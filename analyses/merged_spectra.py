@@ -39,9 +39,10 @@ from subspace_lab.errors import UserError
 from subspace_lab.figures.categories import draw_by_category
 from subspace_lab.figures.curves import draw_curves, draw_names, looks, sample_note
 from subspace_lab.figures.style import legend_below, new_figure
-from subspace_lab.recording.factors import Factors
-from subspace_lab.recording.peft_folder import AdapterFolder, DoraUpdate, dora_whole_update
-from subspace_lab.recording.run import Run
+from subspace_lab.linalg.dora import DoraUpdate, dora_whole_update
+from subspace_lab.linalg.factors import Factors
+from subspace_lab.peft_files.adapter_folder import AdapterFolder
+from subspace_lab.runs.run import Run
 
 MATRICES = ("update", "base", "merged")  # the first, which no run lacks, carries its label
 ALL_VECTORS_UP_TO = 1024  # a dense SVD takes a second up to here

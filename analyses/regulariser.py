@@ -43,7 +43,7 @@ from subspace_lab.figures.curves import (
     thin,
 )
 from subspace_lab.figures.style import PREDICTION, legend_below, new_figure, step_axis
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.theory import masked_moments
 from subspace_lab.theory.regulariser import explicit_regulariser, nuclear_norm_bound
 

@@ -44,7 +44,7 @@ from subspace_lab.figures.curves import (
     thin,
 )
 from subspace_lab.figures.style import legend_below, new_figure, step_axis
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.theory.mask_overlap import exact_k_overlap_pmf, jaccard_moments
 
 SIDES = {"row": "row space of A", "column": "column space of B"}

@@ -15,7 +15,7 @@ from subspace_lab.configurations import (
     without_seed,
 )
 from subspace_lab.errors import UserError
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 
 METHODS = {
     "lora": "LoRA",

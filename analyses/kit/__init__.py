@@ -13,7 +13,7 @@ from analyses.kit.selection import open_named_runs, select_modules, select_steps
 from analyses.kit.summaries import medians_at_last_step
 from analyses.kit.tables import concatenate, evaluated_rows, grid_table, ragged, rows_note
 from analyses.kit.writing import default_folder, write_comparison
-from subspace_lab.recording.core_batches import CoreBatch
+from subspace_lab.runs.core_batches import CoreBatch
 
 __all__ = [
     "Analysis",

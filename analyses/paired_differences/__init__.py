@@ -36,7 +36,7 @@ from analyses.paired_differences.pairing import (
     tasks_without_answers,
 )
 from subspace_lab.errors import UserError
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 
 COLUMNS = [
     "configuration", "method", *SETTINGS, "task", "measure", "mean", "low", "high", "seeds",

@@ -18,7 +18,7 @@ from analyses.comparisons.scores import (
     check_same_evaluation,
     scored_groups,
 )
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.stats.intervals import accuracy_over_seeds, all_alike, mean_interval
 from subspace_lab.stats.paired import sign_flip_test
 

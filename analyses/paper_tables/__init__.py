@@ -31,7 +31,7 @@ from analyses.paper_tables.figures import draw_pruning_rates, draw_ranks
 from analyses.paper_tables.layout import as_markdown
 from analyses.paper_tables.published import AVERAGE, LLAMA2, TABLE_5, TABLES, RankRow, Row, Table
 from analyses.paper_tables.results import Result, collect
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.stats.intervals import accuracy_over_seeds, mean_interval
 
 COLUMNS = [

@@ -11,7 +11,7 @@ from analyses.comparisons.configurations import check_same_problem, describe
 from analyses.comparisons.scores import Scored, check_same_evaluation, scored_groups
 from analyses.paper_tables.published import AVERAGE, LLAMA2, LLAMA3, Table
 from subspace_lab.configurations import in_effect
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 
 MODELS = {r"llama-?2-7b": LLAMA2, r"llama-?3-8b": LLAMA3}
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from subspace_lab import files
 from subspace_lab.configurations import different_settings
 from subspace_lab.errors import UserError
-from subspace_lab.recording import files
 from subspace_lab.recording.writer import discard_unfinished
 from subspace_lab.training.config import TrainConfig
 

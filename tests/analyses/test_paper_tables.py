@@ -14,10 +14,10 @@ from analyses.paper_tables.datasets import TABLE_6
 from analyses.paper_tables.figures import draw_pruning_rates, draw_ranks
 from analyses.paper_tables.layout import as_markdown
 from analyses.paper_tables.published import AVERAGE, COMMONSENSE, LLAMA2, LLAMA3, TABLES
+from subspace_lab import files
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation import records
-from subspace_lab.recording import files
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.training.config import TrainConfig
 from tests.training.conftest import command
 
