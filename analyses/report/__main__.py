@@ -1,0 +1,6 @@
+"""`python -m analyses.report`."""
+
+from analyses.kit import run_analysis
+from analyses.report import ANALYSIS
+
+run_analysis(ANALYSIS)
