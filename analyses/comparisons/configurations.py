@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from subspace_lab.configurations import (
     MASK,
     PROBLEM,
@@ -92,7 +94,7 @@ def mask_text(settings: Mapping[str, Any]) -> str:
     >>> mask_text({"granularity": "step", "rescale": False, "sampling": "exact-k"})
     'exact-k step mask, not rescaled'
     """
-    if not settings["granularity"]:
+    if pd.isna(settings["granularity"]):
         return ""
     exactly = "exact-k " if settings.get("sampling") == "exact-k" else ""
     scale = "rescaled" if settings["rescale"] else "not rescaled"

@@ -1,5 +1,3 @@
-"""`python -m analyses.paired_differences`."""
-
 from analyses.kit import run_analysis
 from analyses.paired_differences import ANALYSIS
 

@@ -1,5 +1,3 @@
-"""`python -m analyses.paper_tables`."""
-
 from analyses.kit import run_analysis
 from analyses.paper_tables import ANALYSIS
 

@@ -1,5 +1,3 @@
-"""`python -m analyses.report`."""
-
 from analyses.kit import run_analysis
 from analyses.report import ANALYSIS
 

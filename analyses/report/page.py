@@ -75,7 +75,7 @@ def _cells(texts: Iterable[str]) -> str:
 def _texts(row: Any) -> Iterator[str]:
     """Yield the cells of a run; empty where it has no such number."""
     mask, match, evaluated = "none", "", "nothing"
-    if row.granularity:
+    if pd.notna(row.granularity):
         rescale = "× 1/keep_prob" if row.rescale else "not rescaled"
         mask = f"per {row.granularity}, keep_prob {row.keep_prob:g}, {rescale}"
     if row.examples > 0:

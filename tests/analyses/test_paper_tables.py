@@ -299,7 +299,10 @@ def test_figures_hold_measured_and_published(make_run):
     assert drawn.lines[0].get_xdata().tolist() == pytest.approx([0.3, 0.5])
     assert drawn.lines[0].get_ydata().tolist() == pytest.approx([70, 50])
     ranks = draw_ranks(table).axes[0]
-    assert len(ranks.containers) == 3
+    assert [curve.get_label() for curve in ranks.containers] == [
+        "LLaMA2-7B: LoRA",
+        *(f"LLaMA2-7B: DropLoRA, step mask, rescaled, keep_prob {keep}" for keep in (0.5, 0.7)),
+    ]
 
 
 def test_command_writes_tables_and_figures(make_run, tmp_path):

@@ -76,6 +76,14 @@ def test_the_overview_is_what_the_files_say(runs):
     assert shown["none"]["evaluated on"] == "nothing" and shown["none"]["exact match"] == ""
 
 
+def test_a_run_without_a_mask_says_so_beside_one_with_a_mask(runs, tmp_path):
+    shutil.copytree(runs["none"].path, tmp_path / "plain")
+    plain = Run(tmp_path / "plain")
+    plain.description["mask"] = None
+    shown = cells(render(compute([plain, runs["none"]])))
+    assert shown["plain"]["mask"] == "none" and shown["none"]["mask"].startswith("per step")
+
+
 def test_a_run_of_another_script_gets_a_page(run, command, tmp_path):
     folder = tmp_path / "own"
     shutil.copytree(run.path, folder)
