@@ -7,8 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analyses.paper_tables.datasets import TABLE_6
-from analyses.paper_tables.published import TABLES
+from analyses.paper_tables.published import TABLE_6, TABLES
 from subspace_lab.stats.intervals import Interval, spread_text
 
 TITLES = {table.number: table.title for table in TABLES}

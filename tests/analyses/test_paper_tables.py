@@ -10,16 +10,17 @@ import pandas as pd
 import pytest
 
 from analyses.paper_tables import compute, published
-from analyses.paper_tables.datasets import TABLE_6
 from analyses.paper_tables.figures import draw_pruning_rates, draw_ranks
 from analyses.paper_tables.layout import as_markdown
-from analyses.paper_tables.published import AVERAGE, COMMONSENSE, LLAMA2, LLAMA3, TABLES
+from analyses.paper_tables.published import AVERAGE, LLAMA2, LLAMA3, TABLE_6, TABLES
 from subspace_lab import files
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation import records
 from subspace_lab.runs.run import Run
 from subspace_lab.training.config import TrainConfig
 from tests.training.conftest import command
+
+COMMONSENSE = TABLES[0].columns
 
 
 @pytest.fixture
@@ -79,12 +80,12 @@ def test_rows_whose_average_is_not_theirs_are_exactly_the_noted_ones():
         (1, LLAMA2, "DropLoRA"),
         *((1, LLAMA3, name) for name in ("MiLoRA (cited)", "LoRA", "DoRA")),
     }
-    noted = {(1, model, method) for model, method, _ in published.TABLE_1.notes}
+    noted = {(1, model, method) for model, method, _ in TABLES[0].notes}
     assert wrong < noted
 
 
 def test_the_gains_in_the_notes_are_those_of_the_rows():
-    rows = {(row.model, row.label): row for row in published.TABLE_1.rows}
+    rows = {(row.model, row.label): row for row in TABLES[0].rows}
     for model, own, lora, gain in (
         (LLAMA2, "84.901", "84.384", "0.518"),
         (LLAMA3, "87.609", "86.798", "0.811"),
@@ -94,7 +95,7 @@ def test_the_gains_in_the_notes_are_those_of_the_rows():
         values = [value.quantize(Decimal("0.001"), ROUND_HALF_UP) for value in averages]
         assert list(map(str, values)) == [own, lora]
         assert str((averages[0] - averages[1]).quantize(Decimal("0.001"), ROUND_HALF_UP)) == gain
-        note = published.TABLE_1.notes[model, "DropLoRA", AVERAGE]
+        note = TABLES[0].notes[model, "DropLoRA", AVERAGE]
         assert all(number in note for number in (own, lora, gain))
     assert average(rows[LLAMA2, "DoRA"]) == average(rows[LLAMA2, "LoRA"])
 

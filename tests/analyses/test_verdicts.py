@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.paper_tables.published import TABLE_1
+from analyses.paper_tables.published import TABLES
 from analyses.predictions import gains, judges
 from analyses.predictions.evidence import Comparison, Evidence, seeds_needed
 from analyses.predictions.paper import CLAIMS
@@ -408,8 +408,8 @@ SIZES = {
 def test_z_values_of_the_papers_average_gain(model, values):
     """The variance of a difference of accuracies is 2 p (1 - p) (1 - correlation) / n."""
     scores = {
-        row.method: dict(zip(TABLE_1.columns, row.scores, strict=False))
-        for row in TABLE_1.rows
+        row.method: dict(zip(TABLES[0].columns, row.scores, strict=False))
+        for row in TABLES[0].rows
         if row.model == model and not row.cited
     }
     lora, drop = (scores[method] for method in ("LoRA", "DropLoRA"))
