@@ -12,8 +12,8 @@ import pandas as pd
 from analyses.claims.differences import Difference, Measurement
 from analyses.mask_theory.against_lora import find_lora
 from analyses.mask_theory.prediction import Prediction
+from subspace_lab.configurations import label_configurations
 from subspace_lab.runs.run import Run
-from subspace_lab.stats.seeds import label_configurations
 
 Verdict = Literal["supported", "supported in part", "contradicted", "undecided", "not tested"]
 

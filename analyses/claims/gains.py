@@ -6,7 +6,6 @@ that any of them is called a difference by chance is at most 5 %.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -16,9 +15,9 @@ from analyses.claims.differences import LEVEL, Difference, Measurement, seeds_ne
 from analyses.claims.evidence import Evidence, Finding, Verdict, needs
 from analyses.kit import rows_note
 from analyses.mask_theory.inference import read_tables
+from subspace_lab.configurations import MASK, identity, without_seed
 from subspace_lab.runs.run import Run
 from subspace_lab.stats.multiple import holm
-from subspace_lab.stats.seeds import MASK_FIELDS, SEED_AND_RECORDING
 from subspace_lab.theory.mask_law import DEFAULT_LAW
 
 MIN_RANKS = 3
@@ -130,10 +129,9 @@ def less_gain_at_small_rank(evidence: Evidence) -> Finding:
 def gain_slopes(gains: Sequence[Difference]) -> list[Difference]:
     """Slope of the gain over log2(rank) by seed, for each kind of mask with enough ranks."""
     kinds: dict[str, list[Difference]] = {}
-    unused = (*SEED_AND_RECORDING, "rank", "alpha")
     for gain in gains:
-        kind = {name: value for name, value in gain.config.items() if name not in unused}
-        kinds.setdefault(json.dumps(kind, sort_keys=True, default=str), []).append(gain)
+        kind = identity(without_seed(gain.config, but=("rank", "alpha")))
+        kinds.setdefault(kind, []).append(gain)
     slopes = []
     for alike in kinds.values():
         alike.sort(key=lambda gain: gain.config["rank"])
@@ -153,7 +151,7 @@ def gain_slopes(gains: Sequence[Difference]) -> list[Difference]:
         )
         quantity = f"exact match for each doubling of the rank ({means})"
         config = alike[0].config
-        mask = ", ".join(f"{name} {config[name]}" for name in MASK_FIELDS if name in config)
+        mask = ", ".join(f"{name} {config[name]}" for name in MASK if name in config)
         slopes.append(Difference(mask or "masked", quantity, by_seed, alike[0].conditions, config))
     return slopes
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from analyses.kit.analysis import Analysis, Plot
 from analyses.kit.needs import Needs
@@ -109,27 +107,6 @@ def write_table(path: Path, table: pd.DataFrame, *, csv: bool) -> list[Path]:
     with files.replacing(beside) as unfinished:
         table.to_csv(unfinished, index=False)
     return [path, beside]
-
-
-def write_comparison(
-    folder: Path,
-    name: str,
-    table: pd.DataFrame,
-    text: str,
-    figures: Mapping[str, Figure],
-    form: str,
-) -> None:
-    """Write NAME.csv, NAME.md and the figures by their titles, and print the paths."""
-    writers: dict[str, Callable[[Path], object]] = {
-        f"{name}.csv": lambda path: table.to_csv(path, index=False),
-        f"{name}.md": lambda path: path.write_text(text, encoding="utf-8"),
-    }
-    for title, figure in figures.items():
-        writers[f"{title}.{form}"] = functools.partial(save, figure, format=form)
-    for file, write in writers.items():
-        with files.replacing(folder / file) as unfinished:
-            write(unfinished)
-        print(f"wrote {folder / file}")
 
 
 def default_folder(runs: Sequence[Run]) -> Path:

@@ -17,11 +17,10 @@ from analyses.mask_theory.comparison import Comparison, NotTestableError, indica
 from analyses.mask_theory.prediction import Need, Prediction, known, prediction
 from analyses.mask_theory.record import Group
 from subspace_lab import linalg
+from subspace_lab.configurations import differ_in_mask_only
 from subspace_lab.runs.run import Run
-from subspace_lab.stats.seeds import MASK_FIELDS
 from subspace_lab.theory.adam import effective_step_ratio
 
-MASK_SETTINGS = ("method", "rank_mask", *MASK_FIELDS)
 WHY = "masked and plain runs soon see different gradients"
 
 
@@ -55,13 +54,8 @@ def find_lora(run: Run, runs: Sequence[Run]) -> Run | None:
     """Find a LoRA run that differs from a masked `run` in its mask only."""
     if run.mask_law is None or run.config.get("method") != "droplora":
         return None
-    settings = _without_mask(run)
     loras = (other for other in runs if other.config.get("method") == "lora")
-    return next((other for other in loras if _without_mask(other) == settings), None)
-
-
-def _without_mask(run: Run) -> dict[str, object]:
-    return {name: value for name, value in run.config.items() if name not in MASK_SETTINGS}
+    return next((lora for lora in loras if differ_in_mask_only(lora.config, run.config)), None)
 
 
 def _length(factor: str, side: str) -> Prediction:

@@ -14,7 +14,7 @@ from analyses.claims.differences import Difference, seeds_needed
 from analyses.claims.evidence import Evidence
 from analyses.claims.paper import CLAIMS
 from analyses.mask_theory import observed_gates
-from analyses.published import TABLE_1
+from analyses.paper_tables.published import TABLES
 from subspace_lab.stats.multiple import holm
 from subspace_lab.theory.mask_law import MaskLaw, mask_law
 
@@ -414,8 +414,8 @@ SIZES = {
 def test_z_values_of_the_papers_average_gain(model, values):
     """The variance of a difference of accuracies is 2 p (1 - p) (1 - correlation) / n."""
     scores = {
-        row.method: dict(zip(TABLE_1.columns, row.scores, strict=False))
-        for row in TABLE_1.rows
+        row.method: dict(zip(TABLES[0].columns, row.scores, strict=False))
+        for row in TABLES[0].rows
         if row.model == model and not row.cited
     }
     lora, drop = (scores[method] for method in ("LoRA", "DropLoRA"))

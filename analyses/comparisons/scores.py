@@ -1,18 +1,18 @@
-"""What `python -m subspace_lab.evaluate` found about test examples, checked to be comparable."""
+"""Scores of `python -m subspace_lab.evaluate` on test examples, checked to be comparable."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from analyses._configurations import repetitions
+import pandas as pd
+
+from analyses.comparisons.configurations import repetitions
 from subspace_lab.errors import UserError
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from subspace_lab.runs.run import Run
+from subspace_lab.evaluation.records import FOLDER, read_summaries, way_of_measuring
+from subspace_lab import files
+from subspace_lab.runs.run import Run
 
 ACCURACY, LOSS = "accuracy", "loss"
 AVERAGE = "average"
@@ -28,9 +28,6 @@ class Scored:
 
     def rows(self, task: str) -> pd.DataFrame:
         """Read the table of a task, one row per example."""
-        from subspace_lab import files
-        from subspace_lab.evaluation.records import FOLDER
-
         return files.read_table(self.run.path / FOLDER / f"{task}.parquet")
 
     def examples(self, task: str) -> tuple[Any, ...]:
@@ -50,7 +47,7 @@ def scored_groups(
     """Read the scores of the runs that have any, one list per configuration.
 
     Args:
-        runs: runs; those without a configuration or without scores on test examples are left out
+        runs: runs; those without a configuration or without scores on test examples are excluded
             (`excluded_runs` names them).
         tasks: only these; None: all.
 
@@ -88,8 +85,6 @@ def excluded_runs(runs: Iterable[Run], *, on_all_tasks: bool) -> list[str]:
 
 
 def _read(run: Run, tasks: Collection[str] | None = None) -> Scored:
-    from subspace_lab.evaluation.records import read_summaries
-
     return Scored(
         run,
         {
@@ -126,8 +121,6 @@ def check_same_evaluation(scored: Sequence[Scored]) -> None:
     Raises:
         UserError: if two runs differ in metric, settings, step or examples of a task.
     """
-    from subspace_lab.evaluation.records import way_of_measuring
-
     known: dict[str, tuple[Run, dict[str, Any]]] = {}
     for one in scored:
         for task, summary in one.summaries.items():
@@ -148,12 +141,12 @@ def _check_same_examples(task: str, scored: Sequence[Scored]) -> None:
     for one in scored:
         sets.setdefault(one.examples(task), []).append(one)
     if len(sets) > 1:
-        told = "; ".join(
+        listed = "; ".join(
             f"{', '.join(str(one.run.path) for one in members)} ({len(examples)} examples)"
             for examples, members in sets.items()
         )
         raise UserError(
-            f"{task} was not evaluated on the same examples in {told}: evaluate these runs again, "
+            f"{task} was not evaluated on the same examples in {listed}: evaluate these runs again, "
             f"each with {_command('RUN', {task: scored[0].summaries[task]})} and the same "
             "--examples, --seed and --data_dir, if any"
         )

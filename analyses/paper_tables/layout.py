@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from analyses.published import TABLES
-from analyses.published_datasets import TABLE_6
+import pandas as pd
+
+from analyses.paper_tables.published import TABLE_6, TABLES
 from subspace_lab.stats.intervals import Interval, spread_text
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TITLES = {table.number: table.title for table in TABLES}
 TITLES[5] = "Ranks and pruning rates, average commonsense accuracy (%)"
@@ -20,13 +18,13 @@ values are of one run each; (cited) rows are those that the paper took from othe
 """
 
 
-def as_markdown(table: pd.DataFrame, *, remarks: Sequence[str] = ()) -> str:
+def as_markdown(table: pd.DataFrame) -> str:
     """Write Tables 1 to 6, and the remarks on runs that are not in them.
 
     A cell of Tables 1 to 5 is "published / measured ± half width (seeds)".
     """
     parts = [_one(number, table[table["table"] == number]) for number in TITLES]
-    if remarks:
+    if remarks := table.attrs.get("remarks"):
         parts += ["Not in the tables:\n", *(f"- {remark}" for remark in remarks)]
     return "\n".join([PREAMBLE, *parts[:5], _datasets(), *parts[5:]])
 
@@ -34,31 +32,20 @@ def as_markdown(table: pd.DataFrame, *, remarks: Sequence[str] = ()) -> str:
 def _one(number: int, rows: pd.DataFrame) -> str:
     columns = list(dict.fromkeys(rows["column"]))
     described = ["rank", "pruning rate"] if number == 5 else ["# parameters"]
-    header = ["model", "method", *described, "measured with", *columns]
-    lines = [
-        f"Table {number}. {TITLES[number]}",
-        "",
-        _line(header),
-        _line(["---"] * len(header)),
-    ]
     notes: list[str] = []
-    width = len(columns)
-    for start in range(0, len(rows), width):
-        cells: list[dict[str, Any]] = [
-            dict(zip(rows.columns, row, strict=True))
-            for row in rows.iloc[start : start + width].itertuples(index=False)
-        ]
-        first = cells[0]
+    lines = []
+    cells: list[dict[str, Any]] = rows.to_dict(orient="records")
+    for start in range(0, len(cells), len(columns)):
+        row = cells[start : start + len(columns)]
+        first = row[0]
+        facts = [first["parameters"]]
         if number == 5:
             facts = [str(first["rank"]), f"{first['prune_prob']:g}"]
-        else:
-            facts = [first["parameters"]]
         method = first["method"] + _mark(first["row_note"], notes)
-        values = [_cell(cell, notes) for cell in cells]
-        lines.append(_line([first["model"], method, *facts, first["settings"], *values]))
-    lines += [""] + [f"[{i}] {note}." for i, note in enumerate(notes, start=1)]
-    lines += _remark(rows)
-    return "\n".join(lines) + "\n"
+        values = [_cell(cell, notes) for cell in row]
+        lines.append([first["model"], method, *facts, first["settings"], *values])
+    header = ["model", "method", *described, "measured with", *columns]
+    return _table(number, TITLES[number], header, lines, [*_footnotes(notes), _examples(rows)])
 
 
 def _cell(cell: dict[str, Any], notes: list[str]) -> str:
@@ -77,34 +64,42 @@ def _mark(note: str, notes: list[str]) -> str:
     return f" [{len(notes)}]"
 
 
-def _remark(rows: pd.DataFrame) -> list[str]:
+def _footnotes(notes: Sequence[str]) -> list[str]:
+    return [f"[{number}] {note}." for number, note in enumerate(notes, start=1)]
+
+
+def _examples(rows: pd.DataFrame) -> str:
     measured = rows[rows["seeds"] > 0]
     if measured.empty:
-        return ["Nothing of this table was run."]
+        return "No measured results for this table."
     fewest = measured.groupby("column", sort=False)["examples"].min()
-    told = ", ".join(f"{column} {count:g}" for column, count in fewest.items())
-    return [f"Measured on at least so many test examples: {told}."]
+    counts = ", ".join(f"{column} {count:g}" for column, count in fewest.items())
+    return f"Minimum number of test examples: {counts}."
 
 
 def _datasets() -> str:
     notes: list[str] = []
     header = ["dataset", "domain", "# train", "# test", "answer"]
-    lines = ["Table 6. Data sets", "", _line(header), _line(["---"] * len(header))]
-    lines += [
-        _line(
-            [
-                row.name,
-                row.domain,
-                row.train + _mark(row.train_note, notes),
-                row.test + _mark(row.test_note, notes),
-                row.answer,
-            ]
-        )
+    lines = [
+        [
+            row.name,
+            row.domain,
+            row.train + _mark(row.train_note, notes),
+            row.test + _mark(row.test_note, notes),
+            row.answer,
+        ]
         for row in TABLE_6
     ]
-    lines += ["", *(f"[{i}] {note}." for i, note in enumerate(notes, start=1))]
-    return "\n".join(lines) + "\n"
+    return _table(6, "Data sets", header, lines, _footnotes(notes))
 
 
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _table(
+    number: int,
+    title: str,
+    header: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    remarks: Sequence[str],
+) -> str:
+    grid = [header, ["---"] * len(header), *lines]
+    rows = [f"| {' | '.join(cells)} |" for cells in grid]
+    return "\n".join([f"Table {number}. {title}", "", *rows, "", *remarks]) + "\n"
