@@ -196,10 +196,7 @@ def phi(group: Group) -> Comparison:
     angles = linalg.masked_angles(group.core(0).row.R, first, second)
     n = torch.tensor(group.modules["n"].tolist())
     null = random_squared_cosines(
-        n,
-        angles.kept_x - angles.shared,
-        angles.kept_y - angles.shared,
-        shared=angles.shared,
+        n, angles.kept_x - angles.shared, angles.kept_y - angles.shared, shared=angles.shared
     )
     smaller = torch.minimum(angles.kept_x, angles.kept_y).clamp(min=1)
     expected = (null / smaller).mean(0)

@@ -96,12 +96,10 @@ overlap = of_masks("overlap of next masks, mean", NOT_INDEPENDENT)(
     lambda group: chance.mean_of_counts(_overlaps(group, lag=1), pmf=_overlap_pmf(group))
 )
 
-
 # |M_t and M_{t+2}| follows the same law.
 lagged = of_masks("overlap at lag 2, mean", "masks two steps apart are not independent")(
     lambda group: chance.mean_of_counts(_overlaps(group, lag=2), pmf=_overlap_pmf(group))
 )
-
 
 # |M_t and M_{t+1}| has that distribution, not only its mean.
 overlap_law = of_masks("overlap of next masks, law", NOT_INDEPENDENT)(
@@ -157,7 +155,6 @@ def _jaccard_of_fixed_sizes(
 across = of_masks("overlap of two modules, mean", NOT_OF_THEIR_OWN)(
     lambda group: chance.mean_of_counts(_overlaps_of_modules(group), pmf=_overlap_pmf(group))
 )
-
 
 across_law = of_masks("overlap of two modules, law", NOT_OF_THEIR_OWN)(
     lambda group: chance.distribution_of_counts(

@@ -40,26 +40,25 @@ VANISHES = "the gradient vanishes, or is not finite"
 
 BATCH_KNOWN = Need(lambda group: _samples(group) is not None, "the batch size is not known")
 
-of_training = functools.partial(prediction, tests="training")
+of_first_steps = functools.partial(prediction, always=(FROM_ZERO, MASKS_KNOWN), tests="training")
 
 
-first_columns = of_training(
+first_columns = of_first_steps(
     "T15",
     "columns of B that step 1 moves",
     "the first step was not taken under the recorded mask: keep and prune swapped, masks per "
     "sample or token, or masks that differ between micro-batches",
-    FROM_ZERO,
-    MASKS_KNOWN,
 )(lambda group: no_exceptions(_moved_first(group) != group.masks_of(np.array([1]))[0]))
 
 
-@of_training(
+@prediction(
     "T1",
     "directions that step 1 left",
     "directions without a gradient are not as many as by chance",
     FROM_ZERO,
     DRAWN_IN_PASSES,
     BATCH_KNOWN,
+    tests="training",
 )
 def untouched(group: Group) -> Comparison:
     """With masks per sample, N of them, a column of B stays with probability (1 - q)^N.
@@ -75,12 +74,8 @@ def untouched(group: Group) -> Comparison:
     return chance.at_most(stayed, probability=probability, why=why)
 
 
-@of_training(
-    "T16",
-    "B's first moves: first kept step",
-    "steps were not taken under the recorded masks",
-    FROM_ZERO,
-    MASKS_KNOWN,
+@of_first_steps(
+    "T16", "B's first moves: first kept step", "steps were not taken under the recorded masks"
 )
 def first_moves_of_b(group: Group) -> Comparison:
     """b_i first moves on its first kept step."""
@@ -88,12 +83,10 @@ def first_moves_of_b(group: Group) -> Comparison:
     return no_exceptions(due != _first(known(group.displacements).column.step > 0))
 
 
-@of_training(
+@of_first_steps(
     "T16",
     "A's first moves: second kept step",
     "steps were not taken under the recorded masks",
-    FROM_ZERO,
-    MASKS_KNOWN,
     NO_DECAY,
 )
 def first_moves_of_a(group: Group) -> Comparison:
@@ -102,12 +95,10 @@ def first_moves_of_a(group: Group) -> Comparison:
     return no_exceptions(due != _first(known(group.displacements).row.step > 0))
 
 
-@of_training(
+@of_first_steps(
     "T16",
     "length of B's first moves",
     "Adam's first step on a direction does not have the length lr f(t)",
-    FROM_ZERO,
-    MASKS_KNOWN,
     ADAMW,
     LEARNING_RATES,
 )
@@ -135,13 +126,7 @@ def first_length(group: Group) -> Comparison:
     )
 
 
-@of_training(
-    "T15",
-    "rank of the first update",
-    "step 1 used more directions than its mask",
-    FROM_ZERO,
-    MASKS_KNOWN,
-)
+@of_first_steps("T15", "rank of the first update", "step 1 used more directions than its mask")
 def first_rank(group: Group) -> Comparison:
     """The update after step 1 has at most rank |M|."""
     kept = group.masks_of(np.array([1]))[0].sum(-1)

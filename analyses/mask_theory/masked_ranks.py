@@ -8,12 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from analyses.mask_theory.comparison import (
-    Comparison,
-    NotTestableError,
-    indicative,
-    no_exceptions,
-)
+from analyses.mask_theory.comparison import Comparison, NotTestableError, indicative, no_exceptions
 from analyses.mask_theory.norms import NEXT_MASKS, ROUNDING, masked_states
 from analyses.mask_theory.prediction import Prediction, known, prediction
 from analyses.mask_theory.record import Group
@@ -57,9 +52,7 @@ def weyl(group: Group) -> Comparison:
 
 
 @of_masked(
-    "Cauchy interlacing of A",
-    "singular values of masked A leave their bounds",
-    tests="identity",
+    "Cauchy interlacing of A", "singular values of masked A leave their bounds", tests="identity"
 )
 def cauchy(group: Group) -> Comparison:
     """The singular values of the kept rows of A lie within Cauchy's bounds."""

@@ -66,9 +66,7 @@ PLAIN_SGD = Need(
     OPTIMIZER,
 )
 NO_DECAY = Need(
-    lambda group: group.optimizer.weight_decay == 0,
-    "weight decay moves A at once",
-    OPTIMIZER,
+    lambda group: group.optimizer.weight_decay == 0, "weight decay moves A at once", OPTIMIZER
 )
 LEARNING_RATES = Need(
     lambda group: group.learning_rates(group.displacements.steps) is not None,

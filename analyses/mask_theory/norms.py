@@ -15,12 +15,7 @@ import torch
 from torch import Tensor
 
 from analyses.mask_theory import chance
-from analyses.mask_theory.comparison import (
-    Comparison,
-    NotTestableError,
-    indicative,
-    no_exceptions,
-)
+from analyses.mask_theory.comparison import Comparison, NotTestableError, indicative, no_exceptions
 from analyses.mask_theory.needs import CORES, STEP_MASKS
 from analyses.mask_theory.prediction import Need, Prediction, known, prediction
 from analyses.mask_theory.record import Group, once

@@ -92,10 +92,7 @@ def share(group: Group) -> Comparison:
 
 
 @of_gates(
-    "T1",
-    "gates are the recorded masks",
-    "the layers did not use the masks that were recorded",
-    STEP_MASKS,
+    "T1", "gates are the recorded masks", "the layers did not use the recorded masks", STEP_MASKS
 )
 def as_recorded(group: Group) -> Comparison:
     """Step gates are the recorded mask of their step."""
@@ -111,25 +108,18 @@ def as_recorded(group: Group) -> Comparison:
 
 
 over_tokens = of_gates(
-    "T7",
-    "gates constant over tokens",
-    "the tokens of a row have masks of their own",
-    SHARED_BY_TOKENS,
+    "T7", "gates constant over tokens", "tokens have masks of their own", SHARED_BY_TOKENS
 )(lambda group: _no_variation(group, dim=2))
 
-
 over_rows = of_gates(
-    "T7",
-    "gates constant over rows",
-    "the rows of a batch have masks of their own",
-    SHARED_BY_SAMPLES,
+    "T7", "gates constant over rows", "examples have masks of their own", SHARED_BY_SAMPLES
 )(lambda group: _no_variation(group, dim=1))
 
 
 @of_gates(
     "T10",
     "gates constant over micro-batches",
-    "the forward passes of a step have masks of their own",
+    "forward passes have masks of their own",
     SHARED_BY_SAMPLES,
 )
 def over_calls(group: Group) -> Comparison:
@@ -147,26 +137,15 @@ def over_calls(group: Group) -> Comparison:
 
 # Masks per token overlap in q^2 r directions on average.
 tokens_differ = of_gates(
-    "T7",
-    "overlap of two tokens, mean",
-    "tokens do not have independent masks of their own",
-    TOKEN_MASKS,
+    "T7", "overlap of two tokens, mean", "tokens do not have independent masks", TOKEN_MASKS
 )(lambda group: _mean_overlap(group, dim=2))
 
-
 rows_differ = of_gates(
-    "T7",
-    "overlap of two rows, mean",
-    "rows do not have independent masks of their own",
-    DRAWN_IN_PASSES,
+    "T7", "overlap of two rows, mean", "examples do not have independent masks", DRAWN_IN_PASSES
 )(lambda group: _mean_overlap(group, dim=1))
 
-
 steps_differ = of_gates(
-    "T7",
-    "overlap of two passes, mean",
-    "forward passes do not have independent masks",
-    DRAWN_IN_PASSES,
+    "T7", "overlap of two passes, mean", "passes do not have independent masks", DRAWN_IN_PASSES
 )(lambda group: _mean_overlap(group, dim=0))
 
 
