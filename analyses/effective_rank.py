@@ -102,7 +102,7 @@ def compute(
         known = ", ".join(get_args(linalg.Measure))
         raise UserError(f"there is no measure {', '.join(sorted(unknown))}: choose among {known}")
     masks = kit.StepMasks(run) if run.mask_steps else None
-    keep_prob = (run.mask_law or {}).get("keep_prob", float("nan"))
+    keep_prob = run.mask_law.keep_prob if run.mask_law else float("nan")
     remark = remark_on_product(run)
     product = "product" if remark else "update"
 

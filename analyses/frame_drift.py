@@ -33,7 +33,6 @@ import torch
 from matplotlib.figure import Figure
 
 from analyses import kit
-from analyses._mask_laws import law_of, moments_of
 from subspace_lab import linalg
 from subspace_lab.figures.curves import (
     draw_curves,
@@ -78,7 +77,7 @@ def compute(
     kit.check_needs(run, kit.Needs.DISPLACEMENTS)
     moved = [step for step in (run.steps if steps is None else steps) if step > 0]
     masks = kit.StepMasks(run) if run.mask_steps else None
-    law = law_of(run) if masks is not None and run.config.get("optimizer") == "adamw" else None
+    law = run.mask_law if masks is not None and run.config.get("optimizer") == "adamw" else None
 
     def of_batch(batch: kit.CoreBatch) -> pd.DataFrame:
         core = batch.core
@@ -92,8 +91,7 @@ def compute(
         largest = stacked.nan_to_num(-1.0).amax(-1)
         expected = np.nan
         if law is not None:
-            keep_prob = float(moments_of(law, core.row.R.shape[-1]).mean[0])
-            expected = squared_leakage(keep_prob=keep_prob)
+            expected = squared_leakage(keep_prob=law.keep_prob)
         columns = {
             "angles": kit.ragged(stacked.flatten(0, -2).numpy()).reshape(shape),
             "max_angle": largest.where(largest >= 0, torch.nan),

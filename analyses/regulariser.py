@@ -31,8 +31,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analyses import kit
-from analyses._mask_laws import law_of, moments_of
-from subspace_lab.adapters.mask_law import MaskLaw
 from subspace_lab.figures.curves import (
     Looks,
     draw_curves,
@@ -45,7 +43,7 @@ from subspace_lab.figures.curves import (
 from subspace_lab.figures.style import PREDICTION, legend_below, new_figure, step_axis
 from subspace_lab.runs.run import Run
 from subspace_lab.theory import masked_moments
-from subspace_lab.theory.regulariser import explicit_regulariser, nuclear_norm_bound
+from subspace_lab.theory.regularizer import explicit_regularizer, nuclear_norm_bound
 
 LABELS = {"regulariser": "R", "least": "least R of the same ΔW"}
 
@@ -68,14 +66,14 @@ def compute(
         where there is none), `masked_mean` and `masked_std` (what its law predicts; the latter nan
         for exact-k masks). Ratios are nan where dW = 0.
     """
-    law = law_of(run)
+    law = run.mask_law
     masks = kit.StepMasks(run) if law is not None and len(run.mask_steps) else None
 
     def of_batch(batch: kit.CoreBatch) -> pd.DataFrame:
         B, A = batch.core.column.R, batch.core.row.R.mT
         squared = batch.core.scaling**2
         norm = (batch.core.norm() ** 2).masked_fill(batch.core.norm() == 0, float("nan"))
-        R, least = squared * explicit_regulariser(B, A), squared * nuclear_norm_bound(B, A)
+        R, least = squared * explicit_regularizer(B, A), squared * nuclear_norm_bound(B, A)
         columns = {
             "regulariser": R,
             "least": least,
@@ -95,10 +93,10 @@ def _under_masks(
     names = ("penalty", "masked", "masked_mean", "masked_std")
     columns = {name: torch.full(B.shape[:-2], torch.nan, dtype=torch.float64) for name in names}
     if law is not None:
-        moments, factor = moments_of(law, B.shape[-1]), (batch.core.scaling * law.factor) ** 2
+        moments, factor = law.moments(B.shape[-1]), (batch.core.scaling * law.factor) ** 2
         columns["penalty"] = factor * masked_moments.output_energy_variance(B, A, moments)
         columns["masked_mean"] = factor * masked_moments.expected_output_energy(B, A, moments)
-        if law.sampling == "bernoulli":
+        if law.independent_gates:
             variance = masked_moments.variance_of_output_energy(B, A, keep_prob=law.keep_prob)
             columns["masked_std"] = factor * variance.sqrt()
         if masks is not None:

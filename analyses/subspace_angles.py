@@ -45,9 +45,10 @@ from subspace_lab.figures.curves import (
 )
 from subspace_lab.figures.style import legend_below, new_figure, step_axis
 from subspace_lab.runs.run import Run
-from subspace_lab.theory.mask_overlap import exact_k_overlap_pmf, jaccard_moments
+from subspace_lab.theory.mask_law import MaskLaw
 
 SIDES = {"row": "row space of A", "column": "column space of B"}
+EXPECTATIONS = ("expected_kept", "expected_shared", "expected_jaccard", "null_phi")
 LARGEST_NULL_RANK = 128  # the null's expectation enumerates some r^3 / 6 overlaps
 
 
@@ -148,52 +149,25 @@ def _describe(angles: torch.Tensor) -> dict[str, Any]:
 
 def _expected(run: Run, batch: kit.CoreBatch) -> dict[str, Any]:
     """Columns of expectations under the run's mask law, (T, M, space, side) or a number."""
-    law = run.mask_law or {}
-    rank, q = int(batch.modules["r"].iloc[0]), float(law.get("keep_prob", "nan"))
-    kept, shared, jaccard = _expected_overlap(rank, q, law.get("sampling") == "exact-k")
+    law, rank = run.mask_law, int(batch.modules["r"].iloc[0])
+    if law is None:
+        return dict.fromkeys(EXPECTATIONS, np.nan)
+    mean = law.moments(rank).mean
     shape = (len(batch.steps), len(batch.modules), 2, len(SIDES))
     null = np.full(shape, np.nan)
     for side, size in enumerate(("n", "m")):
         lengths = batch.modules[size]
-        null[:, :, 1, side] = [
-            null_phi(int(n), rank, q, law.get("sampling") == "exact-k") for n in lengths
-        ]
-    return {
-        "expected_kept": kept,
-        "expected_shared": shared,
-        "expected_jaccard": jaccard,
-        "null_phi": null,
-    }
+        null[:, :, 1, side] = [null_phi(int(n), rank, law) for n in lengths]
+    expectations = (mean.sum(), (mean**2).sum(), law.jaccard(rank), null)
+    return dict(zip(EXPECTATIONS, expectations, strict=True))
 
 
 @functools.cache
-def _expected_overlap(rank: int, keep_prob: float, exact_k: bool) -> tuple[float, float, float]:
-    """Mean number kept, number shared, and Jaccard index."""
-    if keep_prob != keep_prob:
-        return float("nan"), float("nan"), float("nan")
-    if not exact_k:
-        jaccard = jaccard_moments(rank, keep_prob=keep_prob).mean
-        return keep_prob * rank, keep_prob**2 * rank, jaccard
-    kept = round(keep_prob * rank)
-    overlap = np.arange(rank + 1)
-    pmf = exact_k_overlap_pmf(rank, kept=kept)
-    return kept, float(pmf @ overlap), float(pmf @ (overlap / np.maximum(2 * kept - overlap, 1)))
-
-
-@functools.cache
-def null_phi(n: int, rank: int, keep_prob: float, exact_k: bool) -> float:
+def null_phi(n: int, rank: int, law: MaskLaw) -> float:
     """Mean phi of two masks of a Gaussian frame (n, rank); nan where it is not known."""
-    if rank > min(n, LARGEST_NULL_RANK) or keep_prob != keep_prob:
+    if rank > min(n, LARGEST_NULL_RANK):
         return float("nan")
-    if not exact_k:
-        return linalg.null_overlap(n, rank, keep_prob=keep_prob).phi
-    kept = round(keep_prob * rank)
-    pmf = exact_k_overlap_pmf(rank, kept=kept)[: kept + 1]
-    moments = [
-        linalg.random_angle_moments(n, kept - i, kept - i, shared=i).mean if p else 0.0
-        for i, p in enumerate(pmf)
-    ]
-    return float(pmf @ np.array(moments)) / kept
+    return linalg.null_overlap(n, law.kept_pmf(rank)).phi
 
 
 def draw(table: pd.DataFrame) -> Figure:

@@ -10,7 +10,6 @@ what it reads has changed since.
 from __future__ import annotations
 
 import argparse
-import importlib
 import shlex
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from analyses.kit import Analysis, run_analysis
 from analyses.registry import all_analyses
+from subspace_lab import train
 
 RUNS = {
     "lora": ["--method", "lora"],
@@ -51,11 +51,14 @@ def main() -> None:
     started = time.monotonic()
     folders = {name: arguments.out / name for name in RUNS}
     for name, folder in folders.items():
-        train = ["subspace_lab.train", "--config", arguments.preset, *RUNS[name]]
-        run(*train, "--out", str(folder), "--resume", "true")
+        command = ["--config", arguments.preset, *RUNS[name], "--out", str(folder)]
+        sys.argv = ["subspace_lab.train", *command, "--resume", "true"]
+        announce(*sys.argv)
+        train.main()
     named = [part for folder in folders.values() for part in ("--run", str(folder))]
     comparisons = arguments.out / "comparisons"
-    for analysis in (one for one in all_analyses().values() if one.reading):
+    known = all_analyses()
+    for analysis in (one for one in known.values() if one.reading):
         if analysis.compares:
             read = [*arguments.out.glob("*/run.json"), *arguments.out.glob("*/analyses/*.parquet")]
             analyze(analysis, read, comparisons, *named, "--out", str(comparisons))
@@ -64,12 +67,11 @@ def main() -> None:
             folder, options = folders[name], OPTIONS.get(analysis.name, [])
             read = [folder / "run.json"]
             analyze(analysis, read, folder / "analyses", "--run", str(folder), *options)
-    report = arguments.out / "report.html"
-    claims = arguments.out / "claims"
-    run("analyses.claims", *named, "--out", str(claims))
-    made = ("--comparisons", str(comparisons), "--claims", str(claims / "claims.html"))
-    run("analyses.report", *named, *made, "--out", str(report))
-    print(f"demo finished in {(time.monotonic() - started) / 60:.1f} minutes: open {report}")
+    page = arguments.out / "report.html"
+    command = [*named, "--comparisons", str(comparisons), "--out", str(page)]
+    announce("analyses.report", *command)
+    run_analysis(known["report"], command)
+    print(f"demo finished in {(time.monotonic() - started) / 60:.1f} minutes: open {page}")
 
 
 def analyze(analysis: Analysis, read: Sequence[Path], out: Path, *arguments: str) -> None:
@@ -80,13 +82,6 @@ def analyze(analysis: Analysis, read: Sequence[Path], out: Path, *arguments: str
         return
     announce(f"analyses.{analysis.name}", *arguments)
     run_analysis(analysis, arguments)
-
-
-def run(module: str, *arguments: str) -> None:
-    """Print `python -m MODULE ...` and do the same in this process, where torch is imported."""
-    announce(module, *arguments)
-    sys.argv = [module, *arguments]
-    importlib.import_module(module).main()
 
 
 def announce(module: str, *arguments: str) -> None:

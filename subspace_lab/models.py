@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 POCKET = Path(__file__).parent / "pocket"
+FORMER_NAMES = {"bundled": "smollm2"}
+"""Names of bases in runs of version 0.1.0, and those of today."""
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WEIGHT_ENDINGS = ("*.safetensors", "*.bin", "*.gguf")
 
@@ -58,7 +60,8 @@ def find_base(name: str) -> Base:
     """
     if name == "pocket":
         return Base(name, str(POCKET), "procedural text only, about 2 M parameters")
-    if name in ("smollm2", "bundled"):  # the second: in runs of version 0.1.0
+    name = FORMER_NAMES.get(name, name)
+    if name == "smollm2":
         remark = "4-bit quantisation (Q4_1), dequantised: not the published checkpoint"
         return Base("smollm2", str(_dequantized_smollm2()), remark)
     if Path(name).is_dir():

@@ -110,7 +110,7 @@ def test_a_run_has_one_writer_at_a_time(tmp_path):
     ("module", "arguments", "reason"),
     [
         ("subspace_lab.train", ["--config", "pocket"], "cannot be written"),
-        ("subspace_lab.sweep", ["--config", "methods"], "is no folder"),
+        ("subspace_lab.sweep", ["--config", "methods"], "is not a folder"),
         ("analyses.report", ["--run", "RUN"], "cannot be written"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from analyses import paired_differences, paper_tables
-from analyses._configurations import repetitions
+from analyses.comparisons.configurations import repetitions
 from analyses.kit import label
 from subspace_lab import files, models
 from subspace_lab.errors import UserError

@@ -32,7 +32,6 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analyses import kit
-from analyses._mask_laws import law_of
 from analyses.ensemble_vs_single.figure import draw, figure_table, scale_curve
 from analyses.ensemble_vs_single.predictors import score_predictors
 from subspace_lab.errors import UserError, check_counts
@@ -87,7 +86,7 @@ def compute(
         of_step = {
             "split": run.evaluated_split,
             "predicted_scale": predicted_scale(run, trained.step),
-            "keep_prob": (run.mask_law or {}).get("keep_prob", float("nan")),
+            "keep_prob": run.mask_law.keep_prob if run.mask_law else float("nan"),
             "dtype": trained.dtype,
         }
         parts.append(pd.DataFrame({"run": run.name, "step": trained.step, **scores, **of_step}))
@@ -100,7 +99,7 @@ def predicted_scale(run: Run, step: int) -> float:
     c* = s [q + (1 - q) rho], rho = sum ||b_i||^2 ||a_i||^2 / ||B A||^2, summed over modules;
     nan for a run without masks. Exact for one linear layer with squared loss, indicative here.
     """
-    if (law := law_of(run)) is None:
+    if (law := run.mask_law) is None:
         return float("nan")
     products = updates = 0.0
     for batch in run.cores(steps=[step], displacements=False):

@@ -21,7 +21,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses._mask_laws import UNMASKED
 from subspace_lab import teacher_forcing
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.evaluation.responses import ResponseBatch, response_batches
@@ -29,6 +28,7 @@ from subspace_lab.evaluation.trained_model import TrainedModel
 from subspace_lab.runs.run import Run
 from subspace_lab.tasks.examples import Example
 from subspace_lab.theory.ensembles import arithmetic_ensemble, geometric_ensemble, jensen_gap
+from subspace_lab.theory.mask_law import DEFAULT_LAW
 
 SCALES = (0.5, 0.75, 1.25, 1.5)
 FIRST_DRAW = 1 << 40
@@ -126,11 +126,12 @@ def predictors(
     The base is the update at scale 0; where training split it, that was W_res and not the base,
     which gets the scale nan.
     """
-    law = run.mask_law or UNMASKED
-    chosen = {name: law[name] for name in ("keep_prob", "rescale", "sampling")}
+    law = run.mask_law or DEFAULT_LAW
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the adapter is trained already is the point here
-        mask = RankMask(**chosen, granularity="step", seed=seed).attach(trained.model)
+        mask = RankMask(
+            law.keep_prob, rescale=law.rescale, sampling=law.sampling, seed=seed
+        ).attach(trained.model)
     ranks = dict(zip(run.modules["module"], run.modules["r"], strict=True))
 
     def under(values: Mapping[str, Tensor]) -> Context:

@@ -33,15 +33,14 @@ import torch
 from tqdm import tqdm
 
 from analyses import kit
-from analyses._mask_laws import UNMASKED, law_of
 from analyses.gate_expansion.figure import MIN_EXAMPLES, ORDERS, draw, figure_table
 from analyses.gate_expansion.gated_loss import GatedLoss
-from subspace_lab.adapters.mask_law import MaskLaw
 from subspace_lab.errors import UserError, check_counts
 from subspace_lab.evaluation.trained_model import TrainedModel, evaluation_examples, load_trained
 from subspace_lab.runs.run import Run
 from subspace_lab.tasks.examples import Example
 from subspace_lab.theory.gates import GateGap, average_gap, gate_gap
+from subspace_lab.theory.mask_law import DEFAULT_LAW, MaskLaw
 
 
 def compute(
@@ -79,8 +78,8 @@ def compute(
     check_counts(examples=examples)
     if modules is not None:
         raise UserError("gate_expansion evaluates whole models: omit `modules`")
-    law = law_of(run) or MaskLaw(**UNMASKED)
-    if law.sampling != "bernoulli":
+    law = run.mask_law or DEFAULT_LAW
+    if not law.independent_gates:
         raise UserError(
             f"{run.path} draws exactly k directions, and the expansion is of independent gates: "
             "choose a run with `sampling` bernoulli"

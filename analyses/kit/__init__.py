@@ -12,7 +12,7 @@ from analyses.kit.notes import print_notes
 from analyses.kit.selection import open_named_runs, select_modules, select_steps
 from analyses.kit.summaries import medians_at_last_step
 from analyses.kit.tables import concatenate, evaluated_examples, examples_note, grid_table, ragged
-from analyses.kit.writing import default_folder, write_comparison
+from analyses.kit.writing import default_folder
 from subspace_lab.runs.core_batches import CoreBatch
 
 __all__ = [
@@ -42,5 +42,4 @@ __all__ = [
     "run_analysis",
     "select_modules",
     "select_steps",
-    "write_comparison",
 ]

@@ -35,6 +35,7 @@ from subspace_lab.runs.described import Described
 from subspace_lab.runs.left_out import coverage, left_out
 from subspace_lab.runs.metrics import evaluations, read_metrics
 from subspace_lab.runs.observed_gates import Gates, read_gates
+from subspace_lab.theory.mask_law import MaskLaw, mask_law
 
 
 class Run(Described):
@@ -64,9 +65,10 @@ class Run(Described):
         return f"Run({str(self.path)!r})"
 
     @property
-    def mask_law(self) -> dict[str, Any] | None:
-        """The law of the rank masks, as `MaskLaw`'s fields; None where nothing was masked."""
-        return self.description.get("mask")
+    def mask_law(self) -> MaskLaw | None:
+        """The law of the rank masks; None where nothing was masked."""
+        settings = self.description.get("mask")
+        return None if settings is None else mask_law(**settings)
 
     @property
     def adapter_folders(self) -> dict[int, Path]:
@@ -154,7 +156,7 @@ class Run(Described):
     @property
     def steps_without_mask(self) -> list[int]:
         """The steps whose masks are missing from the record of a run that has one mask a step."""
-        if (self.mask_law or {}).get("granularity") != "step":
+        if self.mask_law is None or self.mask_law.granularity != "step":
             return []
         recorded = self.mask_steps
         last = max([*recorded, *self.core_steps], default=0)

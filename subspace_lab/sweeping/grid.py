@@ -19,15 +19,15 @@ import collections
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
 
+from subspace_lab.configurations import MASK, identity, in_effect
 from subspace_lab.errors import UserError
-from subspace_lab.stats.seeds import MASK_FIELDS
 from subspace_lab.training.command_line import parse, training_parser
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.presets import CONFIGS
@@ -108,7 +108,7 @@ def read_sweep(name: str | Path) -> Sweep:
                 f"{path} selects {selection.field} but evaluates on {job.config.eval_split}: what "
                 "is selected must be selected on eval_split validation"
             )
-        jobs.setdefault(_identity(job.config), job)
+        jobs.setdefault(identity(in_effect(job.config.to_dict())), job)
     _check_names(path, jobs.values())
     if selection is not None:
         _check_choice(path, selection, jobs.values())
@@ -209,9 +209,8 @@ def _make_job(
     arguments = [f"--config={preset}" for preset in chosen]
     arguments += [f"--{name}={_flag(value)}" for name, value in {**shared, **own}.items()]
     config = TrainConfig(**parse(parser, arguments))
-    unused = () if config.masked else MASK_FIELDS
-    told = {key: value for key, value in values.items() if key not in unused}
-    return Job(_folder_name(told), told, tuple(arguments), config)
+    shown = {key: value for key, value in values.items() if config.masked or key not in MASK}
+    return Job(_folder_name(shown), shown, tuple(arguments), config)
 
 
 def _flag(value: Any) -> str:
@@ -221,14 +220,6 @@ def _flag(value: Any) -> str:
 def _folder_name(values: Mapping[str, Any]) -> str:
     parts = (f"{key}={'+'.join(map(str, _listed(value)))}" for key, value in values.items())
     return ",".join(parts).replace("/", "-").replace(" ", "") or "run"
-
-
-def _identity(config: TrainConfig) -> str:
-    """Tell configurations apart by what takes effect: a mask's fields do so under a mask only."""
-    if not config.masked:
-        default = TrainConfig()
-        config = replace(config, **{name: getattr(default, name) for name in MASK_FIELDS})
-    return json.dumps(config.to_dict(), sort_keys=True)
 
 
 def _listed(value: Any) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from filelock import Timeout
 
 from subspace_lab import files
+from subspace_lab.configurations import different_settings
 from subspace_lab.errors import UserError
 from subspace_lab.recording.lock import run_lock
 
@@ -37,18 +38,19 @@ def refuse_other_runs(sweep: Sweep, out: Path) -> None:
     """Check that the runs in a sweep's folder are those of its file, which may have changed since.
 
     Raises:
-        UserError: if the folder is none, or holds a run of another configuration.
+        UserError: if it is not a folder, or holds a run of another configuration.
     """
     nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not nearest.is_dir():
-        raise UserError(f"{nearest} is no folder: choose another --out")
+        raise UserError(f"{nearest} is not a folder: choose another --out")
     for job in sweep.jobs:
         description = out / job.name / "run.json"
         if not description.is_file():
             continue
-        found, wanted = files.read_json(description).get("config"), job.config.to_dict()
-        if found is not None and found != wanted:
-            names = sorted(name for name in found | wanted if found.get(name) != wanted.get(name))
+        recorded = files.read_json(description).get("config")
+        if recorded is None:
+            continue
+        if names := different_settings(recorded, job.config.to_dict()):
             raise UserError(
                 f"{out / job.name} differs from the sweep file in {', '.join(names)}: choose "
                 "another --out"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from subspace_lab.theory.enumeration import check_keep_prob
+from subspace_lab.theory._checks import check_keep_prob
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,13 @@ def gauge_matrix(
     """
     B, A = B.double(), A.double()
     return B.mT @ B - A @ A.mT
+
+
+def balance_slope(
+    A_change: Float[Tensor, " pairs"], B_change: Float[Tensor, " pairs"]
+) -> Float[Tensor, ""]:
+    """Slope of (B^T dB)_ij on (dA A^T)_ij over pairs of kept directions: 1 where C is conserved."""
+    return (A_change * B_change).sum() / A_change.square().sum()
 
 
 def sgd_gauge_step(

@@ -11,10 +11,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
-from scipy import stats
+from jaxtyping import Float, Int
+from scipy.special import binom, gammaln, xlog1py, xlogy
 
-from subspace_lab.theory.enumeration import check_keep_prob
+from subspace_lab.theory._checks import check_keep_prob, check_kept
+
+MAX_PRODUCT = 100
+"""Number of gates up to which a binomial probability is a product without over- or underflow."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,12 @@ class Bounds:
     upper: float
 
 
+def kept_pmf(rank: int, *, keep_prob: float) -> Float[np.ndarray, " rank_plus_1"]:
+    """Law Bin(r, q) of |M|, as P(0), ..., P(r)."""
+    check_keep_prob(keep_prob)
+    return _binomial_pmf(np.arange(rank + 1), rank, keep_prob)
+
+
 def mask_overlap_pmf(
     rank: int, *, keep_prob: float, kept: int | None = None
 ) -> Float[np.ndarray, " rank_plus_1"]:
@@ -48,9 +57,9 @@ def mask_overlap_pmf(
     check_keep_prob(keep_prob)
     overlap = np.arange(rank + 1)
     if kept is None:
-        return np.asarray(stats.binom.pmf(overlap, rank, keep_prob**2))
-    _check_kept(rank, kept)
-    return np.asarray(stats.binom.pmf(overlap, kept, keep_prob))
+        return _binomial_pmf(overlap, rank, keep_prob**2)
+    check_kept(kept, rank)
+    return _binomial_pmf(overlap, kept, keep_prob)
 
 
 def exact_k_overlap_pmf(
@@ -65,9 +74,11 @@ def exact_k_overlap_pmf(
     [0.1667, 0.6667, 0.1667]
     """
     next_kept = kept if next_kept is None else next_kept
-    _check_kept(rank, kept)
-    _check_kept(rank, next_kept)
-    return np.asarray(stats.hypergeom.pmf(np.arange(rank + 1), rank, kept, next_kept))
+    check_kept(kept, rank)
+    check_kept(next_kept, rank)
+    overlap = np.arange(rank + 1)
+    chosen = binom(kept, overlap) * binom(rank - kept, next_kept - overlap)
+    return np.asarray(chosen / binom(rank, next_kept))
 
 
 def jaccard_moments(rank: int, *, keep_prob: float) -> JaccardMoments:
@@ -82,7 +93,7 @@ def jaccard_moments(rank: int, *, keep_prob: float) -> JaccardMoments:
     check_keep_prob(keep_prob)
     theta = keep_prob / (2 - keep_prob)
     union = np.arange(1, rank + 1)
-    nonempty = stats.binom.pmf(union, rank, keep_prob * (2 - keep_prob))
+    nonempty = _binomial_pmf(union, rank, keep_prob * (2 - keep_prob))
     empty = (1 - keep_prob) ** (2 * rank)
     variance = theta * (1 - theta) * float(nonempty @ (1 / union)) / (1 - empty)
     return JaccardMoments(
@@ -118,6 +129,34 @@ def mask_collision_rate(rank: int, *, keep_prob: float) -> float:
 def expected_equal_pairs(rank: int, *, keep_prob: float, steps: int) -> float:
     """Expected number C(T, 2) (q^2 + (1 - q)^2)^r of pairs of equal masks among T steps."""
     return math.comb(steps, 2) * mask_collision_rate(rank, keep_prob=keep_prob)
+
+
+def equal_pairs_variance(rank: int, *, keep_prob: float, steps: int) -> float:
+    """Variance of the number of pairs of equal masks among T steps.
+
+    C(T, 2) p (1 - p) + T (T - 1) (T - 2) (p_3 - p^2), with p = (q^2 + (1 - q)^2)^r and
+    p_3 = (q^3 + (1 - q)^3)^r: pairs that share a mask are correlated unless q = 1/2.
+    """
+    pair = mask_collision_rate(rank, keep_prob=keep_prob)
+    triple = (keep_prob**3 + (1 - keep_prob) ** 3) ** rank
+    variance = math.comb(steps, 2) * pair * (1 - pair)
+    return variance + steps * (steps - 1) * (steps - 2) * (triple - pair**2)
+
+
+def coverage_pmf(directions: int, *, keep_prob: float) -> Float[np.ndarray, " steps"]:
+    """Law of the step T by which each of R directions has been kept, P(T = 0), P(T = 1), ...
+
+    P(T <= t) = (1 - (1 - q)^t)^R, up to where the rest is below 1e-18.
+
+    >>> coverage_pmf(2, keep_prob=0.5)[:3].tolist()
+    [0.0, 0.25, 0.3125]
+    """
+    check_keep_prob(keep_prob)
+    if keep_prob == 1:
+        return np.array([0.0, 1.0])
+    last = math.ceil(math.log(1e-18 / directions) / math.log1p(-keep_prob))
+    cdf = (-np.expm1(np.arange(last + 1) * math.log1p(-keep_prob))) ** directions
+    return np.diff(cdf, prepend=0)
 
 
 def coverage_time(directions: int, *, keep_prob: float) -> float:
@@ -175,6 +214,13 @@ def untouched_probability(*, keep_prob: float, tokens: int) -> float:
     return (1 - keep_prob) ** tokens
 
 
-def _check_kept(rank: int, kept: int) -> None:
-    if not 0 <= kept <= rank:
-        raise ValueError(f"kept must lie between 0 and rank = {rank}, not be {kept}")
+def _binomial_pmf(
+    outcomes: Int[np.ndarray, " outcomes"], n: int, p: float
+) -> Float[np.ndarray, " outcomes"]:
+    """P(X = k) for X ~ Bin(n, p); `scipy.stats`, which has it, takes long to import."""
+    rest = np.maximum(n - outcomes, 0)
+    if n <= MAX_PRODUCT:
+        return np.asarray(binom(n, outcomes) * p**outcomes * (1 - p) ** rest)
+    log_binom = gammaln(n + 1) - gammaln(outcomes + 1) - gammaln(rest + 1)
+    pmf = np.exp(log_binom + xlogy(outcomes, p) + xlog1py(rest, -p))
+    return np.where(outcomes <= n, pmf, 0.0)

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analyses._paired_layout import as_markdown, plot
-from analyses._scores import AVERAGE
-from analyses.paired_differences import compute, remarks
+from analyses.comparisons.scores import AVERAGE
+from analyses.paired_differences import compute
+from analyses.paired_differences.layout import as_markdown, draw
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation import records
 from subspace_lab.runs.run import Run
@@ -121,8 +121,8 @@ def test_only_common_seeds_are_paired_and_the_others_named(runs, tmp_path):
     assert found["paired_seeds"] == 1
     assert np.isnan(found["difference_low"])  # one seed has no interval
     assert np.isnan(row(table, "MiLoRA", "boolq", "loss")["difference"])
-    assert remarks([*known, once]) == []
-    assert remarks([*known, once, unpaired]) == [
+    assert compute([*known, once]).attrs["remarks"] == []
+    assert compute([*known, once, unpaired]).attrs["remarks"] == [
         f"MiLoRA, seed 7: not paired, since LoRA has no accuracy of {task} for that seed"
         for task in ("boolq", "arc_easy")
     ]
@@ -176,7 +176,7 @@ def test_runs_without_scores_are_named(runs, tmp_path):
     )
     (tmp_path / "script").mkdir()
     (tmp_path / "script" / "run.json").write_text(json.dumps({"modules": []}))
-    said = remarks([*known, nothing, partly, Run(tmp_path / "script")])
+    said = compute([*known, nothing, partly, Run(tmp_path / "script")]).attrs["remarks"]
     command = "run python -m subspace_lab.evaluate --run"
     assert said == [
         f"{nothing.path} was not evaluated on test examples: {command} {nothing.path} "
@@ -194,7 +194,9 @@ def test_tasks_without_right_answers_are_named(runs):
         summary = records.summarize(table, task="mt_bench", metric="score", column="score")
         records.write(run.path, table, summary)
     assert set(compute(known)["task"]) == {"boolq", "arc_easy", AVERAGE}
-    assert remarks(known) == ["mt_bench: its table does not say which examples are right"]
+    assert compute(known).attrs["remarks"] == [
+        "mt_bench: its table does not say which examples are right"
+    ]
 
 
 @pytest.mark.parametrize(("loss", "ends"), [(2.0, "0.0 [0.0, 8.8]"), (0.5, "100.0 [91.2, 100.0]")])
@@ -207,7 +209,7 @@ def test_accuracies_of_0_and_100_percent_have_wilsons_interval(tmp_path, loss, e
         for method in ("lora", "dora")
         for seed in range(3)
     ]  # fmt: skip
-    assert f"| LoRA | {ends} (3) |" in as_markdown(compute(found), baseline="LoRA")
+    assert f"| LoRA | {ends} (3) |" in as_markdown(compute(found))
 
 
 def test_seeds_that_all_differ_alike_have_no_interval(tmp_path):
@@ -223,7 +225,7 @@ def test_seeds_that_all_differ_alike_have_no_interval(tmp_path):
     accuracy = row(table, "DoRA", "boolq", "accuracy")
     assert accuracy["difference"] == pytest.approx(0.1)
     assert np.isnan(accuracy["difference_low"])
-    text = as_markdown(table, baseline="LoRA")
+    text = as_markdown(table)
     assert f"| DoRA | +10.0 ({100 * accuracy['examples_error']:.1f}) |" in text
     assert "| LoRA | 25.0 [14.2, 40.2] (3) |" in text  # Wilson's for 10 of 40
 
@@ -240,7 +242,7 @@ def test_a_diverged_run_makes_no_mean(runs, tmp_path):
     found = row(table, "DoRA", "boolq", "loss")
     unknown = ["mean", "low", "difference", "difference_low", "p_value"]
     assert np.isnan(found[unknown].tolist()).all()
-    assert "| nan (3)" in as_markdown(table, baseline="LoRA")
+    assert "| nan (3)" in as_markdown(table)
 
 
 def test_masks_are_named_and_doubles_refused(runs, tmp_path):
@@ -320,7 +322,7 @@ def test_tasks_scored_under_disjoint_seeds_have_no_average(tmp_path):
     ]
     table = compute(found)
     assert set(table["task"]) == {"boolq", "piqa"}
-    (panel, _) = plot(table, baseline="LoRA").axes
+    (panel, _) = draw(table).axes
     assert [label.get_text() for label in panel.get_yticklabels()] == ["DoRA, piqa", "DoRA, boolq"]
 
 
@@ -340,12 +342,12 @@ def test_validation_rows_are_no_scores(runs, tmp_path):
 
 def test_tables_and_figure_say_what_they_show(runs):
     table = compute(runs[0])
-    text = as_markdown(table, baseline="LoRA")
+    text = as_markdown(table)
     assert text.count("| LoRA |") == 2  # in the tables of means only
     assert text.count("| PiSSA |") == 4
     accuracy = row(table, "PiSSA", AVERAGE, "accuracy")
     assert f"{100 * accuracy['difference']:+.1f} [" in text
-    panels = plot(table, baseline="LoRA").axes
+    panels = draw(table).axes
     assert [panel.get_xlabel() for panel in panels] == ["percentage points", "nats/token"]
 
 

@@ -9,18 +9,18 @@ from decimal import ROUND_HALF_UP, Decimal
 import pandas as pd
 import pytest
 
-from analyses import published
-from analyses._paper_figures import draw_pruning_rates, draw_ranks
-from analyses._paper_layout import as_markdown
-from analyses.paper_tables import compute
-from analyses.published import AVERAGE, COMMONSENSE, LLAMA2, LLAMA3, TABLES
-from analyses.published_datasets import TABLE_6
+from analyses.paper_tables import compute, published
+from analyses.paper_tables.figures import draw_pruning_rates, draw_ranks
+from analyses.paper_tables.layout import as_markdown
+from analyses.paper_tables.published import AVERAGE, LLAMA2, LLAMA3, TABLE_6, TABLES
 from subspace_lab import files
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation import records
 from subspace_lab.runs.run import Run
 from subspace_lab.training.config import TrainConfig
 from tests.training.conftest import command
+
+COMMONSENSE = TABLES[0].columns
 
 
 @pytest.fixture
@@ -80,12 +80,12 @@ def test_rows_whose_average_is_not_theirs_are_exactly_the_noted_ones():
         (1, LLAMA2, "DropLoRA"),
         *((1, LLAMA3, name) for name in ("MiLoRA (cited)", "LoRA", "DoRA")),
     }
-    noted = {(1, model, method) for model, method, _ in published.TABLE_1.notes}
+    noted = {(1, model, method) for model, method, _ in TABLES[0].notes}
     assert wrong < noted
 
 
 def test_the_gains_in_the_notes_are_those_of_the_rows():
-    rows = {(row.model, row.label): row for row in published.TABLE_1.rows}
+    rows = {(row.model, row.label): row for row in TABLES[0].rows}
     for model, own, lora, gain in (
         (LLAMA2, "84.901", "84.384", "0.518"),
         (LLAMA3, "87.609", "86.798", "0.811"),
@@ -95,7 +95,7 @@ def test_the_gains_in_the_notes_are_those_of_the_rows():
         values = [value.quantize(Decimal("0.001"), ROUND_HALF_UP) for value in averages]
         assert list(map(str, values)) == [own, lora]
         assert str((averages[0] - averages[1]).quantize(Decimal("0.001"), ROUND_HALF_UP)) == gain
-        note = published.TABLE_1.notes[model, "DropLoRA", AVERAGE]
+        note = TABLES[0].notes[model, "DropLoRA", AVERAGE]
         assert all(number in note for number in (own, lora, gain))
     assert average(rows[LLAMA2, "DoRA"]) == average(rows[LLAMA2, "LoRA"])
 
@@ -256,7 +256,7 @@ def test_layout(make_run):
     assert "| PIQA | CS | 16.1K | 1,830 [1] | Option |" in sixth
     assert "[1] seven of the PIQA accuracies" in sixth
     assert "| 87.00 /" in text.split("Table 2")[0]
-    assert text.count("Nothing of this table was run.") == 3
+    assert text.count("No measured results for this table.") == 3
 
 
 def test_accuracies_of_0_percent_have_wilsons_interval(make_run):
@@ -300,7 +300,10 @@ def test_figures_hold_measured_and_published(make_run):
     assert drawn.lines[0].get_xdata().tolist() == pytest.approx([0.3, 0.5])
     assert drawn.lines[0].get_ydata().tolist() == pytest.approx([70, 50])
     ranks = draw_ranks(table).axes[0]
-    assert len(ranks.containers) == 3
+    assert [curve.get_label() for curve in ranks.containers] == [
+        "LLaMA2-7B: LoRA",
+        *(f"LLaMA2-7B: DropLoRA, step mask, rescaled, keep_prob {keep}" for keep in (0.5, 0.7)),
+    ]
 
 
 def test_command_writes_tables_and_figures(make_run, tmp_path):
@@ -309,7 +312,9 @@ def test_command_writes_tables_and_figures(make_run, tmp_path):
     done = command("analyses.paper_tables", "--runs", run.path, "--out", out, "--format", "png")
     assert done.returncode == 0, done.stderr
     assert {p.name for p in out.iterdir()} == {
+        "paper_tables.parquet",
         "paper_tables.csv",
+        "paper_tables.json",
         "paper_tables.md",
         "figure2.png",
         "figure3.png",

@@ -16,7 +16,9 @@ import pytest
 from analyses import learning_curves
 from analyses.kit.tables import concatenate
 from analyses.registry import all_analyses
-from analyses.report import _tables, render
+from analyses.report import compute
+from analyses.report.page import render
+from analyses.report.sections import tables_of
 from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
 from subspace_lab.training.config import TrainConfig
@@ -51,7 +53,7 @@ def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def test_the_overview_is_what_the_files_say(runs):
-    shown = cells(render(list(runs.values())))
+    shown = cells(render(compute(list(runs.values()))))
     for split in ("test", "validation"):
         found, folder = shown[split], runs[split].path
         records = pq.read_table(folder / "metrics.parquet").to_pylist()
@@ -64,7 +66,7 @@ def test_the_overview_is_what_the_files_say(runs):
         low, high = wilson(last["eval_exact_match"], 12)
         matches = f"{first['eval_exact_match']:.2f} → {last['eval_exact_match']:.2f}"
         assert found["exact match"] == f"{matches} [{abs(low):.2f}, {high:.2f}]"
-        assert found["evaluated on"] == f"12 {split} rows"
+        assert found["evaluated on"] == f"12 {split} examples"
         times = [row["seconds"] for row in records if row["step"] > 0]
         assert found["step time"] == f"{statistics.median(times):.2f} s"
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -72,6 +74,14 @@ def test_the_overview_is_what_the_files_say(runs):
         assert (found["method"], found["steps"]) == ("droplora", "6")
         assert found["mask"] == "per step, keep_prob 0.5, × 1/keep_prob"
     assert shown["none"]["evaluated on"] == "nothing" and shown["none"]["exact match"] == ""
+
+
+def test_a_run_without_a_mask_says_so_beside_one_with_a_mask(runs, tmp_path):
+    shutil.copytree(runs["none"].path, tmp_path / "plain")
+    plain = Run(tmp_path / "plain")
+    plain.description["mask"] = None
+    shown = cells(render(compute([plain, runs["none"]])))
+    assert shown["plain"]["mask"] == "none" and shown["none"]["mask"].startswith("per step")
 
 
 def test_a_run_of_another_script_gets_a_page(run, command, tmp_path):
@@ -145,7 +155,7 @@ def test_everything_that_a_run_says_is_escaped(runs, tmp_path):
     run.description["config"] |= dict.fromkeys(("method", "eval_split", "task", "base"), evil)
     run.description["mask"] |= {"granularity": evil}
     run.description["provenance"] |= {"base": evil, "base_remark": evil}
-    page = render([run])
+    page = render(compute([run]))
     assert not re.search("<script|<b>|<i>reason", page)
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;&amp;") == 5
     assert "not analyzed: &lt;i&gt;reason&lt;/i&gt;." in page
@@ -155,11 +165,11 @@ def test_a_comparison_of_all_runs_is_read_from_its_folder(runs, run, command, tm
     pair = ["--run", runs["test"].path, "--run", run.path]
     made = command("mask_theory", *pair, "--out", tmp_path, "--format", "none")
     assert made.code == 0, made.err
-    tables = _tables(all_analyses()["mask_theory"], list(runs.values()), tmp_path)
+    tables = tables_of(all_analyses()["mask_theory"], list(runs.values()), tmp_path)
     assert [one.name for one in tables] == ["test"]  # neither those of others nor of other runs
     whole = pd.read_parquet(tmp_path / "mask_theory.parquet")
     assert len(tables[runs["test"]]) == (whole["run"] == "test").sum() > 20
-    page = render(list(runs.values()), comparisons=tmp_path)
+    page = render(compute(list(runs.values()), comparisons=tmp_path))
     assert "Without validation, none: it was not computed." in page
     missing = command("report", *pair, "--comparisons", tmp_path / "no", "--out", tmp_path / "page")
     assert_one_sentence(missing, tmp_path / "no", "mask_theory")

@@ -1,0 +1,151 @@
+"""What a set of runs shows about the paper's claims, in numbers with their sample sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import pandas as pd
+
+from analyses.claims.differences import Difference, Measurement
+from analyses.mask_theory.against_lora import find_lora
+from analyses.mask_theory.prediction import Prediction
+from subspace_lab.configurations import label_configurations
+from subspace_lab.runs.run import Run
+
+Verdict = Literal["supported", "supported in part", "contradicted", "undecided", "not tested"]
+
+ABOUT_TRAINING = ("training", "masks drawn")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What these runs show of one claim.
+
+    Attributes:
+        verdict: never more than the runs show.
+        shown: the measured numbers; of an untested claim, what it would need.
+    """
+
+    verdict: Verdict
+    shown: str
+
+
+def needs(text: str) -> Finding:
+    """Say that a claim was not tested, and what that would need."""
+    return Finding("not tested", f"Not tested by these runs: needs {text}.")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Runs, and the table of `mask_theory` about them.
+
+    Attributes:
+        runs: all runs.
+        table: what predictions were compared with.
+    """
+
+    runs: Sequence[Run]
+    table: pd.DataFrame
+
+    @cached_property
+    def excluded(self) -> dict[str, list[str]]:
+        """Runs that were not trained as they say, with the predictions that show it.
+
+        Only predictions about the training and its masks count, where the table tells them apart.
+        """
+        rows = self.table[~self.table["agrees"].fillna(True)]
+        if "tests" in rows:
+            rows = rows[rows["tests"].isin(ABOUT_TRAINING)]
+        return {
+            str(run): [
+                f"{row.prediction}: predicted {row.predicted:.4g}, measured {row.measured:.4g}"
+                for row in of_run.itertuples()
+            ]
+            for run, of_run in rows.groupby("run", observed=True, sort=False)
+        }
+
+    def masked(self, *, granularity: str | None = None) -> list[Run]:
+        """List the masked runs of a granularity (None: any) that were trained as they say."""
+        return [
+            run
+            for run in self.runs
+            if run.mask_law is not None
+            and run.name not in self.excluded
+            and granularity in (None, run.mask_law.granularity)
+        ]
+
+    @property
+    def lora(self) -> list[Run]:
+        """The runs of plain LoRA that were trained as they say."""
+        trained = (run for run in self.runs if run.name not in self.excluded)
+        return [run for run in trained if run.config.get("method") == "lora"]
+
+    def rows(self, prediction: Prediction, runs: Sequence[Run]) -> pd.DataFrame:
+        """Give the rows of a prediction about some runs."""
+        names = [run.name for run in runs]
+        chosen = (self.table["prediction"] == prediction.name) & self.table["run"].isin(names)
+        return self.table[chosen]
+
+    def measured(self, prediction: Prediction, runs: Sequence[Run]) -> pd.Series[float]:
+        """Give what was measured of a prediction in some runs."""
+        return self.rows(prediction, runs)["measured"]
+
+    def quote(self, prediction: Prediction, runs: Sequence[Run]) -> str:
+        """Quote measured numbers with their sample sizes, `NAME 0.51 (n = 6,400), ...`."""
+        return ", ".join(
+            f"{row.run} {row.measured:.3g} (n = {row.samples:,})"
+            for row in self.rows(prediction, runs).itertuples()
+        )
+
+    def against_lora(
+        self, measure: Callable[[Run], Measurement | None], *, quantity: str
+    ) -> list[Difference]:
+        """Compare each masked configuration with the LoRA runs that differ in the mask only.
+
+        Args:
+            measure: of a run; None where it was not measured.
+            quantity: what it is, with its unit.
+        """
+        masked = {run.name: run for run in self.masked()}
+        labels = label_configurations({name: run.config for name, run in masked.items()})
+        differences: dict[tuple[str, str], dict[Hashable, float]] = {}
+        for name, run in masked.items():
+            lora = find_lora(run, self.lora)
+            pair = None if lora is None else (measure(run), measure(lora))
+            if pair is None or pair[0] is None or pair[1] is None:
+                continue
+            if pair[0].conditions == pair[1].conditions:
+                # Rounded, so that equal accuracies differ by zero and not by a rounding error.
+                difference = round(pair[0].value - pair[1].value, 12)
+                key = labels[name], pair[0].conditions
+                differences.setdefault(key, {})[run.config["seed"]] = difference
+        return [
+            Difference(
+                label=label if len(differences) > 1 else "masked",
+                quantity=quantity,
+                by_seed=by_seed,
+                conditions=conditions,
+                config=next(run.config for name, run in masked.items() if labels[name] == label),
+            )
+            for (label, conditions), by_seed in differences.items()
+        ]
+
+    @cached_property
+    def gains(self) -> list[Difference]:
+        """The gain in exact match over LoRA of each masked configuration."""
+        return self.against_lora(_score, quantity="exact match")
+
+
+def _score(run: Run) -> Measurement | None:
+    """Exact match after the last step; None where it was not evaluated."""
+    last = run.metrics.iloc[-1]
+    if last["step"] == 0 or pd.isna(last.get("eval_exact_match")):
+        return None
+    examples = int(last["eval_examples"])
+    return Measurement(
+        float(last["eval_exact_match"]),
+        f"{examples} {run.evaluated_split} example{'s' * (examples != 1)}",
+    )

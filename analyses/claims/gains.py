@@ -1,0 +1,203 @@
+"""What runs show of the claims that masks beat LoRA, by differences paired over seeds.
+
+Differences that are tested together are corrected for their number (Holm), so that the probability
+that any of them is called a difference by chance is at most 5 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from analyses.claims.differences import LEVEL, Difference, Measurement, seeds_needed
+from analyses.claims.evidence import Evidence, Finding, Verdict, needs
+from analyses.kit import examples_note
+from analyses.mask_theory.inference import read_tables
+from subspace_lab.configurations import MASK, identity, without_seed
+from subspace_lab.runs.run import Run
+from subspace_lab.stats.multiple import holm
+from subspace_lab.theory.mask_law import DEFAULT_LAW
+
+MIN_RANKS = 3
+
+
+class Effect(Protocol):
+    """An estimated difference with the p-value of a test that it is zero."""
+
+    @property
+    def estimate(self) -> float:
+        """The estimate."""
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, not corrected for other tests."""
+
+
+def signs(effects: Sequence[Effect]) -> list[int]:
+    """Sign of each effect that differs from zero after Holm's correction over all; else 0."""
+    adjusted = holm([effect.p_value for effect in effects])
+    return [
+        0 if not p < LEVEL else 1 if effect.estimate > 0 else -1
+        for effect, p in zip(effects, adjusted, strict=True)
+    ]
+
+
+def decide(effects: Sequence[Effect]) -> Verdict:
+    """Say whether effects are positive: all, some and none negative, none and all negative."""
+    directions = set(signs(effects))
+    if directions == {1}:
+        return "supported"
+    if directions == {-1}:
+        return "contradicted"
+    return "supported in part" if directions == {1, 0} else "undecided"
+
+
+def like_an_ensemble(evidence: Evidence) -> Finding:
+    """Ask whether training with masks made the full model gain more over single masks than LoRA's.
+
+    That the full model has a smaller loss than its masked parts is true of plain LoRA, too, and so
+    says nothing about what training with masks did: the gain is compared with that of LoRA under
+    the same test masks.
+    """
+    masked = {run: known for run in evidence.masked() if (known := _losses(run)) is not None}
+    if not masked:
+        return needs("analyses.ensemble_vs_single of a masked run")
+    plain = {run: known for run in evidence.lora if (known := _losses(run)) is not None}
+    shown = [
+        f"{run.name} single masks {losses['single'] - losses['full']:+.4f}, their geometric "
+        f"ensemble {losses['geometric'] - losses['full']:+.4f} (full {losses['full']:.3f}, "
+        f"n = {conditions})"
+        for run, (losses, conditions) in (masked | plain).items()
+    ]
+    text = f"Loss above the full model's, in nats per token: {'; '.join(shown)}."
+    if all(losses["single"] <= losses["full"] for losses, _ in masked.values()):
+        return Finding("contradicted", text)
+    effects = evidence.against_lora(_gain_over_single, quantity="nats/token of that gain")
+    enough = [effect for effect in effects if effect.seeds >= seeds_needed(len(effects))]
+    if not enough:
+        return Finding(
+            "undecided",
+            f"{text} Plain LoRA gains over single masks, too: whether masks in training add to "
+            "that needs LoRA runs under the same test masks (keep_prob 0.5, rescaled), "
+            f"{seeds_needed(len(effects))} seeds each.",
+        )
+    compared = "; ".join(map(str, effects))
+    return Finding(decide(enough), f"{text} Gain over single masks, {compared}.")
+
+
+def better_than_lora(evidence: Evidence) -> Finding:
+    """Compare exact match with LoRA's over seeds, corrected for all configurations."""
+    return _finding(evidence, decide)
+
+
+def all_tasks(evidence: Evidence) -> Finding:
+    """Compare exact match with LoRA's on each task: one task behind contradicts the claim."""
+    tasks = sorted({str(gain.config.get("task", "?")) for gain in evidence.gains})
+    if len(tasks) < 2:
+        named = ", ".join(sorted({str(run.config.get("task", "?")) for run in evidence.runs}))
+        return needs(
+            "masked and LoRA runs on several tasks (the paper's, on its models, to test its own "
+            f"tables); these runs are on {named}"
+        )
+
+    def verdict(gains: Sequence[Difference]) -> Verdict:
+        directions = signs(gains)
+        if -1 in directions:
+            return "contradicted"
+        signed = zip(gains, directions, strict=True)
+        ahead = {str(gain.config["task"]) for gain, sign in signed if sign}
+        return "supported" if ahead == set(tasks) and all(directions) else "undecided"
+
+    return _finding(evidence, verdict)
+
+
+def less_gain_at_small_rank(evidence: Evidence) -> Finding:
+    """Test how the gain of one kind of mask changes with the rank, seed by seed."""
+    slopes = gain_slopes(evidence.gains)
+    wanted = seeds_needed(len(slopes))
+    enough = [slope for slope in slopes if slope.seeds >= wanted]
+    if not enough:
+        return needs(
+            f"masked and LoRA runs at {MIN_RANKS} or more ranks, of one kind of mask, {wanted} "
+            "seeds each"
+        )
+    return Finding(decide(enough), "; ".join(map(str, enough)) + ".")
+
+
+def gain_slopes(gains: Sequence[Difference]) -> list[Difference]:
+    """Slope of the gain over log2(rank) by seed, for each kind of mask with enough ranks."""
+    kinds: dict[str, list[Difference]] = {}
+    for gain in gains:
+        kind = identity(without_seed(gain.config, but=("rank", "alpha")))
+        kinds.setdefault(kind, []).append(gain)
+    slopes = []
+    for alike in kinds.values():
+        alike.sort(key=lambda gain: gain.config["rank"])
+        ranks = [gain.config["rank"] for gain in alike]
+        common = set.intersection(*(set(gain.by_seed) for gain in alike))
+        if len(set(ranks)) < MIN_RANKS or not common:
+            continue
+        by_seed = {
+            seed: round(
+                float(np.polyfit(np.log2(ranks), [gain.by_seed[seed] for gain in alike], 1)[0]), 12
+            )
+            for seed in alike[0].by_seed
+            if seed in common
+        }
+        means = ", ".join(
+            f"{gain.estimate:+.3f} at r = {rank}" for gain, rank in zip(alike, ranks, strict=True)
+        )
+        quantity = f"exact match for each doubling of the rank ({means})"
+        config = alike[0].config
+        mask = ", ".join(f"{name} {config[name]}" for name in MASK if name in config)
+        slopes.append(Difference(mask or "masked", quantity, by_seed, alike[0].conditions, config))
+    return slopes
+
+
+def _finding(evidence: Evidence, verdict: Callable[[Sequence[Difference]], Verdict]) -> Finding:
+    gains = evidence.gains
+    wanted = seeds_needed(len(gains))
+    if not gains:
+        return needs(f"masked and LoRA runs that differ in the mask only, {wanted} seeds each")
+    text = "; ".join(map(str, gains)) + "."
+    enough = [gain for gain in gains if gain.seeds >= wanted]
+    if not enough:
+        return Finding(
+            "not tested", f"Not tested by these runs: needs {wanted} seeds each. Seen: {text}"
+        )
+    rates = sorted(
+        {gain.config["learning_rate"] for gain in enough if "learning_rate" in gain.config}
+    )
+    at = f" ({', '.join(f'{rate:g}' for rate in rates)})" if rates else ""
+    left_out = len(gains) - len(enough)
+    few = f" {left_out} of them with fewer than {wanted} seeds, not counted." if left_out else ""
+    return Finding(
+        verdict(enough),
+        f"{text}{few} Compared at one learning rate{at}, that of the masked run; LoRA tuned by "
+        f"itself may do better. Corrected for {len(enough)} "
+        f"comparison{'s' * (len(enough) != 1)} (Holm).",
+    )
+
+
+def _gain_over_single(run: Run) -> Measurement | None:
+    """Loss of single masks minus that of the full model, under masks of LoRA's test law."""
+    law = run.mask_law
+    known = _losses(run)
+    same = law is None or (law.keep_prob == DEFAULT_LAW.keep_prob and law.rescale)
+    if known is None or not same:
+        return None
+    losses, conditions = known
+    return Measurement(losses["single"] - losses["full"], conditions)
+
+
+def _losses(run: Run) -> tuple[dict[str, float], str] | None:
+    """Mean losses by predictor, and of what, from the run's table of `ensemble_vs_single`."""
+    table = read_tables(run).ensembles
+    if table is None:
+        return None
+    masks = int((table["predictor"] == "single").sum())
+    how = [examples_note(table), f"{masks} mask{'s' * (masks != 1)}"]
+    how += sorted(set(table["dtype"].astype(str))) if "dtype" in table else []
+    return table.groupby("predictor")["loss"].mean().to_dict(), ", ".join(how)

@@ -1,0 +1,109 @@
+"""The paired differences as Markdown tables, and their figure."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analyses.comparisons.scores import ACCURACY, AVERAGE, LOSS
+from subspace_lab.figures.style import PALETTE, new_figure
+from subspace_lab.stats.intervals import Interval, spread_text
+
+# Measure: title, unit, scale, format.
+MEASURES = {
+    ACCURACY: ("Accuracy", "%", 100.0, ".1f"),
+    LOSS: ("Loss of the right response", "nats/token", 1.0, ".3f"),
+}
+NAME_WIDTH = 40  # characters
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """Write two tables per measure, means and differences to the baseline, and the remarks."""
+    baseline = table["baseline"].iloc[0]
+    parts = []
+    for measure, (title, unit, scale, form) in MEASURES.items():
+        rows = table[table["measure"] == measure]
+        if rows.empty:
+            continue
+
+        def mean(row: Any, scale: float = scale, form: str = form) -> str:
+            interval = Interval(row.mean, row.low, row.high, 0.95, row.seeds)
+            spread = spread_text(interval, form, scale=scale)
+            return f"{scale * row.mean:{form}} {spread} ({row.seeds})".replace("  ", " ")
+
+        def difference(row: Any, scale: float = scale, form: str = form) -> str:
+            if math.isnan(row.paired_seeds):
+                return ""
+            low, high = scale * row.difference_low, scale * row.difference_high
+            interval = "" if math.isnan(low) else f" [{low:+{form}}, {high:+{form}}]"
+            error = f"{scale * row.examples_error:{form}}"
+            return f"{scale * row.difference:+{form}}{interval} ({error})"
+
+        parts += [
+            f"{title} ({unit}): mean ± half width, or ends, of its 95 % interval over seeds "
+            "(seeds)",
+            _grid(rows, mean),
+            f"{title} ({unit}): paired difference to {baseline}, 95 % interval over seeds "
+            "(standard error over test examples)",
+            _grid(rows[rows["configuration"] != baseline], difference),
+        ]
+    if remarks := table.attrs.get("remarks"):
+        parts += ["Not compared:", "\n".join(f"- {remark}" for remark in remarks)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _grid(rows: pd.DataFrame, cell: Callable[[Any], str]) -> str:
+    tasks = list(dict.fromkeys(rows["task"]))
+    lines = [["configuration", *tasks], ["---"] * (1 + len(tasks))]
+    for name, group in rows.groupby("configuration", sort=False):
+        cells = {row.task: cell(row) for row in group.itertuples()}
+        lines.append([str(name), *(cells.get(task, "") for task in tasks)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def over_all_tasks(table: pd.DataFrame) -> pd.DataFrame:
+    """Give the differences over all tasks together, or of each task where there are none."""
+    paired = table[table["paired_seeds"].notna()]
+    averages = paired[paired["task"] == AVERAGE]
+    return paired if averages.empty else averages
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw the difference to the baseline of each configuration, over all tasks together."""
+    rows = over_all_tasks(table)
+    places = rows["configuration"]
+    if rows["task"].nunique() > 1:
+        places = places + ", " + rows["task"]
+    names = list(dict.fromkeys(places))[::-1]
+    shown = [measure for measure in MEASURES if measure in set(rows["measure"])]
+    figure, axes = new_figure(len(shown), row_height=0.75 + 0.27 * len(names), share_x=False)
+    for panel, measure in zip(axes[:, 0], shown, strict=True):
+        title, unit, scale, _ = MEASURES[measure]
+        of_measure = rows[rows["measure"] == measure]
+        low = of_measure["difference"] - of_measure["difference_low"]
+        high = of_measure["difference_high"] - of_measure["difference"]
+        panel.axvline(0, color="0.6", linewidth=0.6)
+        panel.errorbar(
+            scale * of_measure["difference"],
+            places[of_measure.index].map(names.index),
+            xerr=[scale * low, scale * high],
+            fmt="o",
+            capsize=2,
+            color=PALETTE[0],
+        )
+        labels = [textwrap.fill(name, NAME_WIDTH) for name in names]
+        panel.set_yticks(range(len(names)), labels, fontsize=5.5)
+        panel.set_ylim(-0.6, len(names) - 0.4)
+        panel.set_title(title.lower())
+        panel.set_xlabel("percentage points" if unit == "%" else unit)
+    seeds, tests = int(rows["paired_seeds"].min()), int(rows["examples"].min())
+    figure.suptitle(
+        f"Difference to {table['baseline'].iloc[0]}\n{seeds} seeds, 95 % t intervals; {tests} test "
+        "examples per task"
+    )
+    return figure

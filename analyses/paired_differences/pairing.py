@@ -1,0 +1,158 @@
+"""What each configuration scored, its mean over seeds, and its difference to another's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyses.comparisons.configurations import check_same_problem, describe, settings_text
+from analyses.comparisons.scores import (
+    ACCURACY,
+    LOSS,
+    Scored,
+    check_same_evaluation,
+    scored_groups,
+)
+from subspace_lab.runs.run import Run
+from subspace_lab.stats.intervals import accuracy_over_seeds, all_alike, mean_interval
+from subspace_lab.stats.paired import sign_flip_test
+
+Scores = Mapping[tuple[str, str, int], NDArray[np.float64]]
+"""Values of the test examples, in order, for each (task, measure, seed)."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What one configuration's runs scored.
+
+    Attributes:
+        settings: the method, and what else tells configurations apart, by column.
+        name: the same in words.
+        scores: of its runs.
+    """
+
+    settings: Mapping[str, Any]
+    name: str
+    scores: Scores
+
+    def seeds(self, task: str, measure: str) -> list[int]:
+        """List the seeds that were scored."""
+        return sorted(key[2] for key in self.scores if key[:2] == (task, measure))
+
+    def of_seeds(self, task: str, measure: str, seeds: Sequence[int]) -> NDArray[np.float64]:
+        """Stack scores to (seeds, examples)."""
+        return np.stack([self.scores[task, measure, seed] for seed in seeds])
+
+
+def read_configurations(runs: Sequence[Run]) -> list[Configuration]:
+    """Read the scores of all runs, one configuration after another.
+
+    Raises:
+        UserError: if runs differ in problem, evaluation or test examples.
+    """
+    groups = [(group, scores) for group in scored_groups(runs) if (scores := _read(group))]
+    if not groups:
+        return []
+    scored = [one for group, _ in groups for one in group]
+    check_same_problem([one.run for one in scored])
+    check_same_evaluation(scored)
+    settings = describe([group[0].run for group, _ in groups])
+    with_rank = len({one["rank"] for one in settings if one["rank"]}) > 1
+    return [
+        Configuration(one, _name(one, with_rank=with_rank), scores)
+        for one, (_, scores) in zip(settings, groups, strict=True)
+    ]
+
+
+def _name(settings: Mapping[str, Any], *, with_rank: bool) -> str:
+    text = settings_text(settings, with_rank=with_rank)
+    return f"{settings['method']} ({text})" if text else str(settings["method"])
+
+
+def _read(group: Sequence[Scored]) -> Scores:
+    scores: dict[tuple[str, str, int], NDArray[np.float64]] = {}
+    for one in group:
+        seed = int(one.run.config["seed"])
+        for task, summary in one.summaries.items():
+            table = one.rows(task)
+            if "correct" not in table:  # judged conversations have no right answer
+                continue
+            scores[task, ACCURACY, seed] = table["correct"].to_numpy(dtype=float)
+            if summary["metric"] == "exact_match":  # else the loss is of what the model chose
+                scores[task, LOSS, seed] = table["loss"].to_numpy(dtype=float)
+    return scores
+
+
+def tasks_without_answers(runs: Sequence[Run], compared: Collection[str]) -> list[str]:
+    """List the evaluated tasks of which nothing is compared, sorted."""
+    scored = (one for group in scored_groups(runs) for one in group)
+    return sorted({task for one in scored for task in one.summaries} - set(compared))
+
+
+def mean_of(configuration: Configuration, tasks: Sequence[str], measure: str) -> dict[str, Any]:
+    """Average over tasks and then over seeds; empty if no seed was scored on all tasks."""
+    seeds = _common([configuration.seeds(task, measure) for task in tasks])
+    if not seeds:
+        return {}
+    scores = [[configuration.scores[task, measure, seed] for seed in seeds] for task in tasks]
+    values = _average(scores)
+    examples = min(len(of_seed) for of_task in scores for of_seed in of_task)
+    row = {"mean": float("nan"), "seeds": len(seeds), "examples": examples}
+    if any(map(math.isnan, values)):
+        return row
+    interval = (
+        accuracy_over_seeds(values, examples=examples)
+        if measure == ACCURACY
+        else mean_interval(values)
+    )
+    return row | {"mean": interval.estimate, "low": interval.low, "high": interval.high}
+
+
+def difference_of(
+    baseline: Configuration, other: Configuration, tasks: Sequence[str], measure: str
+) -> dict[str, Any]:
+    """Pair runs by seed, and their scores by example; empty where no seed is in both."""
+    seeds = _common([one.seeds(task, measure) for one in (baseline, other) for task in tasks])
+    if not seeds:
+        return {}
+    differences = [
+        other.of_seeds(task, measure, seeds) - baseline.of_seeds(task, measure, seeds)
+        for task in tasks
+    ]
+    by_seed = _average(differences)
+    # Tasks weigh equally, and their examples are independent samples.
+    variance = sum(_variance_of_mean(of_task.mean(axis=0)) for of_task in differences)
+    row = {
+        "difference": float("nan"),
+        "paired_seeds": len(seeds),
+        "examples_error": variance**0.5 / len(tasks),
+    }
+    if any(map(math.isnan, by_seed)):
+        return row
+    interval = mean_interval(by_seed)
+    row |= {"difference": interval.estimate, "p_value": sign_flip_test(by_seed).p_value}
+    if not all_alike(by_seed):
+        row |= {"difference_low": interval.low, "difference_high": interval.high}
+    return row
+
+
+def _variance_of_mean(values: NDArray[np.float64]) -> float:
+    """Estimate the variance of the mean of independent values (N,); nan for one."""
+    return float(values.var(ddof=1)) / len(values) if len(values) > 1 else float("nan")
+
+
+def _average(scores: Sequence[Sequence[NDArray[np.float64]]]) -> list[float]:
+    """Average tasks' scores, of each seed an array (examples,), by seed; tasks weigh equally."""
+    return [
+        float(sum(of_task[place].mean() for of_task in scores) / len(scores))
+        for place in range(len(scores[0]))
+    ]
+
+
+def _common(seeds: Sequence[Sequence[int]]) -> list[int]:
+    return sorted(set.intersection(*map(set, seeds)))

@@ -1,0 +1,119 @@
+"""Figures 2 and 3 of the paper, from the tidy table of `paper_tables.compute`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analyses.comparisons.configurations import mask_text, settings_text
+from analyses.paper_tables.published import AVERAGE, LLAMA2, TABLE_5, TABLES
+from subspace_lab.figures.style import (
+    LINES,
+    MARKERS,
+    PALETTE,
+    legend_below,
+    new_figure,
+)
+
+FAMILIES = {1: "commonsense", 2: "math", 3: "code"}
+KIND = ["other_settings", "sampling", "granularity", "rescale"]
+PUBLISHED: dict[str, Any] = {"color": "0.5", "markersize": 4, "linestyle": ""}
+
+
+def draw_pruning_rates(table: pd.DataFrame) -> Figure:
+    """Draw the average over the pruning rate 1 - keep_prob, in one panel per family.
+
+    A line is one base model and rank under one kind of mask; LoRA of the same base and rank is
+    the level with a band. Published is what the tables state: LoRA's level on LLaMA2-7B, and
+    DropLoRA at 0.5 on commonsense (Table 5).
+    """
+    figure, axes = new_figure(len(FAMILIES), row_height=1.4)
+    for panel, (number, name) in zip(axes[:, 0], FAMILIES.items(), strict=True):
+        groups = _averages(table, number).groupby(["model", "rank"], sort=False)
+        for g, ((model, rank), members) in enumerate(groups):
+            _draw_level(panel, members[members["method"] == "LoRA"], f"{model}, r {rank}", g)
+            masked = members[members["method"] == "DropLoRA"]
+            for k, (_, runs) in enumerate(masked.groupby(KIND, sort=False, dropna=False)):
+                first = runs.iloc[0]
+                kind = ", ".join(filter(None, [first["other_settings"], mask_text(first)]))
+                label = f"{model}, r {rank}: {kind}"
+                _draw_line(panel, runs, "prune_prob", label, color=g, line=k)
+        published = next(
+            row.scores[-1]
+            for row in TABLES[number - 1].rows
+            if (row.model, row.label) == (LLAMA2, "LoRA")
+        )
+        panel.axhline(published, color="0.5", linewidth=0.8, label="published LoRA, LLaMA2-7B")
+        if number == 1:
+            panel.plot(0.5, TABLE_5[-1].accuracy, label="published DropLoRA, LLaMA2-7B",
+                       marker="*", **PUBLISHED)  # fmt: skip
+        panel.set_title(name)
+        panel.set_ylabel("average (%)")
+    axes[-1, 0].set_xlabel("pruning rate, 1 - keep_prob")
+    axes[-1, 0].set_xlim(-0.02, 0.62)
+    legend_below(figure, axes[:, 0], columns=1)
+    return figure
+
+
+def draw_ranks(table: pd.DataFrame) -> Figure:
+    """Draw the commonsense average over the rank for LoRA and each mask law, alpha as in the run.
+
+    Published are Table 5's three numbers; those of the paper's own figure are printed nowhere.
+    """
+    figure, axes = new_figure(1, row_height=1.9)
+    panel = axes[0, 0]
+    rows = _averages(table, 1)
+    rows = rows[rows["method"].isin(["LoRA", "DropLoRA"])]
+    curves = rows.groupby(["model", "method", "keep_prob", *KIND], sort=False, dropna=False)
+    for i, (_, members) in enumerate(curves):
+        first = members.iloc[0]
+        law = settings_text(first, with_rank=False)
+        label = f"{first['model']}: {first['method']}" + (f", {law}" if law else "")
+        _draw_line(panel, members, "rank", label, color=i, line=i // len(PALETTE))
+    for marker, method in (("o", "LoRA"), ("*", "DropLoRA")):
+        stated = [row for row in TABLE_5 if row.method == method]
+        ranks, scores = [row.rank for row in stated], [row.accuracy for row in stated]
+        panel.plot(ranks, scores, marker=marker, label=f"published {method}, {LLAMA2}",
+                   **PUBLISHED)  # fmt: skip
+    panel.set_xscale("log", base=2)
+    ticks = sorted({8, 16, 32, 64, *rows["rank"]})
+    panel.set_xticks(ticks, [str(rank) for rank in ticks])
+    panel.set_xlabel("rank r")
+    panel.set_ylabel("commonsense average (%)")
+    legend_below(figure, panel, columns=1)
+    return figure
+
+
+def _averages(table: pd.DataFrame, number: int) -> pd.DataFrame:
+    chosen = (table["table"] == number) & (table["column"] == AVERAGE) & (table["seeds"] > 0)
+    return table[chosen]
+
+
+def _draw_level(axes: Axes, rows: pd.DataFrame, label: str, place: int) -> None:
+    color = PALETTE[place % len(PALETTE)]
+    for mean, low, high in rows[["mean", "low", "high"]].to_numpy(dtype=float):
+        axes.axhline(mean, color=color, linestyle="--", label=f"{label}: LoRA")
+        if np.isfinite(low):
+            axes.axhspan(low, high, color=color, alpha=0.12, linewidth=0)
+
+
+def _draw_line(
+    axes: Axes, rows: pd.DataFrame, x: str, label: str, *, color: int, line: int
+) -> None:
+    rows = rows.sort_values(x)
+    spread = np.nan_to_num(np.stack([rows["mean"] - rows["low"], rows["high"] - rows["mean"]]))
+    axes.errorbar(
+        rows[x],
+        rows["mean"],
+        yerr=spread,
+        marker=MARKERS[(color + line) % len(MARKERS)],
+        color=PALETTE[color % len(PALETTE)],
+        linestyle=LINES[line % len(LINES)],
+        capsize=2,
+        elinewidth=0.8,
+        label=label,
+    )

@@ -1,0 +1,105 @@
+"""The paper's tables as Markdown, from the tidy table of `paper_tables.compute`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from analyses.paper_tables.published import TABLE_6, TABLES
+from subspace_lab.stats.intervals import Interval, spread_text
+
+TITLES = {table.number: table.title for table in TABLES}
+TITLES[5] = "Ranks and pruning rates, average commonsense accuracy (%)"
+PREAMBLE = """\
+Cells read: published / measured mean ± half width, or ends, of its 95 % interval (seeds). Published
+values are of one run each; (cited) rows are those that the paper took from other papers.
+"""
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """Write Tables 1 to 6, and the remarks on runs that are not in them.
+
+    A cell of Tables 1 to 5 is "published / measured ± half width (seeds)".
+    """
+    parts = [_one(number, table[table["table"] == number]) for number in TITLES]
+    if remarks := table.attrs.get("remarks"):
+        parts += ["Not in the tables:\n", *(f"- {remark}" for remark in remarks)]
+    return "\n".join([PREAMBLE, *parts[:5], _datasets(), *parts[5:]])
+
+
+def _one(number: int, rows: pd.DataFrame) -> str:
+    columns = list(dict.fromkeys(rows["column"]))
+    described = ["rank", "pruning rate"] if number == 5 else ["# parameters"]
+    notes: list[str] = []
+    lines = []
+    cells: list[dict[str, Any]] = rows.to_dict(orient="records")
+    for start in range(0, len(cells), len(columns)):
+        row = cells[start : start + len(columns)]
+        first = row[0]
+        facts = [first["parameters"]]
+        if number == 5:
+            facts = [str(first["rank"]), f"{first['prune_prob']:g}"]
+        method = first["method"] + _mark(first["row_note"], notes)
+        values = [_cell(cell, notes) for cell in row]
+        lines.append([first["model"], method, *facts, first["settings"], *values])
+    header = ["model", "method", *described, "measured with", *columns]
+    return _table(number, TITLES[number], header, lines, [*_footnotes(notes), _examples(rows)])
+
+
+def _cell(cell: dict[str, Any], notes: list[str]) -> str:
+    published = cell["printed"] + _mark(cell["note"], notes)
+    if not cell["seeds"]:
+        return f"{published} /" if published else ""
+    interval = Interval(cell["mean"], cell["low"], cell["high"], 0.95, int(cell["seeds"]))
+    measured = [f"{cell['mean']:.2f}", spread_text(interval, ".2f"), f"({cell['seeds']:g})"]
+    return f"{published} / {' '.join(filter(None, measured))}".strip()
+
+
+def _mark(note: str, notes: list[str]) -> str:
+    if not note:
+        return ""
+    notes.append(note)
+    return f" [{len(notes)}]"
+
+
+def _footnotes(notes: Sequence[str]) -> list[str]:
+    return [f"[{number}] {note}." for number, note in enumerate(notes, start=1)]
+
+
+def _examples(rows: pd.DataFrame) -> str:
+    measured = rows[rows["seeds"] > 0]
+    if measured.empty:
+        return "No measured results for this table."
+    fewest = measured.groupby("column", sort=False)["examples"].min()
+    counts = ", ".join(f"{column} {count:g}" for column, count in fewest.items())
+    return f"Minimum number of test examples: {counts}."
+
+
+def _datasets() -> str:
+    notes: list[str] = []
+    header = ["dataset", "domain", "# train", "# test", "answer"]
+    lines = [
+        [
+            row.name,
+            row.domain,
+            row.train + _mark(row.train_note, notes),
+            row.test + _mark(row.test_note, notes),
+            row.answer,
+        ]
+        for row in TABLE_6
+    ]
+    return _table(6, "Data sets", header, lines, _footnotes(notes))
+
+
+def _table(
+    number: int,
+    title: str,
+    header: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    remarks: Sequence[str],
+) -> str:
+    grid = [header, ["---"] * len(header), *lines]
+    rows = [f"| {' | '.join(cells)} |" for cells in grid]
+    return "\n".join([f"Table {number}. {title}", "", *rows, "", *remarks]) + "\n"

@@ -1,0 +1,123 @@
+"""One self-contained page from the analyses of several runs, in plain words.
+
+    python -m analyses.report --run runs/demo/lora --run runs/demo/step --out runs/demo/report.html
+
+Reads the tables that the analyses wrote into each run's `analyses/` folder, draws them for all runs
+together, and says what each figure shows. Tables of all runs together, such as those of mask_theory
+and claims, are read from --comparisons. Computes none of them: an analysis that was not run is
+listed with the command that runs it. Its own table is the overview of the runs.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analyses import kit
+from analyses.report.page import render
+from subspace_lab.errors import UserError
+from subspace_lab.runs.run import Run
+from subspace_lab.stats.intervals import accuracy_interval
+
+
+def compute(runs: Sequence[Run], *, comparisons: Path | None = None) -> pd.DataFrame:
+    """Make the overview of the runs, a row each.
+
+    Args:
+        runs: recorded runs.
+        comparisons: folder of the analyses of all runs together; None: where they are written by
+            default. The attribute `comparisons` of the table names it.
+
+    Returns:
+        Columns run, path, method, granularity, keep_prob, rescale (of its mask), steps,
+        first_loss, last_loss (of evaluations, nats per token), first_exact_match,
+        last_exact_match with its interval exact_match_low, exact_match_high (95 %, Wilson),
+        examples and split (of the last evaluation), step_seconds (median), bytes, base_remark.
+
+    Raises:
+        UserError: if the folder `comparisons` does not exist.
+    """
+    if comparisons is not None and not comparisons.is_dir():
+        raise UserError(f"there is no folder {comparisons}: run analyses.mask_theory first")
+    table = pd.DataFrame([_overview(run) for run in runs])
+    table.attrs["comparisons"] = str(comparisons or kit.default_folder(runs))
+    return table
+
+
+def _overview(run: Run) -> dict[str, Any]:
+    metrics, law, provenance = run.metrics, run.mask_law, run.description.get("provenance", {})
+    seconds = metrics["seconds"].dropna().tolist() if "seconds" in metrics else []
+    remark = provenance.get("base_remark")
+    return {
+        "run": run.name,
+        "path": str(run.path),
+        "method": str(run.config.get("method", "?")),
+        "granularity": law and law.granularity,
+        "keep_prob": law and law.keep_prob,
+        "rescale": law and law.rescale,
+        "steps": int(metrics["step"].max()),
+        **_evaluated(run),
+        "step_seconds": statistics.median(seconds) if seconds else math.nan,
+        "bytes": sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file()),
+        "base_remark": f"{provenance['base']}: {remark}" if remark else "",
+    }
+
+
+def _evaluated(run: Run) -> dict[str, Any]:
+    """Give what was measured before and after training; missing where nothing was evaluated."""
+    table = run.evaluations
+    names = ("response_loss", "exact_match", "examples")
+    losses, matches, sizes = (
+        table[f"eval_{name}"].tolist() if f"eval_{name}" in table else [] for name in names
+    )
+    ends = {
+        f"{place}_{name}": values[index] if values else math.nan
+        for name, values in (("loss", losses), ("exact_match", matches))
+        for place, index in (("first", 0), ("last", -1))
+    }
+    if not sizes:
+        missing = dict.fromkeys(("exact_match_low", "exact_match_high", "examples"), math.nan)
+        return ends | missing | {"split": None}
+    examples = int(sizes[-1])
+    interval = accuracy_interval(round(matches[-1] * examples), examples)
+    return ends | {
+        "exact_match_low": interval.low,
+        "exact_match_high": interval.high,
+        "examples": examples,
+        "split": run.evaluated_split,
+    }
+
+
+def summarize(table: pd.DataFrame) -> kit.Summary:
+    """Give the loss and the exact match after training, of the runs that were evaluated."""
+    return {
+        row.run: {"loss": row.last_loss, "exact match": row.last_exact_match}
+        for row in table[table["examples"].notna()].itertuples()
+    }
+
+
+ANALYSIS = kit.Analysis(
+    name="report",
+    description=__doc__,
+    question="all of it on one page",
+    needs=kit.Needs.METRICS,
+    compute=compute,
+    summarize=summarize,
+    texts={"html": render},
+    options={
+        "comparisons": {
+            "type": Path,
+            "metavar": "FOLDER",
+            "help": "analyses of all runs together, such as mask_theory and claims (default: "
+            "comparisons/NAMES)",
+        }
+    },
+    compares=True,
+    selects=False,
+    position=130,
+)

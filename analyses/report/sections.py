@@ -1,0 +1,111 @@
+"""One analysis in the report: what it asks, what all runs show together, and how to read it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from analyses import kit
+from subspace_lab import files
+from subspace_lab.figures.style import DOTS_PER_INCH
+from subspace_lab.runs.run import Run
+
+
+def section(analysis: kit.Analysis, runs: Sequence[Run], comparisons: Path) -> str:
+    """Render one analysis; where its table is missing, the command that makes it.
+
+    Args:
+        analysis: the analysis; one without a figure is shown as its text in HTML.
+        runs: the runs of the report.
+        comparisons: folder of the tables of all runs together.
+    """
+    head = f"<h2>{_question(analysis)}</h2>"
+    together = comparisons / f"{analysis.name}.parquet"
+    is_together = analysis.compares and together.is_file()
+    if analysis.plots:
+        tables = tables_of(analysis, runs, comparisons)
+        if not tables:
+            return head + _not_computed(analysis, runs)
+        # What several runs share, such as the masks of one seed, counts once in mask_theory.
+        body = _figures(analysis, kit.label(analysis.join(tables.values()), list(tables)))
+        missing = ", ".join(run.name for run in runs if run not in tables)
+        remarks = [f"Without {missing}: {analysis.why_missing}."] if missing else []
+        for table in tables.values():
+            remarks += _notes(table)
+    elif is_together:
+        table = files.read_table(together)
+        body, remarks = analysis.texts["html"](table), _notes(table)
+    else:
+        return head + _not_computed(analysis, runs)
+    place = html.escape(str(comparisons) if is_together else "RUN/analyses")
+    return (
+        f"{head}<p>{analysis.reading}</p>{body}"
+        + "".join(f"<p class='remark'>{html.escape(remark)}</p>" for remark in remarks)
+        + f"<p class='remark'>Tables: <code>{place}/{analysis.name}.parquet</code></p>"
+    )
+
+
+def tables_of(
+    analysis: kit.Analysis, runs: Sequence[Run], comparisons: Path
+) -> dict[Run, pd.DataFrame]:
+    """Read the tables of the runs that have one, if possible from their comparison."""
+    together = comparisons / f"{analysis.name}.parquet"
+    if analysis.compares and together.is_file():
+        return _split(files.read_table(together), runs)
+    tables = {}
+    for run in runs:
+        path = run.output_folder / f"{analysis.name}.parquet"
+        if path.is_file():
+            table = files.read_table(path)
+            table["run"] = run.name
+            lines = table.attrs.get("notes", {}).values()
+            table.attrs["notes"] = {run.name: [line for group in lines for line in group]}
+            tables[run] = table.drop(columns="configuration", errors="ignore")
+    return tables
+
+
+def _split(table: pd.DataFrame, runs: Sequence[Run]) -> dict[Run, pd.DataFrame]:
+    """Split a table of several runs into those of the given runs, each with its own notes."""
+    notes = table.attrs.get("notes", {})
+    table = table.drop(columns="configuration", errors="ignore")
+    tables = {}
+    for run in runs:
+        rows = table[table["run"] == run.name].astype({"run": str}).reset_index(drop=True)
+        if len(rows):
+            rows.attrs = {"notes": {run.name: notes.get(run.name, [])}}
+            tables[run] = rows
+    return tables
+
+
+def _question(analysis: kit.Analysis) -> str:
+    return html.escape(analysis.question[:1].upper() + analysis.question[1:])
+
+
+def _not_computed(analysis: kit.Analysis, runs: Sequence[Run]) -> str:
+    named = " ".join(f"--run {run.path}" for run in (runs if analysis.compares else runs[:1]))
+    command = html.escape(f"python -m analyses.{analysis.name} {named}")
+    return f"<p>Not computed: run <code>{command}</code>.</p>"
+
+
+def _notes(table: pd.DataFrame) -> list[str]:
+    notes: Mapping[str, Sequence[str]] = table.attrs.get("notes", {})
+    return [f"{run}: {line}." for run, lines in notes.items() for line in lines]
+
+
+def _figures(analysis: kit.Analysis, table: pd.DataFrame) -> str:
+    """Draw the figures into the page."""
+    images = []
+    for plot in analysis.plots.values():
+        stream = io.BytesIO()
+        plot(table).savefig(stream, format="png", dpi=DOTS_PER_INCH)
+        data = base64.b64encode(stream.getvalue()).decode()
+        alternative = _question(analysis)
+        images.append(
+            f"<figure><img alt='{alternative}' src='data:image/png;base64,{data}'></figure>"
+        )
+    return "".join(images)
