@@ -1,6 +1,7 @@
 """Train a grid of runs from one file, here or on a Slurm cluster.
 
-    python -m subspace_lab.sweep --config keep-prob --out runs/keep-prob
+    python -m subspace_lab.sweep --config keep-prob --out runs/keep-prob --jobs 4
+    python -m subspace_lab.sweep --config keep-prob --out runs/keep-prob --filter "*seed=0*"
     python -m subspace_lab.sweep --config keep-prob --out runs/keep-prob --status
     python -m subspace_lab.sweep --config keep-prob --out runs/keep-prob --select
     python -m subspace_lab.sweep --config mine.yaml --out runs/mine --executor slurm
@@ -15,8 +16,11 @@ A sweep file names presets and fields that all runs share and a grid of what dif
     select: {field: keep_prob, score: response_loss}
 
 Finished runs are skipped and interrupted ones resumed, so the same command continues a sweep. Runs
-that diverge are finished, and named.
---select reports the value with the best mean score on validation rows; it never reads test data.
+that diverge are finished, and named. The results are printed, and written to OUT/results.parquet.
+--jobs trains several runs side by side, one thread each: faster than one after another for small
+models on a processor, where threads help little. Runs are forked from one process that has
+imported torch and transformers, so short runs do not wait for that again.
+--select reports the value with the best mean score on validation examples, never on test data.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from subspace_lab.errors import exit_code_2_on_user_error
+from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,25 +46,39 @@ def main() -> None:
     )
     parser.add_argument("--config", required=True, help="a sweep file, or a shipped one's name")
     parser.add_argument("--out", required=True, type=Path, help="the folder of the runs")
+    parser.add_argument(
+        "--filter",
+        nargs="+",
+        metavar="PATTERN",
+        help="only the runs with such names: quoted globs such as '*seed=0*'",
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="how many runs are trained side by side (default: 1)"
+    )
     either = parser.add_mutually_exclusive_group()
-    either.add_argument("--status", action="store_true", help="print how far the runs are")
-    either.add_argument("--select", action="store_true", help="print what validation rows select")
+    either.add_argument("--status", action="store_true", help="show the status of each run")
+    either.add_argument(
+        "--select", action="store_true", help="print the value chosen on the validation split"
+    )
     either.add_argument(
         "--executor",
         choices=("local", "slurm"),
-        help="local: one run after another (default); slurm: a job array through submitit",
+        help="local: on this machine (default); slurm: a job array through submitit",
     )
     arguments = parser.parse_args()
 
-    from subspace_lab.files import replacing
+    from subspace_lab.files import replacing, write_table
     from subspace_lab.interruption import interruptible
-    from subspace_lab.sweeping.grid import read_sweep
+    from subspace_lab.sweeping.grid import only, read_sweep
     from subspace_lab.sweeping.running import run_here, submit
     from subspace_lab.sweeping.selection import select
-    from subspace_lab.sweeping.state import refuse_other_runs, status_table
+    from subspace_lab.sweeping.state import refuse_other_runs, results_table, status_table
 
-    sweep, out = read_sweep(arguments.config), arguments.out
-    refuse_other_runs(sweep, out)
+    if arguments.jobs < 1:
+        raise UserError(f"`jobs` must be at least 1, not {arguments.jobs}")
+    whole, out = read_sweep(arguments.config), arguments.out
+    refuse_other_runs(whole, out)
+    sweep = only(whole, arguments.filter) if arguments.filter else whole
     if arguments.status:
         _print(status_table(sweep, out))
     elif arguments.select:
@@ -75,12 +93,14 @@ def main() -> None:
     else:
         with interruptible():
             try:
-                failed = run_here(sweep, out)
+                failed = run_here(sweep, out, jobs=arguments.jobs)
             except KeyboardInterrupt as interrupt:
                 interrupt.add_note("interrupted: the same command continues the sweep")
                 raise
         table = status_table(sweep, out)
         _print(table)
+        write_table(out / "results.parquet", results_table(whole, out))
+        print(f"wrote {out / 'results.parquet'}")
         if "diverged_at" in table:
             names = ", ".join(table.loc[table["diverged_at"].notna(), "run"])
             print(f"warning: these runs have diverged: {names}", file=sys.stderr)

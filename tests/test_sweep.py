@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import multiprocessing
 import sys
-from pathlib import Path
+import time
 
 import pandas as pd
 import pytest
@@ -16,7 +17,7 @@ from subspace_lab import sweep
 from subspace_lab.errors import UserError
 from subspace_lab.recording.lock import run_lock
 from subspace_lab.sweeping import running
-from subspace_lab.sweeping.grid import Sweep, read_sweep
+from subspace_lab.sweeping.grid import Sweep, only, read_sweep
 from subspace_lab.sweeping.running import command_of, run_here, submit
 from subspace_lab.sweeping.selection import select
 from subspace_lab.sweeping.state import state_of, status_table
@@ -50,6 +51,13 @@ def tiny(base, tmp_path):
         return path
 
     return write
+
+
+def ended():
+    """Start a process that does nothing."""
+    process = multiprocessing.get_context("fork").Process(target=int)
+    process.start()
+    return process
 
 
 def train_all(sweep: Sweep, out, *, but=()):
@@ -172,11 +180,11 @@ def test_a_diverged_run_is_finished_and_named(tiny, tmp_path, monkeypatch, capsy
     path, out = tiny({"learning_rate": [1e-3, 1e30]}, fields=fields), tmp_path / "runs"
     configs = {job.name: job.config for job in read_sweep(path).jobs}
 
-    def run_command(command, run):
-        train(configs[Path(run).name], Path(run))
-        return 0
+    def start(command, log):
+        train(configs[log.stem], out / log.stem)
+        return ended()
 
-    monkeypatch.setattr(running, "run_command", run_command)
+    monkeypatch.setattr(running, "start", start)
     monkeypatch.setattr(sys, "argv", ["sweep", f"--config={path}", f"--out={out}"])
     with pytest.raises(SystemExit) as exit_:
         sweep.main()
@@ -196,7 +204,7 @@ def test_a_folder_of_another_sweep_is_refused(tiny, tmp_path):
     path = tiny({"seed": [0]}, fields={"steps": 3})
     for folder, message in (
         (out, "seed=0 differs from the sweep file in steps: choose another --out"),
-        (tmp_path / "file" / "runs", "file is no folder"),
+        (tmp_path / "file" / "runs", "file is not a folder"),
     ):
         done = command("subspace_lab.sweep", f"--config={path}", f"--out={folder}", "--status")
         assert done.returncode == 2 and message in done.stderr
@@ -223,12 +231,12 @@ def test_finished_runs_are_skipped_and_others_taken_up(tiny, tmp_path, monkeypat
         run.mkdir(parents=True)
         (run / "run.json").write_text(json.dumps({"status": status}))
     started = []
-    monkeypatch.setattr(running, "run_command", lambda command, run: started.append(run) or 0)
+    monkeypatch.setattr(running, "start", lambda command, log: started.append(log.stem) or ended())
     with run_lock(busy):
         states = status_table(sweep, out)["state"].tolist()
         assert states == ["finished", "interrupted", "running", "waiting"]
         assert run_here(sweep, out) == []
-    assert started == [str(interrupted), str(waiting)]
+    assert started == [interrupted.name, waiting.name]
 
 
 def test_launch_prefixes_the_command(tiny, tmp_path):
@@ -249,6 +257,45 @@ def test_command_runs_and_reports_a_failure(tiny, tmp_path):
     assert state_of(out / "method=lora") == "finished"
     shown = command("subspace_lab.sweep", f"--config={path}", f"--out={out}", "--status")
     assert [line.split()[1] for line in shown.stdout.splitlines()[1:]] == ["finished", "waiting"]
+
+
+def test_runs_side_by_side_are_those_of_one_after_another(tiny, tmp_path):
+    path = tiny({"method": ["lora", "droplora"], "seed": [0, 1]})
+    for jobs, out in ((1, tmp_path / "single"), (2, tmp_path / "pairs")):
+        done = command("subspace_lab.sweep", f"--config={path}", f"--out={out}", "--jobs", jobs)
+        assert done.returncode == 0, done.stderr
+        assert "4/4" in done.stderr and f"wrote {out / 'results.parquet'}" in done.stdout
+    tables = [pd.read_parquet(tmp_path / name / "results.parquet") for name in ("single", "pairs")]
+    assert tables[0].columns[:4].tolist() == ["run", "method", "seed", "state"]
+    assert tables[0]["state"].tolist() == ["finished"] * 4
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_a_filter_takes_some_runs_and_refuses_what_matches_none(tiny, tmp_path):
+    sweep = read_sweep(tiny({"method": ["lora", "dora"], "seed": [0, 1]}))
+    assert [job.name for job in only(sweep, ["*seed=1", "*dora*"]).jobs] == [
+        "method=lora,seed=1",
+        "method=dora,seed=0",
+        "method=dora,seed=1",
+    ]
+    with pytest.raises(UserError, match=r"no run matches 'seed=\*': the runs are named like"):
+        only(sweep, ["seed=*"])
+
+
+def test_an_interrupt_reaches_all_runs(tiny, tmp_path, monkeypatch):
+    sweep = read_sweep(tiny({"seed": [0, 1, 2]}, launch=["sleep", "60"]))
+    started = []
+
+    def wait(sentinels):
+        started.extend(sentinels)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "command_of", lambda job, run, launch: ["sleep", "60"])
+    monkeypatch.setattr(running, "wait", wait)
+    before = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_here(sweep, tmp_path / "runs", jobs=2)
+    assert len(started) == 2 and time.monotonic() - before < 50
 
 
 def test_command_tells_an_unknown_sweep(tmp_path):

@@ -16,10 +16,11 @@ names. A sweep that selects evaluates on validation rows, never on the test set.
 from __future__ import annotations
 
 import collections
+import fnmatch
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,20 @@ def read_sweep(name: str | Path) -> Sweep:
     )
 
 
+def only(sweep: Sweep, patterns: Sequence[str]) -> Sweep:
+    """Keep the runs whose names match one of some globs, such as `*seed=0*`.
+
+    Raises:
+        UserError: if a pattern matches none.
+    """
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(job.name, pattern) for job in sweep.jobs):
+            names = ", ".join(job.name for job in sweep.jobs[:3])
+            raise UserError(f"no run matches {pattern!r}: the runs are named like {names}")
+    jobs = (job for job in sweep.jobs if any(fnmatch.fnmatchcase(job.name, p) for p in patterns))
+    return replace(sweep, jobs=tuple(jobs))
+
+
 def _find(name: str | Path) -> Path:
     shipped = CONFIGS / "sweeps" / f"{name}.yaml"
     if shipped.is_file():
@@ -134,7 +149,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
     keys = ("presets", "fields", "grid", "select", "launch", "slurm")
     if not isinstance(content, dict) or not content.get("grid"):
         raise UserError(f"{path} has no grid: see `python -m subspace_lab.sweep --help`")

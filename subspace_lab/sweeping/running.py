@@ -1,13 +1,13 @@
-"""Running the jobs of a sweep: here, one after another, or on a Slurm cluster."""
+"""Running the jobs of a sweep: here, some side by side, or on a Slurm cluster."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from subspace_lab.errors import UserError
 from subspace_lab.sweeping.grid import Job, Sweep
+from subspace_lab.sweeping.processes import start, stop
 from subspace_lab.sweeping.state import state_of
 
 TAKEN = ("running", "finished")
@@ -27,48 +28,64 @@ def command_of(job: Job, run: Path, launch: Sequence[str]) -> list[str]:
 
 
 def run_command(command: Sequence[str], run: str) -> int:
-    """Train one run in a process of its own; its output goes to RUN's neighbour `logs/NAME.log`.
-
-    If this process is interrupted, so is that one, and it gets the time to write its record.
-
-    Returns:
-        The exit code; 0 for a finished run, even if it diverged, and if another process has taken
-        the run in the meantime.
-    """
-    folder = Path(run)
-    if state_of(folder) in TAKEN:
-        return 0
-    log = folder.parent / "logs" / f"{folder.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        log.open("a", encoding="utf-8") as stream,
-        # A group of its own, so that a launcher and what it has launched are stopped together.
-        subprocess.Popen(command, stdout=stream, stderr=stream, process_group=0) as process,
-    ):
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
-            raise
-    return 0 if state_of(folder) in TAKEN else code
+    """Train one run in a process of its own, as a Slurm job does; give its exit code."""
+    return run_all({Path(run): command}, jobs=1)[Path(run)]
 
 
-def run_here(sweep: Sweep, out: Path) -> list[str]:
-    """Train what is not finished, one run after another; give the names of failed runs.
+def run_here(sweep: Sweep, out: Path, *, jobs: int = 1) -> list[str]:
+    """Train what is not finished; give the names of failed runs.
+
+    Args:
+        sweep: the sweep.
+        out: its folder.
+        jobs: how many runs are trained side by side; several of them get a thread each.
 
     Raises:
         UserError: if the command that launches them is not there.
     """
     if sweep.launch and shutil.which(sweep.launch[0]) is None:
         raise UserError(f"there is no command {sweep.launch[0]!r}, with which the sweep launches")
-    jobs = _unfinished(sweep, out)
-    failed = []
-    for job in tqdm(jobs, unit="run", disable=not jobs):
-        run = out / job.name
-        if run_command(command_of(job, run, sweep.launch), str(run)):
-            failed.append(job.name)
-    return failed
+    if jobs > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
+    runs = {out / job.name: job for job in _unfinished(sweep, out)}
+    commands = {run: command_of(job, run, sweep.launch) for run, job in runs.items()}
+    return [runs[run].name for run, code in run_all(commands, jobs=jobs).items() if code]
+
+
+def run_all(commands: Mapping[Path, Sequence[str]], *, jobs: int) -> dict[Path, int]:
+    """Run the command of each run, some side by side, with a bar that says how long is left.
+
+    A run's output goes to its neighbor `logs/NAME.log`. If this process is interrupted, so are
+    those, and they get the time to write their records.
+
+    Returns:
+        The exit codes; 0 for a finished run, even if it diverged, and for one that another process
+        has taken in the meantime.
+    """
+    waiting = list(commands)
+    active: dict[BaseProcess, Path] = {}
+    codes: dict[Path, int] = {}
+    with tqdm(total=len(commands), unit="run", smoothing=0, disable=not commands) as progress:
+        try:
+            while waiting or active:
+                while waiting and len(active) < jobs:
+                    run = waiting.pop(0)
+                    if state_of(run) in TAKEN:
+                        codes[run] = 0
+                        progress.update()
+                        continue
+                    log = run.parent / "logs" / f"{run.name}.log"
+                    active[start(commands[run], log)] = run
+                wait([process.sentinel for process in active])
+                for process in [process for process in active if not process.is_alive()]:
+                    run = active.pop(process)
+                    codes[run] = 0 if state_of(run) in TAKEN else int(process.exitcode or 0)
+                    progress.update()
+                    progress.set_postfix(failed=sum(map(bool, codes.values())))
+        except KeyboardInterrupt:
+            stop(list(active))
+            raise
+    return {run: codes[run] for run in commands}
 
 
 def submit(sweep: Sweep, out: Path, *, cluster: str = "slurm") -> list[Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from filelock import Timeout
 
 from subspace_lab import files
-from subspace_lab.configurations import different_settings
+from subspace_lab.configurations import different_settings, setting_text
 from subspace_lab.errors import UserError
 from subspace_lab.recording.lock import run_lock
 
@@ -78,6 +78,22 @@ def status_table(sweep: Sweep, out: Path) -> pd.DataFrame:
     columns = ["run", "state", "step", "eval_response_loss", "eval_exact_match", "diverged_at"]
     table = pd.DataFrame(rows, columns=columns)
     return table if table["diverged_at"].notna().any() else table.drop(columns="diverged_at")
+
+
+def results_table(sweep: Sweep, out: Path) -> pd.DataFrame:
+    """Make the status table with the values of the grid, a column each, after the run's name."""
+    import pandas as pd
+
+    values = [
+        {
+            name: setting_text(value) if isinstance(value, list) else value
+            for name, value in job.values.items()
+        }
+        for job in sweep.jobs
+    ]
+    status = status_table(sweep, out)
+    grid = pd.DataFrame(values, index=status.index)
+    return pd.concat([status[["run"]], grid, status.drop(columns="run")], axis=1)
 
 
 def diverged_at(run: Path) -> int | None:
