@@ -103,9 +103,9 @@ def new_figure(
     return figure, axes
 
 
-def step_axis(axes: Axes) -> None:
-    """Label the horizontal axis as optimizer steps, which are whole numbers."""
-    axes.set_xlabel("optimizer step")
+def step_axis(axes: Axes, *, label: str = "optimizer step") -> None:
+    """Label the horizontal axis as optimizer steps, or others that are whole numbers."""
+    axes.set_xlabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
@@ -115,17 +115,17 @@ def legend_below(figure: Figure, axes: Axes | Iterable[Axes], *, columns: int = 
     In two columns, what colours tell apart, such as runs, stands left, and what lines in grey tell
     stands right.
     """
-    found: dict[str, LegendHandle] = {}
+    named: dict[str, LegendHandle] = {}
     for panel in [axes] if isinstance(axes, Axes) else axes:
         # Not get_legend_handles_labels, which leaves out names that begin with an underscore.
         handles: list[LegendHandle] = [*panel.lines, *panel.patches, *panel.collections]
         for handle in [*handles, *panel.containers]:
             label = str(handle.get_label() or "")
             if not _NO_LABEL.fullmatch(label):
-                found[label] = handle
-    if not found:
+                named.setdefault(label, handle)
+    if not named:
         return
-    entries = list(found.items())
+    entries = list(named.items())
     if columns == 2:
         entries = _colours_left(entries)
     height = 0.14 * -(-len(entries) // columns) + 0.08

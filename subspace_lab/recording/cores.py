@@ -62,6 +62,10 @@ class Frame:
     start: Motion | None = None
 
     @property
+    def previous(self) -> Motion | None:
+        return self.step
+
+    @property
     def norms(self) -> Float[Tensor, "*batch r"]:
         """Norms of the rank directions: ||a_i|| or ||b_i||."""
         norms: Tensor = torch.linalg.vector_norm(self.R, dim=-2)
