@@ -11,7 +11,7 @@ from subspace_lab.errors import UserError
 from subspace_lab.stats.seeds import MASK_FIELDS, SEED_AND_RECORDING, setting_text
 
 if TYPE_CHECKING:
-    from subspace_lab.recording.run import Run
+    from subspace_lab.runs.run import Run
 
 METHODS = {
     "lora": "LoRA",

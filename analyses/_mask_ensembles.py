@@ -25,7 +25,7 @@ from torch import Tensor
 from analyses._mask_laws import UNMASKED
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.evaluation.responses import response_batches
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.tasks import Example
 from subspace_lab.theory.ensembles import arithmetic_ensemble, geometric_ensemble, jensen_gap
 from subspace_lab.trained import TrainedModel

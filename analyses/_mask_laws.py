@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from subspace_lab.adapters.mask_law import MaskLaw
-    from subspace_lab.recording.run import Run
+    from subspace_lab.runs.run import Run
     from subspace_lab.theory import mask_law
 
 UNMASKED: dict[str, Any] = {

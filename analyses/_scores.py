@@ -12,7 +12,7 @@ from subspace_lab.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from subspace_lab.recording.run import Run
+    from subspace_lab.runs.run import Run
 
 ACCURACY, LOSS = "accuracy", "loss"
 AVERAGE = "average"
@@ -28,8 +28,8 @@ class Scored:
 
     def rows(self, task: str) -> pd.DataFrame:
         """Read the table of a task, one row per example."""
+        from subspace_lab import files
         from subspace_lab.evaluation.records import FOLDER
-        from subspace_lab.recording import files
 
         return files.read_table(self.run.path / FOLDER / f"{task}.parquet")
 

@@ -36,7 +36,7 @@ from subspace_lab.errors import UserError, exit_code_2_on_user_error
 if TYPE_CHECKING:
     import pandas as pd
 
-    from subspace_lab.recording.run import Run
+    from subspace_lab.runs.run import Run
 
 HEADS = {
     "claim": "the paper says",
@@ -142,8 +142,8 @@ def _remarks(table: pd.DataFrame) -> list[str]:
 
 def write(table: pd.DataFrame, folder: Path, runs: Sequence[Run]) -> list[Path]:
     """Write the table in its four forms, and give the paths."""
-    from subspace_lab.recording import files
-    from subspace_lab.recording.provenance import provenance
+    from subspace_lab import files
+    from subspace_lab.provenance import provenance
 
     paths = [folder / f"claims.{form}" for form in ("parquet", "json", "md", "html")]
     content = {

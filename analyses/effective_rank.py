@@ -47,7 +47,7 @@ from subspace_lab import linalg
 from subspace_lab.adapters.methods import SPLIT_THE_BASE
 from subspace_lab.errors import UserError
 from subspace_lab.linalg import Measure
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 
 MEASURES: tuple[Measure, ...] = ("numerical", "entropy", "stable", "participation", "energy90")
 MATRICES = {

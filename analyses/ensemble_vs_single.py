@@ -39,7 +39,7 @@ from analyses import kit
 from subspace_lab.errors import UserError
 from subspace_lab.figures.style import MARKERS, PALETTE, PREDICTION, legend_below, new_figure
 from subspace_lab.models import Precision
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.stats.intervals import accuracy_interval
 from subspace_lab.theory.inference_scale import optimal_inference_scale
 from subspace_lab.trained import evaluation_examples, load_trained
@@ -138,7 +138,7 @@ def predicted_scale(run: Run, step: int) -> float:
     if run.mask_law is None:
         return float("nan")
     products = updates = 0.0
-    for batch in run.cores(steps=[step], motions=False):
+    for batch in run.cores(steps=[step], displacements=False):
         norms = batch.core.column.norms * batch.core.row.norms * batch.core.scaling[..., None]
         products += float(norms.square().sum())
         updates += float(batch.core.norm().square().sum())

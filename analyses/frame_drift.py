@@ -33,11 +33,12 @@ import torch
 from analyses import kit
 from analyses._mask_laws import law_of, moments_of
 from subspace_lab import linalg
-from subspace_lab.recording.run import Run
+from subspace_lab.linalg.rank_core import Since
+from subspace_lab.runs.run import Run
 from subspace_lab.theory.adam import squared_leakage
 
 SIDES = {"row": "row space of A", "column": "column space of B"}
-SINCE = ("previous", "start")
+SINCE: tuple[Since, ...] = ("previous", "start")
 
 
 def compute(
@@ -69,16 +70,16 @@ def compute(
 
     def of_batch(batch: kit.CoreBatch) -> pd.DataFrame:
         frames = (batch.core.row, batch.core.column)
-        pairs = [(frame, getattr(frame, since)) for frame in frames for since in SINCE]
+        pairs = [(frame, since) for frame in frames for since in SINCE]
         shape = (*batch.finite.shape, len(SIDES), len(SINCE))
 
         def stack(values: list[torch.Tensor], dim: int) -> torch.Tensor:
             return torch.stack(values, dim=dim).unflatten(dim, shape[2:])
 
-        angles = [linalg.principal_angles(frame.now(), frame.then(d)) for frame, d in pairs]
+        angles = [linalg.principal_angles(X.now(), X.before(since)) for X, since in pairs]
         angles = stack(angles, dim=2)  # (T, M, side, since, r)
-        norms = stack([displacement.norm for _, displacement in pairs], dim=2)
-        squares = [frame.previous.coordinates.square().sum(-2) for frame in frames]
+        norms = stack([X.displacement(since).norm for X, since in pairs], dim=2)
+        squares = [X.displacement("previous").coordinates.square().sum(-2) for X in frames]
         dropped = 1 - masks.kept(batch.steps, batch)
         leakage = [(square * dropped).sum(-1) / square.sum(-1) for square in squares]
         none = torch.full_like(norms[..., 0], torch.nan)

@@ -38,7 +38,7 @@ from analyses import kit
 from analyses._mask_laws import UNMASKED
 from subspace_lab.errors import UserError
 from subspace_lab.figures.style import PALETTE, legend_below, new_figure, step_axis
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.theory.gates import GateGap, average_gap, gate_gap
 from subspace_lab.trained import evaluation_examples, load_trained
 

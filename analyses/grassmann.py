@@ -33,8 +33,8 @@ from subspace_lab import linalg
 from subspace_lab.errors import UserError
 from subspace_lab.figures.heat_map import draw_heat_map
 from subspace_lab.figures.style import new_figure
-from subspace_lab.recording.factors import Factors
-from subspace_lab.recording.run import Run
+from subspace_lab.linalg.factors import Factors
+from subspace_lab.runs.run import Run
 
 SIDES = {"row": "input side", "column": "output side"}
 MATRICES = ("update", "factor")

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from analyses import kit
 from subspace_lab.errors import UserError
 from subspace_lab.figures.panels import draw_panels
-from subspace_lab.recording.run import Run, evaluations
+from subspace_lab.runs.metrics import evaluations
+from subspace_lab.runs.run import Run
 
 COLUMNS = {
     "loss": ("training loss", "nats/token"),

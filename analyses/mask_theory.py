@@ -45,7 +45,7 @@ from analyses.predictions.inference import inference
 from analyses.predictions.rows import Row
 from subspace_lab.errors import UserError
 from subspace_lab.figures.style import MARKERS, PALETTE, legend_below, new_figure
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 
 COLUMNS = ["run", "prediction", "where", "statement", "tests", "kind", "predicted", "measured"]
 COLUMNS += ["tolerance", "agrees", "power", "unit", "probability", "samples", "basis", "meaning"]

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    from subspace_lab.recording.run import Run
+    from subspace_lab.runs.run import Run
 
 COLUMNS = [
     "configuration", "task", "measure", "mean", "low", "high", "seeds", "examples",
@@ -281,7 +281,7 @@ def main() -> None:
     arguments = parser.parse_args()
     from analyses._paired_layout import as_markdown, plot
     from analyses.kit import write_comparison
-    from subspace_lab.recording.run import open_runs
+    from subspace_lab.runs.opening import open_runs
 
     runs = open_runs(arguments.runs)
     table = compute(runs, baseline=arguments.baseline)

@@ -38,7 +38,7 @@ from subspace_lab.errors import exit_code_2_on_user_error
 if TYPE_CHECKING:
     import pandas as pd
 
-    from subspace_lab.recording.run import Run
+    from subspace_lab.runs.run import Run
 
 MODELS = {r"llama-?2-7b": LLAMA2, r"llama-?3-8b": LLAMA3}
 COLUMNS = [
@@ -277,7 +277,7 @@ def main() -> None:
     from analyses._paper_figures import draw_pruning_rates, draw_ranks
     from analyses._paper_layout import as_markdown
     from analyses.kit import write_comparison
-    from subspace_lab.recording.run import open_runs
+    from subspace_lab.runs.opening import open_runs
 
     runs = open_runs(arguments.runs)
     table = compute(runs)

@@ -32,7 +32,7 @@ import torch
 from analyses import kit
 from analyses._mask_laws import law_of, moments_of
 from subspace_lab.adapters.mask_law import MaskLaw
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.theory import masked_moments
 from subspace_lab.theory.regulariser import explicit_regulariser, nuclear_norm_bound
 

@@ -22,10 +22,10 @@ import pandas as pd
 
 from analyses import kit
 from analyses.registry import all_analyses
+from subspace_lab import files
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 from subspace_lab.figures.style import DOTS_PER_INCH
-from subspace_lab.recording import files
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.stats.intervals import accuracy_interval
 
 CLAIMS_READING = (

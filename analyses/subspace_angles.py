@@ -34,7 +34,7 @@ import torch
 from analyses import kit
 from subspace_lab import linalg
 from subspace_lab.errors import UserError
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.theory.mask_overlap import exact_k_overlap_pmf, jaccard_moments
 
 SPACES = {"row": "row space of A", "column": "column space of B"}

@@ -24,8 +24,8 @@ import pandas as pd
 import torch
 
 from benchmarks.machine import write_result
-from subspace_lab.recording.cores import pack_triangle
 from subspace_lab.recording.writer import RunWriter
+from subspace_lab.runs.stored_cores import pack_triangle
 
 ANALYSES = ("effective_rank", "subspace_angles")
 PROJECTIONS = {  # of LLaMA-2-7B: m, n

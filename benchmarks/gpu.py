@@ -192,7 +192,7 @@ def smollm2_run(base: str = "smollm2", steps: int = 60) -> Iterator[Row]:
         yield row_of(f"DropLoRA of {base}", "skipped", f"not installed: {', '.join(missing)}")
         return
     from subspace_lab.evaluation.likelihood import exact_match
-    from subspace_lab.recording.run import Run
+    from subspace_lab.runs.run import Run
     from subspace_lab.trained import evaluation_examples, load_trained
     from subspace_lab.training.config import TrainConfig
     from subspace_lab.training.trainer import train

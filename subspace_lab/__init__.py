@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from subspace_lab.adapters.mask import RankMask
     from subspace_lab.recording.recorder import SubspaceRecorder
-    from subspace_lab.recording.run import Run
+    from subspace_lab.runs.run import Run
 
 __all__ = ["RankMask", "Run", "SubspaceRecorder"]
 
 _HOMES = {
     "RankMask": "subspace_lab.adapters.mask",
-    "Run": "subspace_lab.recording.run",
+    "Run": "subspace_lab.runs.run",
     "SubspaceRecorder": "subspace_lab.recording.recorder",
 }
 

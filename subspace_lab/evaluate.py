@@ -102,7 +102,7 @@ def main() -> None:
     )
     from subspace_lab.evaluation import records
     from subspace_lab.evaluation.by_task import plan
-    from subspace_lab.recording.run import Run
+    from subspace_lab.runs.run import Run
     from subspace_lab.trained import load_trained
 
     run = Run(arguments.run)

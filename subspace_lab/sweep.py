@@ -52,8 +52,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
 
+    from subspace_lab.files import replacing
     from subspace_lab.interruption import interruptible
-    from subspace_lab.recording.files import replacing
     from subspace_lab.sweeping.grid import read_sweep
     from subspace_lab.sweeping.running import run_here, submit
     from subspace_lab.sweeping.selection import select

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from subspace_lab import models, tasks
 from subspace_lab.errors import UserError
-from subspace_lab.recording.names import unwrapped
+from subspace_lab.module_names import unwrapped
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from subspace_lab.recording.run import Run
+    from subspace_lab.runs.run import Run
     from subspace_lab.tasks import Example
 
 
@@ -123,7 +123,7 @@ def _with_adapter(base: PreTrainedModel, folder: Path, base_name: str) -> PeftMo
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     """Read an adapter's tensors by name, without what wrappers of the trained model added."""
-    from subspace_lab.recording.peft_files.weights import find_weights, read_tensors, tensor_shapes
+    from subspace_lab.peft_files.weights import find_weights, read_tensors, tensor_shapes
 
     file = find_weights(folder)
     if file is None:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from subspace_lab.recording import files
+from subspace_lab import files
 from subspace_lab.recording.lock import run_lock
 
 

@@ -16,11 +16,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from subspace_lab import evaluate, tasks
+from subspace_lab import evaluate, files, tasks
 from subspace_lab.evaluation.lm_eval_bridge import LmEvalResults
 from subspace_lab.evaluation.records import prompt_hash
 from subspace_lab.models import POCKET
-from subspace_lab.recording import files
 from subspace_lab.stats.intervals import accuracy_interval
 from subspace_lab.tasks.commonsense import FOLDERS
 from subspace_lab.training.config import TrainConfig

@@ -13,11 +13,10 @@ import torch
 from analyses import paired_differences, paper_tables
 from analyses._configurations import repetitions
 from analyses.kit import label
-from subspace_lab import models
+from subspace_lab import files, models
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation import records
-from subspace_lab.recording import files
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.tasks import Example
 from subspace_lab.trained import load_trained
 from subspace_lab.training.config import TrainConfig

@@ -14,7 +14,7 @@ from analyses.kit.summaries import medians_at_last_step
 from analyses.kit.tables import concatenate, evaluated_rows, grid_table, ragged, rows_note
 from analyses.kit.writing import default_folder, write_comparison
 from subspace_lab.figures.panels import Panel
-from subspace_lab.recording.core_batches import CoreBatch
+from subspace_lab.runs.core_batches import CoreBatch
 
 __all__ = [
     "Analysis",

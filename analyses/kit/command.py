@@ -18,7 +18,7 @@ from analyses.kit.needs import Needs, check_needs
 from analyses.kit.selection import open_named_runs, select_modules, select_steps
 from analyses.kit.writing import default_folder, write_results
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.stats.seeds import label_configurations
 
 FORMATS = ("png", "pdf", "svg", "none")

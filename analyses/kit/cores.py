@@ -23,9 +23,10 @@ from tqdm import tqdm
 from analyses.kit.not_finite import Tables, nan_where_not_finite
 from analyses.kit.tables import concatenate, grid_table
 from subspace_lab.errors import UserError
-from subspace_lab.recording.core_batches import CoreBatch
-from subspace_lab.recording.cores import RankCore
-from subspace_lab.recording.run import Run, ranges
+from subspace_lab.linalg.rank_core import RankCore
+from subspace_lab.runs.core_batches import CoreBatch
+from subspace_lab.runs.run import Run
+from subspace_lab.runs.steps import ranges
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -94,7 +95,7 @@ def over_batches(
     chosen = len(run.modules if modules is None else modules)
     return map_parallel(
         lambda pending: nan_where_not_finite(function, pending.load()),
-        run.pending_cores(steps=steps, modules=modules, motions=displacements),
+        run.pending_cores(steps=steps, modules=modules, displacements=displacements),
         total=chosen * len(run.steps if steps is None else steps),
         unit="core",
         description=run.name,

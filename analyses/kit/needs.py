@@ -6,7 +6,7 @@ import enum
 
 from analyses.kit.notes import why_nothing
 from subspace_lab.errors import UserError
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 
 
 class Needs(enum.Flag):

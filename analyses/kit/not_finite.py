@@ -11,8 +11,8 @@ import pandas as pd
 import torch
 from pandas.api.types import is_float_dtype, is_object_dtype
 
-from subspace_lab.recording.core_batches import CoreBatch
-from subspace_lab.recording.cores import Frame, Motion, RankCore
+from subspace_lab.linalg.rank_core import Displacement, Frame, RankCore
+from subspace_lab.runs.core_batches import CoreBatch
 
 Tables = TypeVar("Tables", pd.DataFrame, list[pd.DataFrame])
 
@@ -45,15 +45,17 @@ def _finite_core(core: RankCore, finite: torch.Tensor) -> RankCore:
     def part(matrix: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return matrix.where(finite[..., None, None], other)
 
-    def motion(motion: Motion | None) -> Motion | None:
-        if motion is None:
+    def displacement(given: Displacement | None) -> Displacement | None:
+        if given is None:
             return None
-        zero = motion.along.new_zeros(motion.along.shape[-1], motion.along.shape[-1])
-        return Motion(part(motion.along, zero), part(motion.across, zero))
+        zero = given.along.new_zeros(given.along.shape[-1], given.along.shape[-1])
+        return Displacement(part(given.along, zero), part(given.across, zero))
 
     def frame(frame: Frame) -> Frame:
         identity = torch.eye(frame.R.shape[-1], dtype=frame.R.dtype)
-        return type(frame)(part(frame.R, identity), motion(frame.step), motion(frame.start))
+        return Frame(
+            part(frame.R, identity), displacement(frame.previous), displacement(frame.start)
+        )
 
     return RankCore(frame(core.row), frame(core.column), core.scaling)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 
 MAX_NAMES = 3
 

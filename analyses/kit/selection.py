@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from subspace_lab.errors import UserError
 from subspace_lab.recording import schedule
-from subspace_lab.recording.run import Run, open_runs
+from subspace_lab.runs.opening import open_runs
+from subspace_lab.runs.run import Run
 
 
 def open_named_runs(patterns: Sequence[Sequence[str]]) -> list[Run]:

@@ -10,8 +10,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from pandas.api.types import union_categoricals
 
-from subspace_lab.recording.core_batches import CoreBatch
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.core_batches import CoreBatch
+from subspace_lab.runs.run import Run
 
 
 def grid_table(

@@ -14,10 +14,10 @@ from analyses.kit.analysis import Analysis
 from analyses.kit.needs import Needs
 from analyses.kit.notes import notes as notes_on
 from analyses.kit.notes import print_notes
+from subspace_lab import files
 from subspace_lab.figures.style import paper_style, save
-from subspace_lab.recording import files
-from subspace_lab.recording.provenance import provenance
-from subspace_lab.recording.run import Run
+from subspace_lab.provenance import provenance
+from subspace_lab.runs.run import Run
 
 
 def write_results(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from analyses.predictions.group import Group
-    from subspace_lab.recording.run import Run
+    from subspace_lab.runs.run import Run
 
 MASK_SETTINGS = ("method", "rank_mask", *MASK_FIELDS)
 WHY = "masked and plain runs soon see different gradients"
@@ -83,8 +83,8 @@ def _turns(group: Group) -> dict[int, NDArray[np.float64]]:
     from subspace_lab import linalg
 
     steps, cores = group.cores
-    if cores.row.step is None:
+    if cores.row.previous is None:
         return {}
-    angles = linalg.principal_angles(cores.row.now(), cores.row.then(cores.row.step))
+    angles = linalg.principal_angles(cores.row.now(), cores.row.before("previous"))
     turned = angles.square().mean(-1).sqrt().numpy()
     return {step: turned[place] for place, step in enumerate(steps.tolist()) if step > 0}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import pandas as pd
 
-    from subspace_lab.recording.run import Run
+    from subspace_lab.runs.run import Run
     from subspace_lab.stats.paired import PairedDifference
 
 Verdict = Literal["supported", "supported in part", "contradicted", "undecided", "not tested"]

@@ -22,7 +22,7 @@ from analyses.predictions.evidence import (
 )
 
 if TYPE_CHECKING:
-    from subspace_lab.recording.run import Run
+    from subspace_lab.runs.run import Run
 
 MIN_RANKS = 3
 
@@ -212,7 +212,7 @@ def _gain_over_single(run: Run) -> Measurement | None:
 def _losses(run: Run) -> tuple[dict[str, float], str] | None:
     """Mean losses by predictor, and of what, from the run's table of `ensemble_vs_single`."""
     from analyses.kit.tables import rows_note
-    from subspace_lab.recording import files
+    from subspace_lab import files
 
     path = run.output_folder / "ensemble_vs_single.parquet"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""What the gate witness saw during training: rescale, share kept, and what shares one mask.
+"""The gates that were observed during training: rescale, share kept, and what shares one mask.
 
 Independent of the record of masks: gates are outputs of the masked A over A x, whatever code
 masked them. Eq. 2 of the paper is one mask per step without rescale, its Algorithm 1 and released

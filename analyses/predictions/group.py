@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from subspace_lab.adapters.mask import MaskLaw
-    from subspace_lab.recording.cores import Frame, RankCore
-    from subspace_lab.recording.run import Run
-    from subspace_lab.recording.witness import Gates
+    from subspace_lab.linalg.rank_core import Frame, RankCore
+    from subspace_lab.runs.observed_gates import Gates
+    from subspace_lab.runs.run import Run
     from subspace_lab.theory import mask_law
 
 MOST_CORES = 4096
@@ -134,7 +134,7 @@ class Group:
         """
         import numpy as np
 
-        from subspace_lab.recording.run import ranges
+        from subspace_lab.runs.steps import ranges
 
         if self.masks is None:
             return np.ones((len(steps), len(self.modules), self.rank), dtype=bool)
@@ -147,7 +147,7 @@ class Group:
 
     @cached_property
     def gates(self) -> list[Gates]:
-        """What the gate witness saw of these modules."""
+        """The observed gates of these modules."""
         return [seen for seen in self.run.gates if seen.module in set(self.names)]
 
     @cached_property
@@ -188,7 +188,7 @@ class Group:
         """Whether the weights of all modules were finite, by step with cores."""
         chosen = self.run.steps if self.steps is None else self.steps
         finite = dict.fromkeys(sorted(set(chosen).intersection(self.run.steps)), True)
-        for batch in self.run.cores(steps=finite.keys(), modules=self.names, motions=False):
+        for batch in self.run.cores(steps=finite.keys(), modules=self.names, displacements=False):
             for step, modules in zip(batch.steps.tolist(), batch.finite, strict=True):
                 finite[step] &= bool(modules.all())
         return finite
@@ -213,22 +213,21 @@ class Group:
         most = max(2, MOST_CORES // len(self.modules))
         if len(steps) > most:
             steps = steps[np.linspace(0, len(steps) - 1, most).round().astype(int)]
-        return steps, self._read(steps.tolist(), motions=self.run.recorded)
+        return steps, self._read(steps.tolist(), displacements=self.run.recorded)
 
     def core(self, step: int) -> RankCore:
         """Give the cores (M,) of one step."""
-        return self._read([step], motions=False)[0]
+        return self._read([step], displacements=False)[0]
 
-    def _read(self, steps: list[int], *, motions: bool) -> RankCore:
+    def _read(self, steps: list[int], *, displacements: bool) -> RankCore:
         """Read cores into one batch (T, M)."""
-        import torch
+        from subspace_lab.linalg.rank_core import RankCore
 
         rows: dict[int, list[RankCore]] = {step: [] for step in steps}
-        for batch in self.run.cores(steps=steps, modules=self.names, motions=motions):
+        for batch in self.run.cores(steps=steps, modules=self.names, displacements=displacements):
             for place, step in enumerate(batch.steps.tolist()):
                 rows[step].append(batch.core[place])
-        joined = [_join(parts, torch.cat) for parts in rows.values()]
-        return _join(joined, torch.stack)
+        return RankCore.stack([RankCore.cat(parts) for parts in rows.values()])
 
     @cached_property
     def motions(self) -> Motions | None:
@@ -288,34 +287,10 @@ def _hash(values: NDArray[Any]) -> str:
 def _directions(frame: Frame) -> Directions:
     import torch
 
-    assert frame.step is not None and frame.start is not None
+    assert frame.previous is not None and frame.start is not None
     return Directions(
         size=frame.norms.numpy(),
-        step=torch.linalg.vector_norm(frame.step.coordinates, dim=-2).numpy(),
+        step=torch.linalg.vector_norm(frame.previous.coordinates, dim=-2).numpy(),
         start=torch.linalg.vector_norm(frame.start.coordinates, dim=-2).numpy(),
-        along=(frame.R * frame.step.along).sum(-2).numpy(),
-    )
-
-
-def _join(cores: list[RankCore], join: Any) -> RankCore:
-    """Concatenate or stack cores along their first batch dimension."""
-    from subspace_lab.recording.cores import Frame, Motion, RankCore
-
-    def motion(motions: list[Motion | None]) -> Motion | None:
-        known = [each for each in motions if each is not None]
-        if len(known) < len(motions):
-            return None
-        return Motion(join([each.along for each in known]), join([each.across for each in known]))
-
-    def frame(frames: list[Frame]) -> Frame:
-        return Frame(
-            join([each.R for each in frames]),
-            motion([each.step for each in frames]),
-            motion([each.start for each in frames]),
-        )
-
-    return RankCore(
-        frame([core.row for core in cores]),
-        frame([core.column for core in cores]),
-        join([core.scaling for core in cores]),
+        along=(frame.R * frame.previous.along).sum(-2).numpy(),
     )

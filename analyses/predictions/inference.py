@@ -15,7 +15,7 @@ from analyses.predictions.rows import Prediction, Row
 if TYPE_CHECKING:
     import pandas as pd
 
-    from subspace_lab.recording.run import Run
+    from subspace_lab.runs.run import Run
 
 FLOAT32 = 1e-5  # relative, of losses summed over tokens
 
@@ -44,7 +44,7 @@ GATES = Prediction(
 
 def inference(run: Run) -> Iterator[Row]:
     """Hold the last step of each table against theory."""
-    from subspace_lab.recording import files
+    from subspace_lab import files
 
     topics = {"ensemble_vs_single": (ensemble, _scale), "gate_expansion": (gate_gap_rows,)}
     for analysis, predict in topics.items():

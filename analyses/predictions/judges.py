@@ -15,7 +15,7 @@ from analyses.predictions.evidence import Evidence, Finding, Verdict, needs
 if TYPE_CHECKING:
     import pandas as pd
 
-    from subspace_lab.recording.run import Run
+    from subspace_lab.runs.run import Run
 
 OWN = 0.1  # Jaccard index up to which successive masks are subspaces of their own
 MOST = 0.5  # share of the directions
@@ -258,7 +258,7 @@ def _turned(run: Run) -> tuple[float, int, int, int] | None:
         start = batch.core.row.start
         if start is None or not batch.finite.all():
             return None
-        found = linalg.principal_angles(batch.core.row.now(), batch.core.row.then(start))
+        found = linalg.principal_angles(batch.core.row.now(), batch.core.row.before("start"))
         angles += torch.rad2deg(found[..., -1]).flatten().tolist()
         sigma = batch.core.singular_values()
         ranks.append(int(linalg.effective_rank(sigma, measure="numerical").max()))

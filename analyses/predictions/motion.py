@@ -228,12 +228,11 @@ def plain_sgd(group: Group) -> Iterator[Row]:
     moving = torch.from_numpy(steps > 0)
     kept = torch.from_numpy(group.masks_of(steps[steps > 0]).sum(-1))
     core = cores[moving]
-    sigma = torch.linalg.svdvals(core.change("step"))
+    sigma = torch.linalg.svdvals(core.change("previous"))
     yield SGD_RANK.never((sigma > RANK_ROUNDING * sigma[..., :1]).sum(-1) > 2 * kept)
-    assert core.row.step is not None
     from subspace_lab import linalg
 
-    angles = linalg.principal_angles(core.row.now(), core.row.then(core.row.step))
+    angles = linalg.principal_angles(core.row.now(), core.row.before("previous"))
     yield SGD_ANGLES.never((angles > STILL).sum(-1) > kept)
 
 
@@ -248,10 +247,10 @@ def gauge(group: Group) -> Iterator[Row]:
     if not group.run.recorded or group.optimizer is None:
         return
     steps, cores = group.cores
-    if steps[-1] == 0 or cores.row.step is None or cores.column.step is None:
+    if steps[-1] == 0 or cores.row.previous is None or cores.column.previous is None:
         return
-    A_side = cores.row.step.coordinates.mT @ cores.row.then(cores.row.step)
-    B_side = cores.column.then(cores.column.step).mT @ cores.column.step.coordinates
+    A_side = cores.row.previous.coordinates.mT @ cores.row.before("previous")
+    B_side = cores.column.before("previous").mT @ cores.column.previous.coordinates
     if _masks_known(group):
         known = steps[steps > 0]
         kept = torch.from_numpy(group.masks_of(known))

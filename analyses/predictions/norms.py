@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from analyses.predictions.group import Group
-    from subspace_lab.recording.cores import RankCore
+    from subspace_lab.linalg.rank_core import RankCore
 
 ROUNDING = 1e-10  # relative to the largest singular value
 LEAST_CORES = 12  # whose mean has a law that three cumulants describe

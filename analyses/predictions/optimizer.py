@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from subspace_lab.recording.run import Run
+    from subspace_lab.runs.run import Run
 
 CLASSES = {"adamw": "AdamW", "sgd": "SGD"}
 """torch's class for each optimizer that a configuration can name."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from subspace_lab.adapters.modules import lora_modules
-from subspace_lab.recording.names import PEFT_PREFIX, base_name
+from subspace_lab.module_names import PEFT_PREFIX, base_name
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel

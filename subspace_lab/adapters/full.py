@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from subspace_lab import files
 from subspace_lab.errors import UserError
-from subspace_lab.recording import files
-from subspace_lab.recording.names import PEFT_PREFIX, layer_and_projection
+from subspace_lab.module_names import PEFT_PREFIX, layer_and_projection
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -142,7 +142,7 @@ def adapt(
     import torch
     from peft import get_peft_model
 
-    from subspace_lab.adapters.initialisation import (
+    from subspace_lab.adapters.initialization import (
         refuse_quantised,
         refuse_too_high_ranks,
         split_off_minor_directions,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from subspace_lab.errors import UserError
-from subspace_lab.recording.names import base_name
+from subspace_lab.module_names import base_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

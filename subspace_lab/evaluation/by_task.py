@@ -29,7 +29,7 @@ from subspace_lab.stats.intervals import accuracy_interval
 if TYPE_CHECKING:
     import pandas as pd
 
-    from subspace_lab.recording.run import Run
+    from subspace_lab.runs.run import Run
     from subspace_lab.trained import TrainedModel
 
 Evaluation = Callable[["TrainedModel"], tuple["pd.DataFrame", Summary]]

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from filelock import FileLock
 
-from subspace_lab.recording import files
+from subspace_lab import files
 from subspace_lab.stats.intervals import accuracy_interval, mean_interval
 
 if TYPE_CHECKING:

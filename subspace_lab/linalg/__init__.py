@@ -10,7 +10,6 @@ from .distances import (
     pairwise_overlap,
 )
 from .effective_rank import Measure, effective_rank, nuclear_norm
-from .factors import RANK_TOLERANCE, Algorithm, triangular_factor, update_core
 from .intruders import IntruderDimensions, intruder_dimensions
 from .merged import base_svd, merged_svd
 from .nulls import (
@@ -29,6 +28,7 @@ from .spectra import (
     singular_values,
     singular_vectors,
 )
+from .triangular import RANK_TOLERANCE, Algorithm, triangular_factor, update_core
 
 __all__ = [
     "RANK_TOLERANCE",

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .bases import dependence_tolerance, orthonormal_basis, reject, unit_frame
-from .factors import compressed
+from .triangular import compressed
 
 CHUNK = 256  # pairs that are worked on at once: what they need stays in the cache
 LARGEST_COSINE = 0.7  # up to which an arc cosine serves without the sine

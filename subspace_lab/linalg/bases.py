@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from .factors import RANK_TOLERANCE, triangular_factor
+from .triangular import RANK_TOLERANCE, triangular_factor
 
 # Bounds within which the rule needs no singular values. They leave room for rounding: a product of
 # entries <= 1 above 1e-11 has no entry below, and R's are accurate to some 1e-15; the inverse of

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .angles import principal_angles
 from .bases import dependence_tolerance, orthonormal_basis, unit_frame
-from .factors import compressed
+from .triangular import compressed
 
 
 def chordal_distance(angles: Float[Tensor, "*batch q"]) -> Float64[Tensor, "*batch"]:

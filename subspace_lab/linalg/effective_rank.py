@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from .factors import EPS, RANK_TOLERANCE
+from .triangular import EPS, RANK_TOLERANCE
 
 Measure = Literal[
     "entropy",

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from scipy.sparse.linalg import ArpackError, LinearOperator, svds
 from torch import Tensor
 
-from .factors import PRODUCT_TOLERANCE, masked_columns, product_rounding
 from .spectra import LowRankSVD, with_evidence
+from .triangular import PRODUCT_TOLERANCE, masked_columns, product_rounding
 
 
 def merged_svd(

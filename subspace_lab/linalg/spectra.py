@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .factors import RANK_TOLERANCE, masked_columns, product_rounding, update_core
+from .triangular import RANK_TOLERANCE, masked_columns, product_rounding, update_core
 
 
 @dataclass(frozen=True)

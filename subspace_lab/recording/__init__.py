@@ -1,1 +1,1 @@
-"""Recording a training run, and reading runs and adapters back."""
+"""Recording a training run into its run directory."""

@@ -23,17 +23,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from subspace_lab import files
 from subspace_lab.adapters.mask import RankMask, find_rank_mask
 from subspace_lab.adapters.modules import LoraModule, lora_modules
 from subspace_lab.errors import UserError
-from subspace_lab.recording import files, schedule
-from subspace_lab.recording.cores import frame_arrays, frame_core
+from subspace_lab.linalg.rank_core import frame_core
+from subspace_lab.module_names import PEFT_PREFIX, layer_and_projection
+from subspace_lab.provenance import provenance
+from subspace_lab.recording import schedule
 from subspace_lab.recording.divergence import finite, true_loss, weights_are_finite
-from subspace_lab.recording.groups import make_groups
-from subspace_lab.recording.names import PEFT_PREFIX, layer_and_projection
-from subspace_lab.recording.provenance import provenance
-from subspace_lab.recording.witness import GateWitness
+from subspace_lab.recording.gate_recorder import GateRecorder
+from subspace_lab.recording.shape_batches import make_shape_batches
 from subspace_lab.recording.writer import RunWriter, discard_record
+from subspace_lab.runs.stored_cores import frame_arrays
 
 
 class SubspaceRecorder(TrainerCallback):
@@ -87,7 +89,7 @@ class SubspaceRecorder(TrainerCallback):
         self._resume_at = resume_at
         self._save = save
         self._writer: RunWriter | None = None
-        self._witness: GateWitness | None = None
+        self._gate_recorder: GateRecorder | None = None
 
     def on_train_begin(
         self,
@@ -132,9 +134,9 @@ class SubspaceRecorder(TrainerCallback):
                 "a SubspaceRecorder with another folder for each call of train()"
             )
         self._writer.abandon()
-        if self._witness is not None:
-            self._witness.end_step()
-            self._witness = None
+        if self._gate_recorder is not None:
+            self._gate_recorder.end_step()
+            self._gate_recorder = None
         if self._resume_at is None:
             discard_record(self.folder)
 
@@ -155,12 +157,14 @@ class SubspaceRecorder(TrainerCallback):
         self._modules_of_rank: dict[int, list[LoraModule]] = defaultdict(list)
         for module in modules:
             self._modules_of_rank[module.rank].append(module)
-        self._groups = make_groups(self._modules_of_rank, self._initial_values(modules))
+        self._shape_batches = make_shape_batches(
+            self._modules_of_rank, self._initial_values(modules)
+        )
         if self._resume_at is None and self._schedules["cores"] != "never":
             self._record_cores(0)
-        # A compiled model would have to be compiled again for the witness's hooks.
+        # A compiled model would have to be compiled again for the gate recorder's hooks.
         if not args.torch_compile:
-            self._witness = GateWitness(
+            self._gate_recorder = GateRecorder(
                 modules,
                 self.folder,
                 last=state.max_steps,
@@ -177,11 +181,11 @@ class SubspaceRecorder(TrainerCallback):
         if self._writer is None:
             return
         self._writer.flush_now_and_then()
-        if self._witness is not None:
-            self._witness.begin_step(step)
+        if self._gate_recorder is not None:
+            self._gate_recorder.begin_step(step)
         if self._schedules["cores"] != "never":  # any step may turn out to be the last
-            for group in self._groups:
-                group.previous = group.stacked()
+            for batch in self._shape_batches:
+                batch.previous = batch.stacked()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -199,8 +203,8 @@ class SubspaceRecorder(TrainerCallback):
         self._writer.add_metrics(step, {"seconds": time.perf_counter() - self._started})
         if self._kept:
             self._writer.add_masks(step, self._masks_by_rank(self._kept))
-        if self._witness is not None:
-            self._witness.end_step()
+        if self._gate_recorder is not None:
+            self._gate_recorder.end_step()
         if self._core_due(step):
             self._record_cores(step)
         if self._snapshot_due(step):
@@ -353,16 +357,16 @@ class SubspaceRecorder(TrainerCallback):
             self._writer.add_core(step, self._reduced())
 
     def _reduced(self) -> dict[str, Tensor]:
-        """Reduce every group to its cores: packed arrays `rR/NAME` (modules of rank R, ...)."""
+        """Reduce every batch to its cores: packed arrays `rR/NAME` (modules of rank R, ...)."""
         recorded: dict[str, Tensor] = {}
-        for group in self._groups:
-            frame = frame_core(group.stacked(), group.previous, group.start)
-            for name, values in frame_arrays(group.side, frame):
-                key = f"r{group.rank}/{name}"
+        for batch in self._shape_batches:
+            frame = frame_core(batch.stacked(), batch.previous, batch.start)
+            for name, values in frame_arrays(batch.side, frame):
+                key = f"r{batch.rank}/{name}"
                 if key not in recorded:
-                    count = len(self._modules_of_rank[group.rank])
+                    count = len(self._modules_of_rank[batch.rank])
                     recorded[key] = values.new_empty(count, *values.shape[1:])
-                recorded[key][group.places] = values.to(recorded[key].device)
+                recorded[key][batch.places] = values.to(recorded[key].device)
         return recorded
 
     def _masks_by_rank(self, kept: Mapping[str, NDArray[np.bool_]]) -> dict[int, NDArray[np.bool_]]:

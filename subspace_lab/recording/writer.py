@@ -27,9 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from subspace_lab import files
 from subspace_lab.errors import UserError
-from subspace_lab.recording import files
-from subspace_lab.recording.witness import FILE as GATES_FILE
+from subspace_lab.runs.observed_gates import GATES_FILE
 
 if TYPE_CHECKING:
     import pandas as pd

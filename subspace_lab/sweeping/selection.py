@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from subspace_lab import files
 from subspace_lab.errors import UserError
-from subspace_lab.recording import files
 from subspace_lab.sweeping.grid import Job, Selection, Sweep
 from subspace_lab.sweeping.state import state_of
 

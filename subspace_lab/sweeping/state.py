@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from filelock import Timeout
 
+from subspace_lab import files
 from subspace_lab.errors import UserError
-from subspace_lab.recording import files
 from subspace_lab.recording.lock import run_lock
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def last_evaluation(run: Path) -> dict[str, float]:
     path = run / "metrics.parquet"
     if not path.is_file():
         return {}
-    from subspace_lab.recording.run import evaluations
+    from subspace_lab.runs.metrics import evaluations
 
     metrics = files.read_table(path)
     last = {"step": float(metrics["step"].max())}

@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subspace_lab.linalg.factors import compressed
 from subspace_lab.linalg.spectra import frobenius_norm, singular_values
+from subspace_lab.linalg.triangular import compressed
 from subspace_lab.theory.enumeration import check_keep_prob
 from subspace_lab.theory.mask_law import MaskMoments
 

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 from transformers import TrainerState, TrainingArguments
 
-from subspace_lab.recording.core_batches import MODULE_COLUMNS
 from subspace_lab.recording.recorder import SubspaceRecorder
+from subspace_lab.runs.core_batches import MODULE_COLUMNS
 
 
 class CorelessRecorder(SubspaceRecorder):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from subspace_lab import files
 from subspace_lab.errors import UserError
-from subspace_lab.recording import files
 from subspace_lab.recording.writer import discard_unfinished
 from subspace_lab.training.config import TrainConfig
 

@@ -20,14 +20,13 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalPrediction
 
-from subspace_lab import models, tasks
+from subspace_lab import files, models, tasks
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.batching import context_length
-from subspace_lab.recording import files
-from subspace_lab.recording.provenance import provenance
+from subspace_lab.provenance import provenance
 from subspace_lab.recording.recorder import SubspaceRecorder
-from subspace_lab.recording.run import Run
 from subspace_lab.recording.writer import refuse_if_occupied
+from subspace_lab.runs.run import Run
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.coreless import CorelessRecorder
 from subspace_lab.training.data import (

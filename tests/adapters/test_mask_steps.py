@@ -17,7 +17,7 @@ from subspace_lab.adapters.mask import RankMask, find_rank_mask
 from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.errors import UserError
 from subspace_lab.recording.recorder import SubspaceRecorder
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from tests.adapters.observed_masks import expected, observed, step_masks, train_by_hand, trainer
 from tests.tiny import batch, tiny_lora
 

@@ -16,7 +16,7 @@ from subspace_lab.adapters.mask import RankMask
 from subspace_lab.adapters.methods import adapt, lora_config, peft_config_from_file
 from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.errors import UserError
-from subspace_lab.recording.peft_folder import AdapterFolder
+from subspace_lab.peft_files.adapter_folder import AdapterFolder
 from tests.tiny import TARGETS, batch, tiny_llama
 
 FIELDS = {"rank": 4, "alpha": 8.0, "targets": TARGETS}

@@ -15,7 +15,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.adapters.modules import lora_modules
-from subspace_lab.recording.peft_folder import AdapterFolder
+from subspace_lab.peft_files.adapter_folder import AdapterFolder
 from tests.tiny import tiny_lora
 
 

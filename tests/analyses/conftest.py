@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from tests.recording.conftest import train_tiny
 
 

@@ -14,9 +14,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from analyses.merged_spectra import compute
 from subspace_lab.errors import UserError
-from subspace_lab.recording.factors import weight_matrix
-from subspace_lab.recording.run import Run
-from tests.recording.peft_models import IGNORE_PEFTS_WARNINGS, adapt, adapted_layers
+from subspace_lab.linalg.factors import weight_matrix
+from subspace_lab.runs.run import Run
+from tests.peft_files.peft_models import IGNORE_PEFTS_WARNINGS, adapt, adapted_layers
 
 pytestmark = IGNORE_PEFTS_WARNINGS
 

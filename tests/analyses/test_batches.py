@@ -14,10 +14,11 @@ from analyses.kit.cores import StepMasks, map_parallel
 from analyses.kit.tables import concatenate, ragged
 from subspace_lab import linalg
 from subspace_lab.errors import UserError
-from subspace_lab.recording import core_batches
-from subspace_lab.recording.cores import frame_arrays, frame_core
-from subspace_lab.recording.run import Run
+from subspace_lab.linalg.rank_core import frame_core
 from subspace_lab.recording.writer import RunWriter
+from subspace_lab.runs import core_batches
+from subspace_lab.runs.run import Run
+from subspace_lab.runs.stored_cores import frame_arrays
 
 RANKS = {"layers.0.q_proj": 3, "layers.0.v_proj": 5, "layers.1.q_proj": 3, "layers.1.v_proj": 5}
 
@@ -82,8 +83,8 @@ def test_drift_of_mixed_ranks(mixed):
     table = frame_drift.compute(mixed, steps=[3, 20])
     for row in table[table["side"] == "column"].itertuples():
         frame = mixed.core(row.step, row.module).column
-        motion = frame.step if row.since == "previous" else frame.start
-        assert row.step_norm == pytest.approx(float(motion.norm), rel=1e-12)
+        norm = float(frame.displacement(row.since).norm)
+        assert row.step_norm == pytest.approx(norm, rel=1e-12)
         assert len(row.angles) == RANKS[row.module]
 
 

@@ -13,8 +13,8 @@ from analyses.predictions.evidence import Evidence
 from analyses.predictions.gains import better_than_lora
 from analyses.predictions.paper import CLAIMS
 from subspace_lab.adapters.mask import RankMask
-from subspace_lab.recording.run import Run
 from subspace_lab.recording.writer import RunWriter
+from subspace_lab.runs.run import Run
 from tests.analyses.wrong_masks import Fault, drawn, per_sample, train
 
 VERDICTS = {"supported", "supported in part", "contradicted", "undecided", "not tested"}

@@ -11,7 +11,7 @@ import pytest
 from analyses.kit.command import table_of
 from analyses.kit.needs import Needs
 from analyses.registry import all_analyses
-from subspace_lab.recording import files
+from subspace_lab import files
 from tests.analyses.documented import DOCUMENT, documented
 
 README = Path(__file__).parents[2] / "README.md"

@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments
 
 from analyses.effective_rank import compute, summarize
 from subspace_lab.recording.recorder import SubspaceRecorder
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from tests.analyses.conftest import dense
 from tests.tiny import batch, tiny_lora
 

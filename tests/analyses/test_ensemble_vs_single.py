@@ -15,7 +15,7 @@ from subspace_lab.adapters.mask import RankMask, find_rank_mask
 from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.likelihood import response_loss
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.trained import evaluation_examples, load_trained
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.trainer import build, train

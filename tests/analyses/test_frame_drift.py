@@ -8,7 +8,7 @@ import torch
 
 from analyses.frame_drift import SIDES, compute, pooled_leakage, summarize
 from subspace_lab.errors import UserError
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from tests.analyses.conftest import dense
 
 

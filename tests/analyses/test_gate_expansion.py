@@ -14,7 +14,7 @@ from analyses.predictions.inference import gate_gap_rows
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.likelihood import response_loss
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.theory.gates import gate_gap
 from subspace_lab.trained import evaluation_examples, load_trained
 from subspace_lab.training.config import TrainConfig

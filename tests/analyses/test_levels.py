@@ -25,8 +25,8 @@ from analyses.predictions import angles, gates, masks, motion, norms
 from analyses.predictions.group import Directions, Group, Motions
 from subspace_lab.adapters.mask import MaskLaw
 from subspace_lab.linalg import triangular_factor
-from subspace_lab.recording.cores import Frame, RankCore
-from subspace_lab.recording.witness import Gates
+from subspace_lab.linalg.rank_core import Frame, RankCore
+from subspace_lab.runs.observed_gates import Gates
 
 N, M_OUT = 48, 40
 

@@ -15,11 +15,11 @@ from analyses.mask_theory import compute, disagreements, join, plot, summarize
 from analyses.predictions import masks as mask_predictions
 from analyses.predictions.group import groups_of
 from analyses.predictions.rows import Prediction
+from subspace_lab import files
 from subspace_lab.adapters.mask import MaskLaw, RankMask
 from subspace_lab.errors import UserError
-from subspace_lab.recording import files
-from subspace_lab.recording.run import Run
 from subspace_lab.recording.writer import RunWriter
+from subspace_lab.runs.run import Run
 from subspace_lab.theory.enumeration import all_masks
 from tests.analyses import wrong_masks
 from tests.analyses.wrong_masks import Fault, train
@@ -364,7 +364,7 @@ def test_regulariser_over_training_is_that_of_all_masks(sampling, tmp_path):
         found, expected = [], []
         for step in states:
             kept = torch.from_numpy(run.masks_of_rank(8)[1][step])  # of step + 1
-            (batch,) = run.cores(steps=[step], motions=False)
+            (batch,) = run.cores(steps=[step], displacements=False)
             B, A = batch.core.column.R[0], batch.core.row.R[0].mT
             mean = (0.5 * B @ A).square().sum((-2, -1))
             found.append(((B * kept[:, None]) @ A).square().sum((-2, -1)) / mean - 1)

@@ -10,7 +10,7 @@ import torch
 
 from analyses.merged_spectra import compute, summarize
 from subspace_lab.errors import UserError
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from tests.analyses.conftest import dense
 from tests.analyses.test_command import assert_one_sentence
 from tests.tiny import tiny_llama, tiny_lora

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 
 OF_CORES = ("effective_rank", "subspace_angles", "frame_drift", "regulariser")
 OF_MASKS = {"kept", "next_kept", "shared", "next_step"}  # whole numbers that stay known

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.analyses.test_command import assert_one_sentence
-from tests.recording.test_left_out import pair, write
+from tests.runs.test_left_out import pair, write
 
 
 @pytest.fixture

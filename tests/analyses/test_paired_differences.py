@@ -15,7 +15,7 @@ from analyses._scores import AVERAGE
 from analyses.paired_differences import compute, remarks
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation import records
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.tasks import Example
 from subspace_lab.training.config import TrainConfig
 from tests.training.conftest import command

@@ -15,10 +15,10 @@ from analyses._paper_layout import as_markdown
 from analyses.paper_tables import compute
 from analyses.published import AVERAGE, COMMONSENSE, LLAMA2, LLAMA3, TABLES
 from analyses.published_datasets import TABLE_6
+from subspace_lab import files
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation import records
-from subspace_lab.recording import files
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.training.config import TrainConfig
 from tests.training.conftest import command
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from analyses import regulariser
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from tests.analyses.conftest import dense
 
 

@@ -18,7 +18,7 @@ from analyses.kit.tables import concatenate
 from analyses.registry import all_analyses
 from analyses.report import _tables, render
 from subspace_lab.errors import UserError
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.trainer import train
 from tests.analyses.test_command import assert_one_sentence

@@ -9,7 +9,7 @@ import torch
 from analyses.subspace_angles import compute, null_phi
 from subspace_lab import linalg
 from subspace_lab.errors import UserError
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from tests.analyses.conftest import dense
 
 

@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from subspace_lab.adapters.mask import MaskLaw, RankMask
 from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.recording.recorder import SubspaceRecorder
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from tests.tiny import batch, tiny_lora
 
 RANK = 8

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from subspace_lab import files
 from subspace_lab.evaluation import records
-from subspace_lab.recording import files
 
 
 def table(correct) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from subspace_lab.adapters.mask import MaskLaw, RankMask
 from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.evaluation import likelihood
 from subspace_lab.evaluation.generation import generate
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.trained import load_trained
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.trainer import build, train

@@ -7,7 +7,7 @@ from transformers import Trainer, TrainingArguments
 
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.recording.recorder import SubspaceRecorder
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from tests.tiny import batch, tiny_lora
 
 

@@ -12,11 +12,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
+from subspace_lab import files
 from subspace_lab.errors import UserError
-from subspace_lab.recording import files, writer
+from subspace_lab.recording import writer
 from subspace_lab.recording.divergence import true_loss
 from subspace_lab.recording.recorder import SubspaceRecorder
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from tests.tiny import StopAfter, batch, tiny_llama
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -109,9 +110,9 @@ def test_the_core_of_a_stop_has_its_own_displacement(tmp_path):
     (B, A), (B0, A0) = weights.after[3], weights.after[2]
     core = run.core(3, Q)
     truth = torch.linalg.matrix_norm(B.double() - B0.double())
-    torch.testing.assert_close(core.column.step.norm, truth, rtol=1e-6, atol=0)
+    torch.testing.assert_close(core.column.previous.norm, truth, rtol=1e-6, atol=0)
     truth = torch.linalg.matrix_norm(A.double() - A0.double())
-    torch.testing.assert_close(core.row.step.norm, truth, rtol=1e-6, atol=0)
+    torch.testing.assert_close(core.row.previous.norm, truth, rtol=1e-6, atol=0)
 
 
 class Break(TrainerCallback):

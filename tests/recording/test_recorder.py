@@ -12,12 +12,13 @@ import torch
 from peft import PeftModel
 from transformers import TrainerCallback
 
-from subspace_lab import linalg
+from subspace_lab import files, linalg
 from subspace_lab.errors import UserError
-from subspace_lab.recording import files, writer
-from subspace_lab.recording.cores import frame_core
-from subspace_lab.recording.run import Run, open_runs
-from subspace_lab.recording.witness import MODULES
+from subspace_lab.linalg.rank_core import frame_core
+from subspace_lab.recording import writer
+from subspace_lab.recording.gate_recorder import MODULES
+from subspace_lab.runs.opening import open_runs
+from subspace_lab.runs.run import Run
 from tests.recording.conftest import train_tiny
 from tests.tiny import StopAfter, batch, tiny_llama
 
@@ -66,12 +67,12 @@ def test_step_norms_from_cores_equal_dense_ones(run, step):
     for module in run.modules["module"]:
         B, A, scaling = dense(run, step, module)
         core = run.core(step, module)
-        for since, earlier in (("step", step - 1), ("start", 0)):
+        for since, earlier in (("previous", step - 1), ("start", 0)):
             B0, A0, _ = dense(run, earlier, module)
             pairs = [
                 (core.change_norm(since), torch.linalg.matrix_norm(scaling * (B @ A - B0 @ A0))),
-                (getattr(core.row, since).norm, torch.linalg.matrix_norm(A - A0)),
-                (getattr(core.column, since).norm, torch.linalg.matrix_norm(B - B0)),
+                (core.row.displacement(since).norm, torch.linalg.matrix_norm(A - A0)),
+                (core.column.displacement(since).norm, torch.linalg.matrix_norm(B - B0)),
             ]
             for found, truth in pairs:
                 torch.testing.assert_close(found, truth, rtol=1e-6, atol=0)
@@ -83,17 +84,16 @@ def test_angles_from_cores_equal_dense_ones(run, step):
         B, A, _ = dense(run, step, module)
         core, mask = run.core(step, module), torch.from_numpy(run.mask(step, module))
         for frame, X, side in ((core.row, A.T, 1), (core.column, B, 0)):
-            for since, earlier in (("step", step - 1), ("start", 0)):
-                motion = getattr(frame, since)
+            for since, earlier in (("previous", step - 1), ("start", 0)):
                 then = dense(run, earlier, module)[side]
                 then = then.T if side else then
                 if not then.any():  # B is zero at the start and spans nothing
                     continue
-                found = linalg.principal_angles(frame.now(), frame.then(motion))
+                found = linalg.principal_angles(frame.now(), frame.before(since))
                 assert_same_angles(found, dense_angles(X, then))
                 if mask.any() and then[:, mask].any():
                     masked = linalg.principal_angles(
-                        frame.now()[:, mask], frame.then(motion)[:, mask]
+                        frame.now()[:, mask], frame.before(since)[:, mask]
                     )
                     assert_same_angles(masked, dense_angles(X[:, mask], then[:, mask]))
 
@@ -104,12 +104,12 @@ def test_a_tiny_step_keeps_its_relative_accuracy():
     step = 1e-10 * torch.randn(50, 3, dtype=torch.float64)
     frame = frame_core(X + step, X, torch.zeros_like(X))
     moved = X + step - X  # what the addition left of the step
-    torch.testing.assert_close(frame.step.norm, moved.norm(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(frame.previous.norm, moved.norm(), rtol=1e-12, atol=0)
     Q = torch.linalg.qr(X).Q
     sines = torch.linalg.svdvals(
         (moved - Q @ (Q.T @ moved)) @ torch.linalg.inv(torch.linalg.qr(X).R)
     )
-    angles = linalg.principal_angles(frame.now(), frame.then(frame.step))
+    angles = linalg.principal_angles(frame.now(), frame.before("previous"))
     torch.testing.assert_close(angles.flip(0), sines, rtol=1e-4, atol=0)
 
 
@@ -118,11 +118,11 @@ def test_masks_are_the_law_s_and_masked_directions_of_the_first_step_stand_still
         steps, masks = run.masks(module)
         assert steps.tolist() == run.mask_steps == [1, 2, 3, 4, 5, 6]
         core = run.core(1, module)
-        movement = torch.linalg.vector_norm(core.column.step.coordinates, dim=0)
+        movement = torch.linalg.vector_norm(core.column.previous.coordinates, dim=0)
         assert np.array_equal(movement.numpy() > 0, masks[0])
 
 
-def test_the_witness_saw_the_masks_that_the_run_claims(run):
+def test_the_gate_recorder_saw_the_masks_that_the_run_claims(run):
     seen_steps = [step for seen in run.gates for step in seen.steps.tolist()]
     assert sorted(seen_steps) == sorted([1, 2, 3, 4, 5, 6] * MODULES)
     for seen in run.gates:
@@ -162,7 +162,7 @@ def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_been_stopped(run, tmp_
     assert resumed.metrics["loss"].equals(run.metrics["loss"])
     for module in run.modules["module"]:
         assert np.array_equal(resumed.masks(module)[1], run.masks(module)[1])
-        for since in ("step", "start"):
+        for since in ("previous", "start"):
             found, expected = (r.core(6, module).change_norm(since) for r in (resumed, run))
             torch.testing.assert_close(found, expected)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from tests.training.conftest import TINY, command
 
 

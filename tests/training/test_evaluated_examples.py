@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.tasks import Example
 from subspace_lab.trained import evaluation_examples
 from subspace_lab.training.config import TrainConfig

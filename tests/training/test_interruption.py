@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from subspace_lab import files
 from subspace_lab import train as command_module
 from subspace_lab.errors import exit_code_2_on_user_error
 from subspace_lab.interruption import Interrupted, interruptible
-from subspace_lab.recording import files
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.sweeping.running import run_command
 from subspace_lab.training import trainer as training
 from tests.training.conftest import TINY, environment

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.presets import CONFIGS
 from subspace_lab.training.trainer import train

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from subspace_lab import models
 from subspace_lab.errors import UserError
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.trained import load_trained
 from subspace_lab.training import trainer as training
 from subspace_lab.training.config import TrainConfig

@@ -8,7 +8,6 @@ cores, masks and factors, and never learn which of these it is.
 from __future__ import annotations
 
 import functools
-import glob
 from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -17,32 +16,34 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from subspace_lab import files
 from subspace_lab.errors import UserError
 from subspace_lab.models import DTYPES
-from subspace_lab.recording import files
-from subspace_lab.recording.core_batches import (
+from subspace_lab import files
+from subspace_lab.runs.core_batches import (
     MODULE_COLUMNS,
     CoreBatch,
     PendingBatch,
     computed_batches,
     recorded_batches,
 )
-from subspace_lab.recording.factors import Factors
-from subspace_lab.recording.left_out import coverage, left_out
-from subspace_lab.recording.peft_files.configuration import CONFIG_FILE
-from subspace_lab.recording.peft_folder import (
-    AdapterFolder,
+from subspace_lab.linalg.factors import Factors
+from subspace_lab.runs.left_out import coverage, left_out
+from subspace_lab.peft_files.configuration import CONFIG_FILE
+from subspace_lab.peft_files.adapter_folder import AdapterFolder
+from subspace_lab.peft_files.checkpoints import (
     Checkpoints,
     checkpoint_folders,
     open_checkpoints,
     resolve_adapter,
 )
-from subspace_lab.recording.witness import Gates, read_gates
+from subspace_lab.runs.metrics import evaluations
+from subspace_lab.runs.observed_gates import Gates, read_gates
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from subspace_lab.recording.cores import RankCore
+    from subspace_lab.linalg.rank_core import RankCore
 
 
 class Run:
@@ -227,7 +228,7 @@ class Run:
 
     @property
     def gates(self) -> list[Gates]:
-        """What the gate witness saw of the masks in the first training steps."""
+        """The gates that were observed at some layers in some training steps."""
         return read_gates(self.path)
 
     def masks_of_rank(self, rank: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -291,7 +292,7 @@ class Run:
         *,
         steps: Collection[int] | None = None,
         modules: Collection[str] | None = None,
-        motions: bool = True,
+        displacements: bool = True,
     ) -> Iterator[CoreBatch]:
         """Iterate over the cores, some hundred at a time.
 
@@ -301,10 +302,10 @@ class Run:
         Args:
             steps: only these; None: all.
             modules: only these; None: all.
-            motions: also read the displacements since the previous step and since the start
+            displacements: also read the displacements since the previous step and since the start
                 (snapshots of other tools have none).
         """
-        for pending in self.pending_cores(steps=steps, modules=modules, motions=motions):
+        for pending in self.pending_cores(steps=steps, modules=modules, displacements=displacements):
             yield pending.load()
 
     def pending_cores(
@@ -312,13 +313,13 @@ class Run:
         *,
         steps: Collection[int] | None = None,
         modules: Collection[str] | None = None,
-        motions: bool = True,
+        displacements: bool = True,
     ) -> Iterator[PendingBatch]:
         """List what `cores` gives, for loading in threads; arguments as there."""
         table = self.modules
         chosen = table["module"] if modules is None else modules
         if chunks := self._chunks("cores"):
-            batches = recorded_batches(chunks, table, modules=chosen, steps=steps, motions=motions)
+            batches = recorded_batches(chunks, table, modules=chosen, steps=steps, displacements=displacements)
         else:
             ranks = dict(zip(table["module"], table["r"], strict=True)) if self.recorded else {}
             batches = computed_batches(self.snapshots, modules=chosen, steps=steps, ranks=ranks)
@@ -385,51 +386,3 @@ class Run:
             last = steps[-1]
             chunks.append((steps, path))
         return chunks
-
-
-def evaluations(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Select the rows of a metrics table whose step was evaluated.
-
-    Those that say on how many examples; where none does, those with a number in any `eval_*`.
-    """
-    columns = [name for name in metrics if str(name).startswith("eval_")]
-    if "eval_examples" in metrics and metrics["eval_examples"].notna().any():
-        columns = ["eval_examples"]
-    return metrics[metrics[columns].notna().any(axis=1)]
-
-
-def ranges(steps: Collection[int]) -> str:
-    """Write ascending steps in short.
-
-    >>> ranges([1, 2, 3, 7, 9, 10])
-    '1 to 3, 7, 9 to 10'
-    """
-    runs: list[list[int]] = []
-    for step in steps:
-        if runs and step == runs[-1][-1] + 1:
-            runs[-1].append(step)
-        else:
-            runs.append([step])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
-
-
-def open_runs(patterns: Collection[str]) -> list[Run]:
-    """Open the runs that paths, globs or hub ids name, in order, each once.
-
-    Raises:
-        UserError: if a glob matches nothing, or a path is no run.
-    """
-    paths: dict[Path, str] = {}
-    for pattern in patterns:
-        names = [pattern]
-        if any(character in pattern for character in "*?[") and not Path(pattern).exists():
-            names = sorted(
-                name
-                for name in glob.glob(pattern)  # noqa: PTH207 (absolute patterns)
-                if (Path(name) / "run.json").is_file()
-            )
-            if not names:
-                raise UserError(f"no run matches {pattern!r}")
-        for name in names:
-            paths.setdefault(Path(name).resolve(), name)
-    return [Run(name) for name in paths.values()]

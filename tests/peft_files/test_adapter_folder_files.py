@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from subspace_lab.errors import UserError
-from subspace_lab.recording.peft_folder import AdapterFolder, open_checkpoints, resolve_adapter
+from subspace_lab.peft_files.adapter_folder import AdapterFolder
+from subspace_lab.peft_files.checkpoints import open_checkpoints, resolve_adapter
 
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
 MODULE = "model.layers.3.mlp.up_proj"

@@ -17,15 +17,15 @@ CACHED_BYTES = 2**21
 
 
 @dataclass
-class Group:
+class ShapeBatch:
     """Matrices of one side, shape and device, handled as one batch.
 
     Attributes:
         side: `row` (the matrices A) or `column` (the matrices B).
         rank: r.
-        places: where the group's modules stand among the modules of rank r.
+        places: positions of the batch's modules among the modules of rank r.
         weights: the live parameters.
-        start: their values at step 0, (group, ., .).
+        start: their values at step 0, (batch, ., .).
         previous: their values before the step that is being taken.
     """
 
@@ -37,15 +37,15 @@ class Group:
     previous: Tensor
 
     def stacked(self) -> Tensor:
-        """Copy the live values, (group, n, r) for both sides."""
+        """Copy the live values, (batch, n, r) for both sides."""
         stacked = torch.stack([weight.detach() for weight in self.weights])
         return stacked.mT if self.side == "row" else stacked
 
 
-def make_groups(
+def make_shape_batches(
     modules_of_rank: Mapping[int, list[LoraModule]], initial: Mapping[str, tuple[Tensor, Tensor]]
-) -> list[Group]:
-    """Sort all matrices into groups of one side, rank, length and device.
+) -> list[ShapeBatch]:
+    """Sort all matrices into batches of one side, rank, length and device.
 
     On a GPU all that share these make one batch; a processor takes as many as its cache holds.
     """
@@ -57,13 +57,13 @@ def make_groups(
             column_key = ("column", rank, module.B.shape[0], module.B.device)
             members[row_key].append((place, module.A, A0.detach().mT))
             members[column_key].append((place, module.B, B0.detach()))
-    groups = []
-    for (side, rank, length, device), found in members.items():
+    batches = []
+    for (side, rank, length, device), matrices in members.items():
         frames_bytes = 3 * rank * length * 8  # of the three float64 matrices of `frame_core`
-        size = max(1, CACHED_BYTES // frames_bytes) if device.type == "cpu" else len(found)
-        for first in range(0, len(found), size):
-            part = zip(*found[first : first + size], strict=True)
+        size = max(1, CACHED_BYTES // frames_bytes) if device.type == "cpu" else len(matrices)
+        for first in range(0, len(matrices), size):
+            part = zip(*matrices[first : first + size], strict=True)
             places, weights, starts = (list(column) for column in part)
             start = torch.stack(starts)
-            groups.append(Group(side, rank, places, weights, start, start))
-    return groups
+            batches.append(ShapeBatch(side, rank, places, weights, start, start))
+    return batches

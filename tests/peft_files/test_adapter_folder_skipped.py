@@ -16,8 +16,8 @@ from peft import (
 from torch import nn
 
 from subspace_lab.errors import UserError
-from subspace_lab.recording.peft_folder import AdapterFolder
-from tests.recording.peft_models import (
+from subspace_lab.peft_files.adapter_folder import AdapterFolder
+from tests.peft_files.peft_models import (
     IGNORE_PEFTS_WARNINGS,
     Zoo,
     adapt,

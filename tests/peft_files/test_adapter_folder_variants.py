@@ -4,9 +4,10 @@ import pytest
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 
-from subspace_lab.recording.factors import weight_matrix
-from subspace_lab.recording.peft_folder import AdapterFolder, dora_whole_update
-from tests.recording.peft_models import (
+from subspace_lab.linalg.dora import dora_whole_update
+from subspace_lab.linalg.factors import weight_matrix
+from subspace_lab.peft_files.adapter_folder import AdapterFolder
+from tests.peft_files.peft_models import (
     IGNORE_PEFTS_WARNINGS,
     Zoo,
     adapt,
@@ -77,7 +78,7 @@ def test_dora_row_norms_do_not_depend_on_the_block_size(monkeypatch, tmp_path):
     folder, W0 = AdapterFolder(tmp_path), model.base_model.model.linear.base_layer.weight.detach()
     arguments = (W0, folder.factors("linear"), folder.magnitude("linear"))
     whole = dora_whole_update(*arguments).row_scaling
-    monkeypatch.setattr("subspace_lab.recording.peft_files.dora._ROWS", 3)
+    monkeypatch.setattr("subspace_lab.linalg.dora._ROWS", 3)
     assert torch.equal(dora_whole_update(*arguments).row_scaling, whole)
     with pytest.raises(ValueError, match="weight_matrix"):
         dora_whole_update(W0.T, *arguments[1:])

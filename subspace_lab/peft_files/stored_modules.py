@@ -8,9 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from subspace_lab.recording.factors import Kind
-from subspace_lab.recording.names import base_name
-from subspace_lab.recording.peft_files.configuration import AdapterConfig
+from subspace_lab.linalg.factors import Kind
+from subspace_lab.module_names import base_name
+from subspace_lab.peft_files.configuration import AdapterConfig
 
 Shape = tuple[int, ...]
 

@@ -10,9 +10,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from subspace_lab import models
-from subspace_lab.recording.run import Run
+from subspace_lab.runs.run import Run
 from subspace_lab.trained import load_trained
-from tests.recording.test_peft_folder_files import CONFIG, MODULE, write_adapter
+from tests.peft_files.test_adapter_folder_files import CONFIG, MODULE, write_adapter
 
 
 @pytest.fixture

@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 from subspace_lab.errors import UserError
-from subspace_lab.recording import core_batches, files
-from subspace_lab.recording.core_batches import MODULE_COLUMNS
-from subspace_lab.recording.cores import pack_triangle
-from subspace_lab.recording.run import Run, open_runs
+from subspace_lab import files
+from subspace_lab.runs import core_batches
+from subspace_lab.runs.core_batches import MODULE_COLUMNS
+from subspace_lab.runs.stored_cores import pack_triangle
+from subspace_lab.runs.opening import open_runs
+from subspace_lab.runs.run import Run
 from subspace_lab.recording.writer import RunWriter
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.trainer import train
@@ -72,7 +74,7 @@ def test_chosen_steps_and_modules_are_read_once(
 ):
     monkeypatch.setattr(core_batches, "CORES_PER_BATCH", cores_per_batch)
     met = []
-    for batch in mixed.cores(steps=steps, modules=modules, motions=False):
+    for batch in mixed.cores(steps=steps, modules=modules, displacements=False):
         assert len(batch.steps) * len(batch.modules) <= max(cores_per_batch, len(batch.modules))
         for i, step in enumerate(batch.steps.tolist()):
             for j, module in enumerate(batch.modules["module"]):

@@ -6,7 +6,8 @@ from collections.abc import Collection
 
 import pandas as pd
 
-from subspace_lab.recording.peft_folder import AdapterFolder, Checkpoints
+from subspace_lab.peft_files.adapter_folder import AdapterFolder
+from subspace_lab.peft_files.checkpoints import Checkpoints
 
 NOT_IN_TABLE = "it is not in the run's module table (of run.json, or of the last checkpoint)"
 COLUMNS = ["kind", "name", "reason", "parameters"]

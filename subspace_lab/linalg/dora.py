@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subspace_lab.recording.factors import Factors
+from subspace_lab.linalg.factors import Factors
 
 _ROWS = 1024  # rows of the base weight that are held in float64 at a time
 
@@ -35,7 +35,7 @@ class DoraUpdate:
 
 
 def dora_whole_update(
-    base_weight: Float[Tensor, "m n"], factors: Factors, magnitude: Float[Tensor, " m"]
+    base_weight: Float[Tensor, "m n"], factors: Factors, magnitude: Float[Tensor, " outputs"]
 ) -> DoraUpdate:
     """Join a DoRA module's direction and magnitude (Liu et al. 2024, Equation 5).
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from subspace_lab.recording.factors import weight_matrix
-from subspace_lab.recording.peft_folder import AdapterFolder
-from tests.recording.peft_models import (
+from subspace_lab.linalg.factors import weight_matrix
+from subspace_lab.peft_files.adapter_folder import AdapterFolder
+from tests.peft_files.peft_models import (
     IGNORE_PEFTS_WARNINGS,
     Zoo,
     adapt,

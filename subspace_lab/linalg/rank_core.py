@@ -15,25 +15,35 @@ Householder QR is backward stable column by column (Higham 2002, Theorem 19.4).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from subspace_lab import linalg
+from .spectra import frobenius_norm, singular_values
+from .triangular import triangular_factor
+
+Since = Literal["previous", "start"]
+"""The step that a displacement is measured from: the previous optimizer step, or step 0."""
 
 CANCELLED = 1e-13
 """Relative size below which a difference of float64 columns is rounding noise."""
 
 
 @dataclass(frozen=True)
-class Motion:
-    """The displacement Delta = Q along + Q_perp across of a frame since an earlier step."""
+class Displacement:
+    """The displacement Delta = Q along + Q_perp across of a frame since an earlier step.
+
+    Attributes:
+        along: Q^T Delta, the part inside the span of X_t, (..., r, r).
+        across: Q_perp^T Delta, the part orthogonal to it, (..., r, r), upper triangular.
+    """
 
     along: Float[Tensor, "*batch r r"]
-    across: Float[Tensor, "*batch r r"]  # upper triangular
+    across: Float[Tensor, "*batch r r"]
 
     @property
     def norm(self) -> Float[Tensor, "*batch"]:
@@ -53,17 +63,13 @@ class Frame:
 
     Attributes:
         R: upper triangular, R^T R = X^T X.
-        step: displacement since the previous optimizer step (None where it was not recorded).
+        previous: displacement since the previous optimizer step (None where it was not recorded).
         start: displacement since step 0 (None where it was not recorded).
     """
 
     R: Float[Tensor, "*batch r r"]
-    step: Motion | None = None
-    start: Motion | None = None
-
-    @property
-    def previous(self) -> Motion | None:
-        return self.step
+    previous: Displacement | None = None
+    start: Displacement | None = None
 
     @property
     def norms(self) -> Float[Tensor, "*batch r"]:
@@ -76,20 +82,35 @@ class Frame:
         """The Gram matrix X^T X: A A^T or B^T B."""
         return self.R.mT @ self.R
 
+    def displacement(self, since: Since) -> Displacement:
+        """The displacement since an earlier step.
+
+        Raises:
+            ValueError: if it was not recorded.
+        """
+        displacement = self.previous if since == "previous" else self.start
+        if displacement is None:
+            raise ValueError(f"the core has no displacement since {since!r}")
+        return displacement
+
     def now(self) -> Float[Tensor, "*batch rr r"]:
         """X at this step in the basis [Q, Q_perp], (..., 2 r, r)."""
         return torch.cat([self.R, torch.zeros_like(self.R)], dim=-2)
 
-    def then(self, motion: Motion) -> Float[Tensor, "*batch rr r"]:
-        """X before `motion` (one of `step`, `start`) in the same basis, (..., 2 r, r).
+    def before(self, since: Since) -> Float[Tensor, "*batch rr r"]:
+        """X at the earlier step in the same basis, (..., 2 r, r).
 
-        A column that the motion cancels to rounding noise was zero (B's at the start), and is zero.
+        A column that the displacement cancels to rounding noise was zero (B's at the start), and
+        is zero.
+
+        Raises:
+            ValueError: if the displacement was not recorded.
         """
         now = self.now()
-        then = now - motion.coordinates
-        norm = torch.linalg.vector_norm(then, dim=-2, keepdim=True)
+        before = now - self.displacement(since).coordinates
+        norm = torch.linalg.vector_norm(before, dim=-2, keepdim=True)
         noise = CANCELLED * torch.linalg.vector_norm(now, dim=-2, keepdim=True)
-        return torch.where(norm > noise, then, 0.0)
+        return torch.where(norm > noise, before, 0.0)
 
 
 @dataclass(frozen=True)
@@ -107,41 +128,45 @@ class RankCore:
         self, mask: Bool[Tensor, "*masks r"] | None = None
     ) -> Float[Tensor, "*out r"]:
         """Singular values of scaling * B diag(mask) A, descending."""
-        sigma = linalg.singular_values(self.column.R, self.row.R.mT, mask=mask)
+        sigma = singular_values(self.column.R, self.row.R.mT, mask=mask)
         return sigma * self.scaling.abs()[..., None]
 
     def norm(self) -> Float[Tensor, "*batch"]:
         """Frobenius norm of dW."""
-        return self.scaling.abs() * linalg.frobenius_norm(self.column.R, self.row.R.mT)
+        return self.scaling.abs() * frobenius_norm(self.column.R, self.row.R.mT)
 
-    def change(self, since: str) -> Float[Tensor, "*batch rr rr"]:
-        """Give dW_t - dW_s in orthonormal coordinates, (..., 2 r, 2 r): Delta_B A_t + B_s Delta_A.
-
-        Args:
-            since: `step` (s = t - 1) or `start` (s = 0).
+    def change(self, since: Since) -> Float[Tensor, "*batch rr rr"]:
+        """dW_t - dW_s in orthonormal coordinates, (..., 2 r, 2 r): Delta_B A_t + B_s Delta_A.
 
         Raises:
-            ValueError: if that displacement was not recorded.
+            ValueError: if the displacements since that step were not recorded.
         """
-        row, column = getattr(self.row, since), getattr(self.column, since)
-        if row is None or column is None:
-            raise ValueError(f"the core holds no displacement since the {since}")
-        before = self.column.then(column)
+        row, column = self.row.displacement(since), self.column.displacement(since)
+        before = self.column.before(since)
         change: Tensor = column.coordinates @ self.row.now().mT + before @ row.coordinates.mT
         return self.scaling[..., None, None] * change
 
-    def change_norm(self, since: str) -> Float[Tensor, "*batch"]:
+    def change_norm(self, since: Since) -> Float[Tensor, "*batch"]:
         """Frobenius norm of dW_t - dW_s."""
         norm: Tensor = torch.linalg.matrix_norm(self.change(since))
         return norm
 
     def __getitem__(self, index: object) -> RankCore:
         """Index the batch dimensions."""
-        return RankCore(
-            _index_frame(self.row, index),
-            _index_frame(self.column, index),
-            self.scaling[index],  # type: ignore[index]
-        )
+        return _combined([self], lambda parts: parts[0][index])  # type: ignore[index]
+
+    @classmethod
+    def cat(cls, cores: Sequence[RankCore], *, dim: int = 0) -> RankCore:
+        """Concatenate batches of cores along a batch dimension, counted from 0.
+
+        A displacement that one of them lacks is None.
+        """
+        return _combined(cores, lambda parts: torch.cat(parts, dim=dim))
+
+    @classmethod
+    def stack(cls, cores: Sequence[RankCore], *, dim: int = 0) -> RankCore:
+        """Stack batches of cores along a new batch dimension, as `cat` does along an old one."""
+        return _combined(cores, lambda parts: torch.stack(parts, dim=dim))
 
 
 def frame_core(
@@ -156,49 +181,41 @@ def frame_core(
     to r. Runs on the tensors' device, in float64.
     """
     n, rank = X.shape[-2:]
-    now, step, since = (slice(i * rank, (i + 1) * rank) for i in range(3))
+    now, step, whole = (slice(i * rank, (i + 1) * rank) for i in range(3))
     # Laid out column by column, as LAPACK wants it, and filled without temporaries: on a processor
     # the copies would otherwise cost more than the factorisation.
     columns = torch.empty(*X.shape[:-2], 3 * rank, n, dtype=torch.float64, device=X.device)
     columns[..., now, :] = X.mT
     torch.sub(columns[..., now, :], previous.mT, out=columns[..., step, :])
-    torch.sub(columns[..., now, :], start.mT, out=columns[..., since, :])
-    R = linalg.triangular_factor(columns.mT)
+    torch.sub(columns[..., now, :], start.mT, out=columns[..., whole, :])
+    R = triangular_factor(columns.mT)
     return Frame(
         R[..., now, now],
-        Motion(R[..., now, step], R[..., step, step]),
-        Motion(R[..., now, since], linalg.triangular_factor(R[..., rank:, since])),
+        Displacement(R[..., now, step], R[..., step, step]),
+        Displacement(R[..., now, whole], triangular_factor(R[..., rank:, whole])),
     )
 
 
-def frame_arrays(side: str, frame: Frame) -> Iterator[tuple[str, Tensor]]:
-    """List a frame's matrices by name, such as `row.step.across`; triangles come packed."""
-    yield f"{side}.R", pack_triangle(frame.R)
-    for since in ("step", "start"):
-        motion = getattr(frame, since)
-        if motion is not None:
-            yield f"{side}.{since}.along", motion.along
-            yield f"{side}.{since}.across", pack_triangle(motion.across)
+def _combined(cores: Sequence[RankCore], combine: Callable[[list[Tensor]], Tensor]) -> RankCore:
+    """Make one core of several, each of its tensors from theirs."""
 
-
-def pack_triangle(R: Float[Tensor, "*batch r r"]) -> Float[Tensor, "*batch packed"]:
-    """Keep the r (r + 1) / 2 values of an upper triangle, row by row."""
-    i, j = torch.triu_indices(R.shape[-1], R.shape[-1], device=R.device)
-    return R[..., i, j]
-
-
-def unpack_triangle(packed: Float[Tensor, "*batch packed"], rank: int) -> Tensor:
-    """Undo `pack_triangle`: (..., r (r + 1) / 2) to (..., r, r)."""
-    R = packed.new_zeros(*packed.shape[:-1], rank * rank)
-    i, j = torch.triu_indices(rank, rank, device=packed.device)
-    R.index_copy_(-1, rank * i + j, packed)  # several times faster than assigning to R[..., i, j]
-    return R.view(*packed.shape[:-1], rank, rank)
-
-
-def _index_frame(frame: Frame, index: object) -> Frame:
-    def motion(motion: Motion | None) -> Motion | None:
-        if motion is None:
+    def displacement(parts: list[Displacement | None]) -> Displacement | None:
+        recorded = [part for part in parts if part is not None]
+        if len(recorded) < len(parts):
             return None
-        return Motion(motion.along[index], motion.across[index])  # type: ignore[index]
+        return Displacement(
+            combine([part.along for part in recorded]), combine([part.across for part in recorded])
+        )
 
-    return Frame(frame.R[index], motion(frame.step), motion(frame.start))  # type: ignore[index]
+    def frame(frames: list[Frame]) -> Frame:
+        return Frame(
+            combine([frame.R for frame in frames]),
+            displacement([frame.previous for frame in frames]),
+            displacement([frame.start for frame in frames]),
+        )
+
+    return RankCore(
+        frame([core.row for core in cores]),
+        frame([core.column for core in cores]),
+        combine([core.scaling for core in cores]),
+    )

@@ -12,14 +12,15 @@ import numpy as np
 import torch
 
 from subspace_lab import linalg
-from subspace_lab.recording import files
-from subspace_lab.recording.cores import Frame, Motion, RankCore, unpack_triangle
+from subspace_lab import files
+from subspace_lab.linalg.rank_core import Frame, RankCore
+from subspace_lab.runs.stored_cores import stored_names, unpacked
 
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    from subspace_lab.recording.peft_folder import AdapterFolder
+    from subspace_lab.peft_files.adapter_folder import AdapterFolder
 
 CORES_PER_BATCH = 512
 """Cores that are read at once: work on them stays in the processor's cache."""
@@ -73,7 +74,7 @@ def recorded_batches(
     *,
     modules: Collection[str],
     steps: Collection[int] | None = None,
-    motions: bool = True,
+    displacements: bool = True,
 ) -> Iterator[PendingBatch]:
     """List cores in chunks, `CORES_PER_BATCH` at a time (one step's, if they are more).
 
@@ -82,7 +83,7 @@ def recorded_batches(
         table: the run's module table.
         modules: only these.
         steps: only these; None: all.
-        motions: also read the displacements since the previous step and since the start.
+        displacements: also read the displacements since the previous step and since the start.
     """
     for chunk_steps, path in chunks:
         wanted = np.arange(len(chunk_steps))
@@ -99,7 +100,7 @@ def recorded_batches(
             for start in range(0, len(wanted), length):
                 places = wanted[start : start + length]
                 load = functools.partial(
-                    _load_recorded, path, chunk_steps, group, places, chosen, scaling, motions
+                    _load_recorded, path, chunk_steps, group, places, chosen, scaling, displacements
                 )
                 yield PendingBatch(len(places) * len(group), load)
 
@@ -111,15 +112,15 @@ def _load_recorded(
     places: NDArray[np.int64],
     chosen: NDArray[np.bool_],
     scaling: torch.Tensor,
-    motions: bool,
+    displacements: bool,
 ) -> CoreBatch:
     rank = int(modules["r"].iloc[0])
     with files.open_tensors(path) as tensors:
+        stored = stored_names(tensors.keys(), rank, displacements=displacements)
         arrays = {
-            name: _read(tensors.get_slice(f"r{rank}/{name}"), places, chosen)
-            for name in _array_names(motions)
+            name: _read(tensors.get_slice(key), places, chosen) for name, key in stored.items()
         }
-    return CoreBatch(chunk_steps[places], modules, _unpack(arrays, rank, scaling))
+    return CoreBatch(chunk_steps[places], modules, unpacked(arrays, rank, scaling))
 
 
 def computed_batches(
@@ -171,27 +172,3 @@ def _read(stored: Any, steps: NDArray[np.int64], modules: NDArray[np.bool_]) -> 
     if len(array) > len(steps):
         array = array[steps - first]
     return array if modules.all() else array[:, modules]
-
-
-def _array_names(motions: bool) -> list[str]:
-    displacements = [
-        f"{since}.{part}" for since in ("step", "start") for part in ("along", "across")
-    ]
-    return [
-        f"{side}.{name}" for side in ("row", "column") for name in ["R"] + displacements * motions
-    ]
-
-
-def _unpack(arrays: dict[str, torch.Tensor], rank: int, scaling: torch.Tensor) -> RankCore:
-    def motion(name: str) -> Motion | None:
-        if f"{name}.along" not in arrays:
-            return None
-        across = unpack_triangle(arrays[f"{name}.across"], rank)
-        return Motion(arrays[f"{name}.along"], across)
-
-    def frame(side: str) -> Frame:
-        R = unpack_triangle(arrays[f"{side}.R"], rank)
-        return Frame(R, motion(f"{side}.step"), motion(f"{side}.start"))
-
-    batch = arrays["row.R"].shape[:2]
-    return RankCore(frame("row"), frame("column"), scaling.double().expand(batch))

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from subspace_lab.errors import UserError
-from subspace_lab.recording.peft_files.configuration import CONFIG_FILE
-from subspace_lab.recording.peft_files.weights import find_weights, read_tensors, tensor_shapes
+from subspace_lab.peft_files.configuration import CONFIG_FILE
+from subspace_lab.peft_files.weights import find_weights, read_tensors, tensor_shapes
 
 STATE_FILE = "trainer_state.json"
 

@@ -7,7 +7,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from subspace_lab.recording.factors import weight_matrix
+from subspace_lab.linalg.factors import weight_matrix
 
 IGNORE_PEFTS_WARNINGS = [
     pytest.mark.filterwarnings("ignore::UserWarning"),

@@ -9,10 +9,10 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from subspace_lab.recording.peft_folder import AdapterFolder
-from subspace_lab.recording.run import Run
-from tests.recording.peft_models import IGNORE_PEFTS_WARNINGS, adapt, assert_peft_agrees, llama
-from tests.recording.test_peft_folder_skipped import Mixture
+from subspace_lab.peft_files.adapter_folder import AdapterFolder
+from subspace_lab.runs.run import Run
+from tests.peft_files.peft_models import IGNORE_PEFTS_WARNINGS, adapt, assert_peft_agrees, llama
+from tests.peft_files.test_adapter_folder_skipped import Mixture
 
 pytestmark = IGNORE_PEFTS_WARNINGS
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from subspace_lab import files
 from subspace_lab.errors import exit_code_2_on_user_error
-from subspace_lab.recording import files
 
 
 def test_numbers_that_json_cannot_hold_become_null(tmp_path):

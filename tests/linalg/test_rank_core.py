@@ -1,4 +1,4 @@
-"""Norms of rank cores where B A is much smaller than B and A, against 50 digits."""
+"""Rank cores: norms where B A is much smaller than B and A, against 50 digits; batches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import mpmath
 import pytest
 import torch
 
-from subspace_lab.recording.cores import RankCore, frame_core
+from subspace_lab.linalg.rank_core import Frame, RankCore, frame_core
 
 
 def core(B: torch.Tensor, A: torch.Tensor, scaling: float = 1.0) -> RankCore:
@@ -36,3 +36,28 @@ def test_an_update_that_cancels_has_norm_and_spectrum_zero():
     cancelled = core(torch.cat([B, -B], dim=1), torch.cat([A, A]))
     assert cancelled.norm() == 0
     assert not cancelled.singular_values().any()
+
+
+def batch(*shape: int) -> RankCore:
+    row, column = (frame_core(*torch.randn(3, *shape, n, 2, dtype=torch.float64)) for n in (9, 7))
+    return RankCore(row, column, torch.rand(*shape, dtype=torch.float64))
+
+
+def test_cat_and_stack_undo_indexing():
+    cores = batch(3, 4)
+    modules = RankCore.cat([cores[:, :1], cores[:, 1:]], dim=1)
+    steps = RankCore.stack([cores[step] for step in range(3)])
+    for joined in (modules, steps):
+        for since in ("previous", "start"):
+            assert torch.equal(joined.change(since), cores.change(since))
+        assert torch.equal(joined.scaling, cores.scaling)
+
+
+def test_cores_without_displacements_leave_none_to_their_batch():
+    cores = batch(3)
+    plain = RankCore(Frame(cores.row.R), Frame(cores.column.R), cores.scaling)
+    both = RankCore.cat([cores, plain])
+    assert both.row.previous is None and both.column.start is None
+    assert torch.equal(both.norm(), torch.cat([cores.norm(), plain.norm()]))
+    with pytest.raises(ValueError, match="no displacement since 'start'"):
+        both.change("start")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from subspace_lab.recording.names import base_name, layer_and_projection
+from subspace_lab.module_names import base_name, layer_and_projection
 
 
 @pytest.mark.parametrize(

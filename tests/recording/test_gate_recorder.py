@@ -1,21 +1,20 @@
-"""The gate witness sees masks of random modules at random steps, and leaves the model alone."""
+"""The gate recorder sees masks of random modules at random steps, and leaves the model alone."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
+from subspace_lab import files
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.adapters.modules import lora_modules
-from subspace_lab.recording import files
-from subspace_lab.recording.witness import (
+from subspace_lab.recording.gate_recorder import (
     CALLS,
-    FILE,
     MODULES,
-    GateWitness,
+    GateRecorder,
     observed_steps,
-    read_gates,
 )
+from subspace_lab.runs.observed_gates import GATES_FILE, read_gates
 from tests.tiny import batch, tiny_lora
 
 
@@ -28,15 +27,15 @@ def watch(folder, *, steps, last=40, seed=3, resume_at=None, calls=1, dtype=torc
     model = tiny_lora().to(dtype)
     mask = RankMask(0.5, seed=7).attach(model)
     before = hooks(model)
-    witness = GateWitness(lora_modules(model), folder, last=last, seed=seed, resume_at=resume_at)
+    recorder = GateRecorder(lora_modules(model), folder, last=last, seed=seed, resume_at=resume_at)
     for step in steps:
         mask.set_step(step)
-        witness.begin_step(step)
+        recorder.begin_step(step)
         expected = MODULES if step in observed_steps(last, seed=seed) else 0
         assert hooks(model) - before == expected
         for _ in range(calls):
             model(**batch())
-        witness.end_step()
+        recorder.end_step()
         assert hooks(model) == before
     return mask, read_gates(folder)
 
@@ -83,7 +82,7 @@ def test_a_resumed_run_forgets_what_came_later_and_sees_the_same_steps(tmp_path)
 def test_files_of_before_are_read_as_half_precision(tmp_path):
     gates = torch.ones(3, 4, 4, 2)
     tensors = {"a.b/steps": torch.tensor([1, 1, 2]), "a.b/gates": gates}
-    files.write_tensors(tmp_path / FILE, tensors)
+    files.write_tensors(tmp_path / GATES_FILE, tensors)
     (seen,) = read_gates(tmp_path)
     assert seen.module == "a.b" and seen.rounding == torch.finfo(torch.bfloat16).eps
     assert torch.equal(seen.gates, gates)

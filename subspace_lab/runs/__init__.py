@@ -1,0 +1,1 @@
+"""Runs read back: recorded by this toolkit, or adapters that another tool trained."""
