@@ -22,12 +22,12 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from analyses._mask_laws import UNMASKED
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.evaluation.responses import response_batches
 from subspace_lab.runs.run import Run
 from subspace_lab.tasks import Example
 from subspace_lab.theory.ensembles import arithmetic_ensemble, geometric_ensemble, jensen_gap
+from subspace_lab.theory.mask_law import DEFAULT_LAW
 from subspace_lab.trained import TrainedModel
 
 SCALES = (0.5, 0.75, 1.25, 1.5)
@@ -130,11 +130,12 @@ def predictors(run: Run, model: PeftModel, *, masks: int, seed: int) -> dict[Pre
     The base is the update at scale 0; where training split it, that was W_res and not the base,
     which gets the scale nan.
     """
-    law = run.mask_law or UNMASKED
-    chosen = {name: law[name] for name in ("keep_prob", "rescale", "sampling")}
+    law = run.mask_law or DEFAULT_LAW
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the adapter is trained already is the point here
-        mask = RankMask(**chosen, granularity="step", seed=seed).attach(model)
+        mask = RankMask(
+            law.keep_prob, rescale=law.rescale, sampling=law.sampling, seed=seed
+        ).attach(model)
     ranks = dict(zip(run.modules["module"], run.modules["r"], strict=True))
 
     def under(values: Mapping[str, Tensor]) -> Context:

@@ -128,7 +128,7 @@ def compute(
         masked = rows(
             inside, {f"masked_{product}": inside.core.singular_values(mask)}, mask.sum(-1)
         )
-        keep_prob = (run.mask_law or {}).get("keep_prob", np.nan)
+        keep_prob = run.mask_law.keep_prob if run.mask_law else np.nan
         return kit.concatenate([table, masked.assign(expected_rank=keep_prob * int(rank))])
 
     table = kit.concatenate(

@@ -122,7 +122,7 @@ def _at_step(
             "split": run.evaluated_split,
             "jensen_gap": tally.jensen_gap / tally.tokens if predictor.masks > 1 else float("nan"),
             "predicted_scale": predicted,
-            "keep_prob": (run.mask_law or {}).get("keep_prob", float("nan")),
+            "keep_prob": run.mask_law.keep_prob if run.mask_law else float("nan"),
             "dtype": trained.dtype,
         }
         for predictor, tally in tallies.items()
@@ -144,9 +144,8 @@ def predicted_scale(run: Run, step: int) -> float:
         updates += float(batch.core.norm().square().sum())
     if updates == 0:
         return float("nan")
-    keep_prob = run.mask_law["keep_prob"]
-    rescale = 1 / keep_prob if run.mask_law["rescale"] else 1.0
-    return optimal_inference_scale(products / updates, keep_prob=keep_prob, rescale=rescale)
+    law = run.mask_law
+    return optimal_inference_scale(products / updates, keep_prob=law.keep_prob, rescale=law.factor)
 
 
 def draw(table: pd.DataFrame) -> Figure:

@@ -31,7 +31,6 @@ import pandas as pd
 import torch
 
 from analyses import kit
-from analyses._mask_laws import law_of, moments_of
 from subspace_lab import linalg
 from subspace_lab.linalg.rank_core import Since
 from subspace_lab.runs.run import Run
@@ -65,8 +64,10 @@ def compute(
     """
     kit.check_needs(run, kit.Needs.DISPLACEMENTS)
     moved = [step for step in (run.steps if steps is None else steps) if step > 0]
-    masks, law = kit.StepMasks(run), law_of(run)
-    predicted = law is not None and run.mask_steps and run.config.get("optimizer") == "adamw"
+    masks, law = kit.StepMasks(run), run.mask_law
+    expected = np.nan
+    if law is not None and run.mask_steps and run.config.get("optimizer") == "adamw":
+        expected = squared_leakage(keep_prob=law.keep_prob)
 
     def of_batch(batch: kit.CoreBatch) -> pd.DataFrame:
         frames = (batch.core.row, batch.core.column)
@@ -83,10 +84,6 @@ def compute(
         dropped = 1 - masks.kept(batch.steps, batch)
         leakage = [(square * dropped).sum(-1) / square.sum(-1) for square in squares]
         none = torch.full_like(norms[..., 0], torch.nan)
-        expected = np.nan
-        if predicted:
-            q = moments_of(law, batch.core.row.R.shape[-1]).mean[0]
-            expected = squared_leakage(keep_prob=float(q))
         columns = {
             "angles": kit.ragged(angles),
             "max_angle": angles.nan_to_num(-1.0)

@@ -35,11 +35,11 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from analyses import kit
-from analyses._mask_laws import UNMASKED
 from subspace_lab.errors import UserError
 from subspace_lab.figures.style import PALETTE, legend_below, new_figure, step_axis
 from subspace_lab.runs.run import Run
 from subspace_lab.theory.gates import GateGap, average_gap, gate_gap
+from subspace_lab.theory.mask_law import DEFAULT_LAW, MaskLaw
 from subspace_lab.trained import evaluation_examples, load_trained
 
 ORDERS = ("second", "third", "fourth")
@@ -81,8 +81,8 @@ def compute(
         raise UserError("--masks must be at least 2, --examples at least 1")
     if modules is not None:
         raise UserError("gate_expansion is about whole models: leave --modules out")
-    law = run.mask_law or UNMASKED
-    if law["sampling"] != "bernoulli":
+    law = run.mask_law or DEFAULT_LAW
+    if not law.independent_gates:
         raise UserError(
             f"{run.path} draws exactly k directions: the expansion is of independent gates, so "
             "take a run with --sampling bernoulli"
@@ -92,31 +92,30 @@ def compute(
 
 
 def _at_step(
-    run: Run, step: int | None, law: dict[str, Any], masks: int, examples: int, seed: int
+    run: Run, step: int | None, law: MaskLaw, masks: int, examples: int, seed: int
 ) -> dict[str, Any]:
     from analyses._gates import GatedLoss  # imports peft
 
-    factor = 1 / law["keep_prob"] if law["rescale"] else 1.0
     rows = evaluation_examples(run, size=examples)
     trained = load_trained(run, step=step)
     ranks = dict(zip(run.modules["module"], run.modules["r"], strict=True))
     gaps: list[GateGap] = []
     tokens: list[int] = []
     description = f"gates of {run.name}, step {trained.step}"
-    losses = 1 + masks * (3 if law["keep_prob"] == 0.5 else 2)  # the mean gates; expansion, masks
+    losses = 1 + masks * (3 if law.keep_prob == 0.5 else 2)  # the mean gates; expansion, masks
     with tqdm(total=len(rows) * losses, desc=description, disable=None) as bar:
         for row in rows:  # one at a time: a fourth derivative takes much memory
             # Step masks are the same for all rows; others are not.
-            place = 0 if law["granularity"] == "step" else len(gaps)
+            place = 0 if law.granularity == "step" else len(gaps)
             with GatedLoss(
-                trained, [row], ranks=ranks, granularity=law["granularity"], bar=bar
+                trained, [row], ranks=ranks, granularity=law.granularity, bar=bar
             ) as loss:
                 gaps.append(
                     gate_gap(
                         loss,
                         loss.gates,
-                        keep_prob=law["keep_prob"],
-                        rescale=factor,
+                        keep_prob=law.keep_prob,
+                        rescale=law.factor,
                         masks=masks,
                         generator=torch.Generator().manual_seed(seed + place),
                     )
@@ -135,9 +134,9 @@ def _at_step(
         "masks": masks,
         "examples": len(rows),
         "split": run.evaluated_split,
-        "granularity": law["granularity"],
-        "keep_prob": law["keep_prob"],
-        "factor": factor,
+        "granularity": law.granularity,
+        "keep_prob": law.keep_prob,
+        "factor": law.factor,
         "assumed": run.mask_law is None,
         "dtype": trained.dtype,
     }

@@ -41,10 +41,10 @@ from torch import Tensor
 from analyses import kit
 from subspace_lab import linalg, models
 from subspace_lab.errors import UserError
-from subspace_lab.runs.base_weights import BaseWeights, UnreadableWeightError, open_base
-from subspace_lab.linalg.factors import Factors
 from subspace_lab.linalg.dora import DoraUpdate, dora_whole_update
+from subspace_lab.linalg.factors import Factors
 from subspace_lab.peft_files.adapter_folder import AdapterFolder
+from subspace_lab.runs.base_weights import BaseWeights, UnreadableWeightError, open_base
 from subspace_lab.runs.run import Run
 from subspace_lab.theory.spiked_null import bulk_edge, spiked_singular_value
 

@@ -1,4 +1,4 @@
-"""All analyses: every module of this package that declares an `ANALYSIS`.
+"""All analyses: every module or package in this one that declares an `ANALYSIS`.
 
 The README's table, the demo, the report and the documentation's tests read this list, so an
 analysis is listed by being there.
@@ -15,7 +15,7 @@ from analyses.kit import Analysis
 
 def all_analyses() -> dict[str, Analysis]:
     """Give every analysis by its name, in the order of their positions."""
-    names = [m.name for m in pkgutil.iter_modules(analyses.__path__) if not m.ispkg]
+    names = [m.name for m in pkgutil.iter_modules(analyses.__path__)]
     modules = [importlib.import_module(f"analyses.{n}") for n in names if not n.startswith("_")]
     declared = [module.ANALYSIS for module in modules if hasattr(module, "ANALYSIS")]
     ordered = sorted(declared, key=lambda analysis: (analysis.position, analysis.name))

@@ -30,10 +30,9 @@ import pandas as pd
 import torch
 
 from analyses import kit
-from analyses._mask_laws import law_of, moments_of
-from subspace_lab.adapters.mask_law import MaskLaw
 from subspace_lab.runs.run import Run
 from subspace_lab.theory import masked_moments
+from subspace_lab.theory.mask_law import MaskLaw
 from subspace_lab.theory.regulariser import explicit_regulariser, nuclear_norm_bound
 
 
@@ -55,7 +54,7 @@ def compute(
         where there is none), `masked_mean` and `masked_std` (what its law predicts; the latter nan
         for exact-k masks). Ratios are nan where dW = 0.
     """
-    law, masks = law_of(run), kit.StepMasks(run)
+    law, masks = run.mask_law, kit.StepMasks(run)
 
     def of_batch(batch: kit.CoreBatch) -> pd.DataFrame:
         B, A = batch.core.column.R, batch.core.row.R.mT
@@ -81,7 +80,7 @@ def _under_masks(
     if law is None:
         return dict.fromkeys(("penalty", "masked", "masked_mean", "masked_std"), np.nan)
     B, A = batch.core.column.R, batch.core.row.R.mT
-    moments, factor = moments_of(law, B.shape[-1]), (batch.core.scaling * law.factor) ** 2
+    moments, factor = law.moments(B.shape[-1]), (batch.core.scaling * law.factor) ** 2
     H = masked_moments.gram_product(B, A)
     columns: dict[str, torch.Tensor | float] = {
         "penalty": factor * masked_moments.output_energy_variance(B, A, moments),
@@ -89,7 +88,7 @@ def _under_masks(
         "masked_mean": factor * masked_moments.expected_output_energy(B, A, moments),
         "masked_std": np.nan,
     }
-    if law.sampling == "bernoulli":
+    if law.independent_gates:
         variance = masked_moments.variance_of_output_energy(B, A, keep_prob=law.keep_prob)
         columns["masked_std"] = factor * variance.sqrt()
     return columns

@@ -122,8 +122,8 @@ def _facts(run: Run) -> list[str]:
         evaluated = f"{examples} {run.evaluated_split} rows"
     mask = "none"
     if law is not None:
-        rescale = "× 1/keep_prob" if law["rescale"] else "not rescaled"
-        mask = f"per {law['granularity']}, keep_prob {law['keep_prob']:g}, {rescale}"
+        rescale = "× 1/keep_prob" if law.rescale else "not rescaled"
+        mask = f"per {law.granularity}, keep_prob {law.keep_prob:g}, {rescale}"
     size = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
     return [
         run.name,

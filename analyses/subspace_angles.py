@@ -35,7 +35,7 @@ from analyses import kit
 from subspace_lab import linalg
 from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
-from subspace_lab.theory.mask_overlap import exact_k_overlap_pmf, jaccard_moments
+from subspace_lab.theory.mask_law import MaskLaw
 
 SPACES = {"row": "row space of A", "column": "column space of B"}
 LARGEST_NULL_RANK = 128  # the null's expectation enumerates some r^3 / 6 overlaps
@@ -140,48 +140,27 @@ def _describe(angles: torch.Tensor) -> dict[str, Any]:
 
 def _expected(run: Run, batch: kit.CoreBatch) -> dict[str, Any]:
     """Columns of expectations under the run's mask law, (1, M, space) or a number."""
-    law = run.mask_law or {}
-    rank, q = int(batch.modules["r"].iloc[0]), float(law.get("keep_prob", "nan"))
-    exact_k = law.get("sampling") == "exact-k"
-    kept, shared, jaccard = _expected_overlap(rank, q, exact_k)
+    law, rank = run.mask_law, int(batch.modules["r"].iloc[0])
+    if law is None:
+        names = ("expected_kept", "expected_shared", "expected_jaccard", "null_phi")
+        return dict.fromkeys(names, np.nan)
+    mean = law.moments(rank).mean
     sizes = batch.modules[["n", "m"]].to_numpy()  # of the row and of the column space
-    null = [[np.nan, *(null_phi(int(n), rank, q, exact_k) for n in module)] for module in sizes]
+    null = [[np.nan, *(null_phi(int(n), rank, law) for n in module)] for module in sizes]
     return {
-        "expected_kept": kept,
-        "expected_shared": shared,
-        "expected_jaccard": jaccard,
+        "expected_kept": mean.sum(),
+        "expected_shared": (mean**2).sum(),
+        "expected_jaccard": law.jaccard(rank),
         "null_phi": [null],
     }
 
 
 @functools.cache
-def _expected_overlap(rank: int, keep_prob: float, exact_k: bool) -> tuple[float, float, float]:
-    """Mean number kept, number shared, and Jaccard index."""
-    if keep_prob != keep_prob:
-        return float("nan"), float("nan"), float("nan")
-    if not exact_k:
-        jaccard = jaccard_moments(rank, keep_prob=keep_prob).mean
-        return keep_prob * rank, keep_prob**2 * rank, jaccard
-    kept = round(keep_prob * rank)
-    overlap = np.arange(rank + 1)
-    pmf = exact_k_overlap_pmf(rank, kept=kept)
-    return kept, float(pmf @ overlap), float(pmf @ (overlap / np.maximum(2 * kept - overlap, 1)))
-
-
-@functools.cache
-def null_phi(n: int, rank: int, keep_prob: float, exact_k: bool) -> float:
+def null_phi(n: int, rank: int, law: MaskLaw) -> float:
     """Mean phi of two masks of a Gaussian frame (n, rank); nan where it is not known."""
-    if rank > min(n, LARGEST_NULL_RANK) or keep_prob != keep_prob:
+    if rank > min(n, LARGEST_NULL_RANK):
         return float("nan")
-    if not exact_k:
-        return linalg.null_overlap(n, rank, keep_prob=keep_prob).phi
-    kept = round(keep_prob * rank)
-    pmf = exact_k_overlap_pmf(rank, kept=kept)[: kept + 1]
-    moments = [
-        linalg.random_angle_moments(n, kept - i, kept - i, shared=i).mean if p else 0.0
-        for i, p in enumerate(pmf)
-    ]
-    return float(pmf @ np.array(moments)) / kept
+    return linalg.null_overlap(n, law.kept_pmf(rank)).phi
 
 
 def summarize(table: pd.DataFrame) -> kit.Summary:

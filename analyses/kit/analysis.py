@@ -46,14 +46,20 @@ class Analysis:
         compute: makes the tidy table of a run, given `steps`, `modules` (None: all) and the
             options by keyword. Where `compares` is true, of a list of runs, with `steps` and
             `modules` as the command line names them.
-        plot: the figure.
         summarize: the few numbers that are printed and kept in NAME.json.
+        plot: the figure, or several by the names of their files; None: no figure.
+        texts: what is written of the table as text: extension of NAME.EXTENSION to a function of
+            the table; those of extension html are also shown in the report.
+        on_screen: what is printed of the table; None: the summary.
         needs: what it reads from a run.
         reading: how to read the figure, in plain words, as HTML for the report; empty: the report
             leaves the analysis out.
         why_missing: why a run of the report may have no such table.
         options: its own options: keyword of `compute` to arguments of argparse's `add_argument`.
         compares: whether `compute` takes all runs together.
+        selects: whether it takes `steps` and `modules`.
+        without_runs: whether it has something to say of no run at all.
+        csv: whether tables are written as CSV, too, unless --no-csv is given.
         join: stacks the tables of several runs.
         position: its place in lists and in the report, ascending.
     """
@@ -62,12 +68,24 @@ class Analysis:
     description: str | None
     question: str
     compute: Callable[..., pd.DataFrame]
-    plot: Plot
     summarize: Callable[[pd.DataFrame], Summary]
+    plot: Plot | Mapping[str, Plot] | None = None
+    texts: Mapping[str, Callable[[pd.DataFrame], str]] = field(default_factory=dict)
+    on_screen: Callable[[pd.DataFrame], str] | None = None
     needs: Needs = Needs.FACTORS | Needs.CORES
     reading: str = ""
     why_missing: str = "it was not computed"
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     compares: bool = False
+    selects: bool = True
+    without_runs: bool = False
+    csv: bool = False
     join: Callable[[Iterable[pd.DataFrame]], pd.DataFrame] = concatenate
     position: int = 100
+
+    @property
+    def plots(self) -> Mapping[str, Plot]:
+        """The figures by the names of their files."""
+        if self.plot is None:
+            return {}
+        return {self.name: self.plot} if isinstance(self.plot, Plot) else self.plot

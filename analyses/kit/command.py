@@ -36,22 +36,25 @@ def run_analysis(analysis: Analysis, arguments: Sequence[str] | None = None) -> 
         UserError: if a run, step or module is not available, or a run lacks what is needed.
     """
     chosen = parser_of(analysis).parse_args(arguments)
-    runs = open_named_runs(chosen.run)
+    runs = open_named_runs(chosen.run or [])
     for run in runs:
         check_needs(run, analysis.needs)
     table = table_of(
         analysis,
         runs,
-        steps=chosen.steps,
-        modules=chosen.modules,
+        steps=chosen.steps if analysis.selects else None,
+        modules=chosen.modules if analysis.selects else None,
         options={name: getattr(chosen, name) for name in analysis.options},
     )
+    out = chosen.out or default_folder(runs)
+    is_file = out.suffix[1:] in analysis.texts
     write_results(
         analysis,
         runs,
         table,
-        folder=chosen.out or default_folder(runs),
-        forms=chosen.format or ["png", "pdf"],
+        folder=out.parent if is_file else out,
+        name=out.stem if is_file else None,
+        forms=(chosen.format if analysis.plot else None) or ["png", "pdf"],
         csv=chosen.csv,
         arguments=vars(chosen),
     )
@@ -66,39 +69,49 @@ def parser_of(analysis: Analysis) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--run",
+        "--runs",
         action="append",
         nargs="+",
-        required=True,
+        required=not analysis.without_runs,
         metavar="RUN",
         help="a run directory, a PEFT adapter folder, a Trainer output folder with checkpoints, "
         "a hub id, or a quoted glob of run directories; may be given several times",
     )
+    default = "RUN/analyses; for several runs comparisons/NAMES"
+    ends = " or ".join(f"FILE.{extension}" for extension in analysis.texts)
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="where to write (default: RUN/analyses; for several runs comparisons/NAMES)",
+        help=f"where to write{', or ' * bool(ends)}{ends} (default: {default})",
     )
     parser.add_argument(
-        "--format",
-        action="append",
-        choices=FORMATS,
-        help="of the figure; may be given several times; none: no figure (default: png and pdf)",
+        "--csv",
+        action=argparse.BooleanOptionalAction,
+        default=analysis.csv,
+        help="write the tables as CSV, too",
     )
-    parser.add_argument("--csv", action="store_true", help="write the tables as CSV, too")
-    parser.add_argument(
-        "--steps",
-        metavar="STEPS",
-        help="which recorded steps: a list such as 0,10,100, every:K, log:K (K per decade), "
-        "or last (default: all)",
-    )
-    parser.add_argument(
-        "--modules",
-        nargs="+",
-        metavar="PATTERN",
-        help="which modules: projections such as q_proj, full paths, or quoted globs such as "
-        "'*.layers.0.*' (default: all)",
-    )
+    if analysis.plot is not None:
+        parser.add_argument(
+            "--format",
+            action="append",
+            choices=FORMATS,
+            help="of figures; may be given several times; none: no figure (default: png and pdf)",
+        )
+    if analysis.selects:
+        parser.add_argument(
+            "--steps",
+            metavar="STEPS",
+            help="which recorded steps: a list such as 0,10,100, every:K, log:K (K per decade), "
+            "or last (default: all)",
+        )
+        parser.add_argument(
+            "--modules",
+            nargs="+",
+            metavar="PATTERN",
+            help="which modules: projections such as q_proj, full paths, or quoted globs such as "
+            "'*.layers.0.*' (default: all)",
+        )
     for name, settings in analysis.options.items():
         spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
         parser.add_argument(*spellings, dest=name, **settings)
@@ -127,7 +140,8 @@ def table_of(
     """
     options = options or {}
     if analysis.compares:
-        return analysis.compute(runs, steps=steps, modules=modules, **options)
+        selection = {"steps": steps, "modules": modules} if analysis.selects else {}
+        return analysis.compute(runs, **selection, **options)
     of_factors = Needs.FACTORS in analysis.needs
     table = analysis.join(
         analysis.compute(

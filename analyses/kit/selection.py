@@ -18,7 +18,7 @@ def open_named_runs(patterns: Sequence[Sequence[str]]) -> list[Run]:
     """
     runs = open_runs([pattern for group in patterns for pattern in group])
     folders = [run.path.resolve() for run in runs]
-    for depth in range(2, max(len(folder.parts) for folder in folders)):
+    for depth in range(2, max((len(folder.parts) for folder in folders), default=0)):
         if len({run.name for run in runs}) == len(runs):
             break
         for run, folder in zip(runs, folders, strict=True):

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analyses.kit.analysis import Analysis
+from analyses.kit.analysis import Analysis, Plot
 from analyses.kit.needs import Needs
 from analyses.kit.notes import notes as notes_on
 from analyses.kit.notes import print_notes
@@ -27,10 +27,11 @@ def write_results(
     *,
     folder: Path,
     forms: Sequence[str],
+    name: str | None = None,
     csv: bool = False,
     arguments: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write NAME.parquet, NAME.figure.parquet, the figure and NAME.json; print summary and paths.
+    """Write tables, texts, figures and NAME.json; print the summary and the paths.
 
     Where it is about factors, the notes on each run (`analyses.kit.notes`) are printed, and kept
     in NAME.json and in the table's attribute `notes`.
@@ -40,27 +41,26 @@ def write_results(
         runs: the runs behind the table.
         table: the analysis's table.
         folder: where to write.
-        forms: formats of the figure; `none` alone: no figure and no table of it.
+        forms: formats of the figures; `none` alone: no figure and no table of it.
+        name: NAME of the files; None: the analysis's.
         csv: write the tables as CSV, too.
         arguments: of the command, kept in NAME.json.
     """
+    name = name or analysis.name
     summary = analysis.summarize(table)
-    formats = [form for form in dict.fromkeys(forms) if form != "none"]
-    data = analysis.plot.data(table) if analysis.plot.data and formats else None
-    if formats:
-        with paper_style():
-            figure = analysis.plot.draw(table if data is None else data)
     of_factors = Needs.FACTORS in analysis.needs
     notes = {run.name: notes_on(run) if of_factors else [] for run in runs}
     table.attrs["notes"] = notes
-    paths = write_table(folder / f"{analysis.name}.parquet", table, csv=csv)
-    if data is not None:
-        paths += write_table(folder / f"{analysis.name}.figure.parquet", data, csv=csv)
-    for form in formats:
-        paths.append(folder / f"{analysis.name}.{form}")
+    formats = [form for form in dict.fromkeys(forms) if form != "none"]
+    paths = write_table(folder / f"{name}.parquet", table, csv=csv)
+    for extension, text_of in analysis.texts.items():
+        paths.append(folder / f"{name}.{extension}")
         with files.replacing(paths[-1]) as unfinished:
-            save(figure, unfinished, format=form)
-    paths.append(folder / f"{analysis.name}.json")
+            unfinished.write_text(text_of(table), encoding="utf-8")
+    for title, plot in analysis.plots.items() if formats else ():
+        stem = folder / (name if title == analysis.name else title)
+        paths += _write_figure(plot, table, stem, formats, csv=csv)
+    paths.append(folder / f"{name}.json")
     files.write_json(
         paths[-1],
         {
@@ -73,11 +73,31 @@ def write_results(
         },
     )
     print(f"{analysis.name} of {', '.join(run.name for run in runs)} ({len(table):,} rows)")
-    for key, value in summary.items():
-        print(f"  {key}: {_shown(value)}")
+    if analysis.on_screen is None:
+        for key, value in summary.items():
+            print(f"  {key}: {_shown(value)}")
+    else:
+        print(analysis.on_screen(table))
     print_notes(notes)
     for path in paths:
         print(f"wrote {path}")
+
+
+def _write_figure(
+    plot: Plot, table: pd.DataFrame, stem: Path, formats: Sequence[str], *, csv: bool
+) -> list[Path]:
+    """Write STEM.FORMAT and, of what the table does not have, STEM.figure.parquet."""
+    paths = []
+    if plot.data is not None:
+        table = plot.data(table)
+        paths += write_table(stem.with_name(f"{stem.name}.figure.parquet"), table, csv=csv)
+    with paper_style():
+        figure = plot.draw(table)
+    for form in formats:
+        paths.append(stem.with_name(f"{stem.name}.{form}"))
+        with files.replacing(paths[-1]) as unfinished:
+            save(figure, unfinished, format=form)
+    return paths
 
 
 def write_table(path: Path, table: pd.DataFrame, *, csv: bool) -> list[Path]:
@@ -125,7 +145,7 @@ def _describe(run: Run) -> dict[str, Any]:
         "name": run.name,
         "path": str(run.path),
         "config": run.config,
-        "mask": run.mask_law,
+        "mask": run.description.get("mask"),
         "provenance": run.description.get("provenance", {}),
     }
 

@@ -149,7 +149,7 @@ class Evidence:
             for run in self.runs
             if run.mask_law is not None
             and run.name not in self.excluded
-            and granularity in (None, run.mask_law["granularity"])
+            and granularity in (None, run.mask_law.granularity)
         ]
 
     @property

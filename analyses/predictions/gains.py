@@ -20,6 +20,7 @@ from analyses.predictions.evidence import (
     needs,
     seeds_needed,
 )
+from subspace_lab.theory.mask_law import DEFAULT_LAW
 
 if TYPE_CHECKING:
     from subspace_lab.runs.run import Run
@@ -198,11 +199,9 @@ def _mask_text(config: Mapping[str, Any]) -> str:
 
 def _gain_over_single(run: Run) -> Measurement | None:
     """Loss of single masks minus that of the full model, under masks of LoRA's test law."""
-    from analyses._mask_laws import UNMASKED
-
     law = run.mask_law
     known = _losses(run)
-    same = law is None or all(law[name] == UNMASKED[name] for name in ("keep_prob", "rescale"))
+    same = law is None or (law.keep_prob == DEFAULT_LAW.keep_prob and law.rescale)
     if known is None or not same:
         return None
     losses, conditions = known

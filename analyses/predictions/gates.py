@@ -109,11 +109,11 @@ def share(group: Group) -> Iterator[Row]:
     if not draws:
         return
     counts = [int(row.sum()) for row in draws]
-    if group.law.sampling == "exact-k":
-        yield SHARE.never([count != group.law.kept_exactly(group.rank) for count in counts])
-    else:
+    if group.law.independent_gates:
         kept = [bool(value) for row in draws for value in row.tolist()]
         yield SHARE.count(kept, probability=group.law.keep_prob)
+    else:
+        yield SHARE.never(group.kept_pmf[counts] == 0)
 
 
 def as_recorded(group: Group) -> Iterator[Row]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from analyses._mask_laws import law_of, moments_of
 from analyses.predictions.optimizer import Optimizer, optimizer_of
 from subspace_lab.errors import UserError
 
@@ -17,11 +16,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    from subspace_lab.adapters.mask import MaskLaw
     from subspace_lab.linalg.rank_core import Frame, RankCore
     from subspace_lab.runs.observed_gates import Gates
     from subspace_lab.runs.run import Run
-    from subspace_lab.theory import mask_law
+    from subspace_lab.theory.mask_law import MaskLaw
+    from subspace_lab.theory.mask_moments import MaskMoments
 
 MOST_CORES = 4096
 """Spectra and angles are taken at evenly spread steps, of at most so many cores in all."""
@@ -85,7 +84,7 @@ class Group:
     @cached_property
     def law(self) -> MaskLaw | None:
         """The law that the run says its masks followed; None for a run without masks."""
-        return law_of(self.run)
+        return self.run.mask_law
 
     @cached_property
     def optimizer(self) -> Optimizer | None:
@@ -151,32 +150,22 @@ class Group:
         return [seen for seen in self.run.gates if seen.module in set(self.names)]
 
     @cached_property
-    def moments(self) -> mask_law.MaskMoments:
+    def moments(self) -> MaskMoments:
         """Mean and covariance of the masks' law."""
         assert self.law is not None
-        return moments_of(self.law, self.rank)
+        return self.law.moments(self.rank)
 
     @cached_property
     def kept_pmf(self) -> NDArray[np.float64]:
         """The law of the number of kept directions, P(0), ..., P(r)."""
-        import numpy as np
-
-        from subspace_lab.theory.masked_rank import masked_rank_law
-
         assert self.law is not None
-        if self.law.sampling == "exact-k":
-            return np.asarray(np.eye(self.rank + 1)[self.law.kept_exactly(self.rank)])
-        return masked_rank_law(self.rank, keep_prob=self.law.keep_prob).pmf
+        return self.law.kept_pmf(self.rank)
 
     @cached_property
     def overlap_pmf(self) -> NDArray[np.float64]:
         """The law of the number of directions that two independent masks both keep."""
-        from subspace_lab.theory.mask_overlap import exact_k_overlap_pmf, mask_overlap_pmf
-
         assert self.law is not None
-        if self.law.sampling == "exact-k":
-            return exact_k_overlap_pmf(self.rank, kept=self.law.kept_exactly(self.rank))
-        return mask_overlap_pmf(self.rank, keep_prob=self.law.keep_prob)
+        return self.law.overlap_pmf(self.rank)
 
     @cached_property
     def core_steps(self) -> list[int]:

@@ -110,7 +110,7 @@ def half_the_rank(evidence: Evidence) -> Finding:
     runs = [
         run
         for run in evidence.masked(granularity="step")
-        if run.mask_law and run.mask_law["keep_prob"] == 0.5
+        if run.mask_law and run.mask_law.keep_prob == 0.5
     ]
     exceptions = evidence.values("masked rank is the kept count", runs)["measured"]
     kept = evidence.values("kept directions, mean", runs)
@@ -162,9 +162,9 @@ def unlike_dropout(evidence: Evidence) -> Finding:
         if not shared or factors.empty:
             continue
         assert run.mask_law is not None
-        expected = 1 / run.mask_law["keep_prob"]
+        expected = 1 / run.mask_law.keep_prob
         rescaled = bool((abs(factors / expected - 1) < SAME_FACTOR).all())
-        dropout = rescaled and not shared[run.name] and run.mask_law["sampling"] == "bernoulli"
+        dropout = rescaled and not shared[run.name] and run.mask_law.independent_gates
         verdicts.append("contradicted" if dropout else "supported")
     if not verdicts:
         return needs("masked runs with their gates; one with a mask per token, as in the code")
@@ -224,7 +224,7 @@ def _tokens_share(evidence: Evidence, runs: Sequence[Run]) -> dict[str, bool]:
     shared: dict[str, bool] = {}
     for run in runs:
         assert run.mask_law is not None
-        q = run.mask_law["keep_prob"]
+        q = run.mask_law.keep_prob
         constant, overlaps = (evidence.values(name, [run]) for name in (OVER_TOKENS, TOKENS_DIFFER))
         if not constant.empty:
             shared[run.name] = not constant["measured"].sum()

@@ -123,7 +123,7 @@ def frequency(group: Group) -> Iterator[Row]:
     statistic = ((group.masks.sum(0) - steps * q) ** 2).sum() / (steps * spread)
     freedom = modules * rank
     variance = freedom * (2 + (1 - 6 * spread) / (steps * spread))
-    if group.law.sampling == "exact-k":  # the frequencies of a module sum to q r T
+    if not group.law.independent_gates:  # the frequencies of a module sum to q r T
         statistic *= (rank - 1) / rank
         freedom -= modules
         variance = 2 * freedom * (1 - 1 / steps)
@@ -160,7 +160,7 @@ def jaccard(group: Group, first: NDArray[np.bool_], second: NDArray[np.bool_]) -
     total = int(union.sum())
     if not total or group.law.keep_prob == 1:
         return
-    if group.law.sampling == "bernoulli":
+    if group.law.independent_gates:
         from scipy import stats
 
         q = group.law.keep_prob
@@ -169,7 +169,7 @@ def jaccard(group: Group, first: NDArray[np.bool_], second: NDArray[np.bool_]) -
             law, int(shared.sum()), basis="binomial quantiles", samples=shared.size, per=total
         )
         return
-    united = 2 * group.law.kept_exactly(group.rank) * shared.size
+    united = 2 * group.kept_pmf.argmax() * shared.size
     law = law_of_sum(group.overlap_pmf, shared.size)
 
     def ratio(overlap: float) -> float:
@@ -216,7 +216,7 @@ def equal_pairs(group: Group) -> Iterator[Row]:
 
     from subspace_lab.theory.mask_overlap import expected_equal_pairs, mask_collision_rate
 
-    if group.masks is None or group.law is None or group.law.sampling != "bernoulli":
+    if group.masks is None or group.law is None or not group.law.independent_gates:
         return
     steps, modules, rank = group.masks.shape
     q = group.law.keep_prob
@@ -247,7 +247,7 @@ def coverage(group: Group) -> Iterator[Row]:
 
     import numpy as np
 
-    if group.masks is None or group.law is None or group.law.sampling != "bernoulli":
+    if group.masks is None or group.law is None or not group.law.independent_gates:
         return
     q, directions = group.law.keep_prob, group.masks[0].size
     if q == 1:

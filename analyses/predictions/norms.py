@@ -225,7 +225,7 @@ def _squared_norms(group: Group, found: Masked) -> _SquaredNorms:
 
     assert group.law is not None
     B, A = found.core.column.R, found.core.row.R.mT
-    H, q = masked_moments.gram_product(B, A), group.moments.mean
+    H, q = masked_moments.gram_product(B, A), torch.from_numpy(group.moments.mean)
     expected = masked_moments.expected_output_energy(B, A, group.moments)
 
     def energy(masks: Tensor) -> Tensor:
@@ -233,7 +233,7 @@ def _squared_norms(group: Group, found: Masked) -> _SquaredNorms:
 
     draws = energy(_drawn_masks(group, len(H))) - expected
     variance = draws.square().mean(0)
-    if group.law.sampling == "bernoulli":
+    if group.law.independent_gates:
         keep_prob = group.law.keep_prob
         variance = masked_moments.variance_of_output_energy(B, A, keep_prob=keep_prob)
     return _SquaredNorms(
@@ -252,9 +252,8 @@ def _drawn_masks(group: Group, states: int) -> Tensor:
     assert group.law is not None
     generator = torch.Generator().manual_seed(0)
     draws = torch.rand(DRAWS, states, group.rank, generator=generator, dtype=torch.float64)
-    if group.law.sampling == "exact-k":
-        return (draws.argsort(-1).argsort(-1) < group.law.kept_exactly(group.rank)).double()
-    return (draws < group.law.keep_prob).double()
+    masks: Tensor = group.law.keep(draws)
+    return masks.double()
 
 
 def _mean_over_masks(

@@ -28,16 +28,14 @@ from torch.optim import Optimizer
 
 from subspace_lab.adapters.mask_check import refuse_unmasked
 from subspace_lab.adapters.mask_hook import MaskHook
-from subspace_lab.adapters.mask_law import Granularity, MaskLaw, Sampling
 from subspace_lab.adapters.mask_steps import OptimizerWatch, steps_taken
 from subspace_lab.adapters.modules import LoraModule, lora_modules
 from subspace_lab.errors import UserError
+from subspace_lab.theory.mask_law import Granularity, mask_law
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-__all__ = ["Granularity", "MaskLaw", "RankMask", "Sampling", "find_rank_mask"]
 
 
 class RankMask:
@@ -75,11 +73,13 @@ class RankMask:
         *,
         granularity: Granularity = "step",
         rescale: bool = True,
-        sampling: Sampling = "bernoulli",
+        sampling: str = "bernoulli",
         seed: int = 0,
         checked_steps: int = 3,
     ) -> None:
-        self.law = MaskLaw(keep_prob, granularity, rescale, sampling, seed)
+        self.law = mask_law(
+            keep_prob, sampling=sampling, granularity=granularity, rescale=rescale, seed=seed
+        )
         self.checked_steps = checked_steps
         self.step = 0
         self.ranks: dict[str, int] = {}
@@ -259,9 +259,8 @@ class RankMask:
                 f"DoRA pushes the identity matrix through A for its weight norm, which "
                 f"{self.law.granularity} masks would corrupt: use granularity step"
             )
-        if self.law.sampling == "exact-k":
-            for module in modules:
-                self.law.kept_exactly(module.rank)
+        for module in modules:
+            self.law.check_rank(module.rank)
         if self.law.keep_prob < 1 and any(bool(module.B.any()) for module in modules):
             warnings.warn(
                 "the adapter's B A is not zero (PiSSA, MiLoRA, or already trained), so a rank "

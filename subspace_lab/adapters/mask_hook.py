@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, distributed, nn
 
 from subspace_lab.errors import UserError
-
-if TYPE_CHECKING:
-    from subspace_lab.adapters.mask_law import MaskLaw
+from subspace_lab.theory.mask_law import MaskLaw
 
 _REMEMBERED = 256
 """Forward passes of one step whose backward pass may still come."""
@@ -132,6 +129,5 @@ def draw_gates(law: MaskLaw, output: Tensor, generator: torch.Generator) -> Tens
         device=output.device,
         dtype=torch.float32,
     )
-    if law.sampling == "exact-k":
-        return uniform.argsort(dim=-1).argsort(dim=-1) < law.kept_exactly(rank)
-    return uniform < law.keep_prob
+    gates: Tensor = law.keep(uniform)
+    return gates

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float64
-from scipy.special import gammaln, xlogy
+from scipy.special import binom, gammaln
 from torch import Tensor
 
 
@@ -28,7 +28,7 @@ class AngleMoments:
 
 @dataclass(frozen=True)
 class NullOverlap:
-    """Expectations over pairs of Bernoulli masks of one Gaussian frame.
+    """Expectations over pairs of independent masks of one Gaussian frame.
 
     Attributes:
         squared_cosines: E sum cos^2 theta_i; an empty mask counts as 0.
@@ -95,38 +95,37 @@ def jacobi_edge(n: int, a: int, b: int) -> float:
     return (math.sqrt(a * (n - b)) + math.sqrt(b * (n - a))) ** 2 / n**2
 
 
-def null_overlap(n: int, r: int, *, keep_prob: float) -> NullOverlap:
-    """Expected overlap of two independent Bernoulli masks of a Gaussian frame (n, r).
+def null_overlap(n: int, kept_pmf: Float64[np.ndarray, " r_plus_1"]) -> NullOverlap:
+    """Expected overlap of two independent masks of a Gaussian frame (n, r).
 
     Given i shared directions and a, b further ones, E sum cos^2 = i + a b / (n - i), and
-    phi = sum cos^2 / (i + min(a, b)). Both are averaged over the multinomial law of (i, a, b) with
-    probabilities q^2, q (1 - q), q (1 - q), q = keep_prob. The first average is also
+    phi = sum cos^2 / (i + min(a, b)). Both are averaged over the law of (i, a, b): a mask keeps k
+    directions with probability p_k, each subset of k directions with p_k / C(r, k), so that
+
+        P(i, a, b) = r! / (i! a! b! (r - i - a - b)!)  p_{i+a} / C(r, i+a)  p_{i+b} / C(r, i+b).
+
+    For Bernoulli masks this is multinomial, and the first average is also
     E_{i ~ Bin(r, q^2)} [i + (r - i)(r - i - 1) s^2 / (n - i)] with s = q / (1 + q).
 
     Args:
         n: length of the frame's columns, n >= r.
-        r: number of rank directions.
-        keep_prob: probability q that a mask keeps a direction.
+        kept_pmf: probabilities p_0, ..., p_r of the number of directions that a mask keeps.
 
     Raises:
-        ValueError: if r > n or keep_prob is not in (0, 1].
+        ValueError: if r > n.
 
-    >>> null_overlap(4096, 32, keep_prob=1.0).phi
+    >>> null_overlap(4096, np.eye(33)[32]).phi
     1.0
     """
+    r = len(kept_pmf) - 1
     if r > n:
         raise ValueError(f"{r} independent directions do not fit into R^{n}")
-    if not 0 < keep_prob <= 1:
-        raise ValueError(f"keep_prob must be in (0, 1], not {keep_prob}")
-    q = keep_prob
     i, a, b = (grid.ravel() for grid in np.indices((r + 1, r + 1, r + 1), dtype=np.int64))
     i, a, b = (count[i + a + b <= r] for count in (i, a, b))
     counts = np.stack([i, a, b, r - i - a - b])
-    probabilities = np.array([q * q, q * (1 - q), q * (1 - q), (1 - q) ** 2])
-    log_weight = gammaln(r + 1) + (xlogy(counts, probabilities[:, None]) - gammaln(counts + 1)).sum(
-        0
-    )
-    weight = np.exp(log_weight)
+    arrangements = np.exp(gammaln(r + 1) - gammaln(counts + 1).sum(0))
+    of_one_mask = kept_pmf / binom(r, np.arange(r + 1))
+    weight = arrangements * of_one_mask[i + a] * of_one_mask[i + b]
     squared_cosines = i + a * b / np.maximum(n - i, 1)
     smaller = i + np.minimum(a, b)
     present = smaller > 0

@@ -10,12 +10,11 @@ import pandas as pd
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from subspace_lab import models
+from subspace_lab import files, models
 from subspace_lab.errors import UserError
-from subspace_lab import files
+from subspace_lab.linalg.factors import Factors, weight_matrix
 from subspace_lab.runs.conv1d import CONV1D_NAMES, is_conv1d
 from subspace_lab.runs.dequantized import companion, dequantized
-from subspace_lab.linalg.factors import Factors, weight_matrix
 from subspace_lab.runs.run import Run
 
 

@@ -18,18 +18,8 @@ import pandas as pd
 
 from subspace_lab import files
 from subspace_lab.errors import UserError
-from subspace_lab.models import DTYPES
-from subspace_lab import files
-from subspace_lab.runs.core_batches import (
-    MODULE_COLUMNS,
-    CoreBatch,
-    PendingBatch,
-    computed_batches,
-    recorded_batches,
-)
 from subspace_lab.linalg.factors import Factors
-from subspace_lab.runs.left_out import coverage, left_out
-from subspace_lab.peft_files.configuration import CONFIG_FILE
+from subspace_lab.models import DTYPES
 from subspace_lab.peft_files.adapter_folder import AdapterFolder
 from subspace_lab.peft_files.checkpoints import (
     Checkpoints,
@@ -37,8 +27,18 @@ from subspace_lab.peft_files.checkpoints import (
     open_checkpoints,
     resolve_adapter,
 )
+from subspace_lab.peft_files.configuration import CONFIG_FILE
+from subspace_lab.runs.core_batches import (
+    MODULE_COLUMNS,
+    CoreBatch,
+    PendingBatch,
+    computed_batches,
+    recorded_batches,
+)
+from subspace_lab.runs.left_out import coverage, left_out
 from subspace_lab.runs.metrics import evaluations
 from subspace_lab.runs.observed_gates import Gates, read_gates
+from subspace_lab.theory.mask_law import MaskLaw, mask_law
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -110,9 +110,10 @@ class Run:
         return "test" if split == "none" else split
 
     @property
-    def mask_law(self) -> dict[str, Any] | None:
-        """The law of the rank masks, as `MaskLaw`'s fields; None where nothing was masked."""
-        return self.description.get("mask")
+    def mask_law(self) -> MaskLaw | None:
+        """The law of the rank masks; None where nothing was masked."""
+        settings = self.description.get("mask")
+        return None if settings is None else mask_law(**settings)
 
     @property
     def finished(self) -> bool:
@@ -220,7 +221,7 @@ class Run:
     @property
     def steps_without_mask(self) -> list[int]:
         """The steps whose masks are missing from the record of a run that has one mask a step."""
-        if (self.mask_law or {}).get("granularity") != "step":
+        if self.mask_law is None or self.mask_law.granularity != "step":
             return []
         recorded = self.mask_steps
         last = max([*recorded, *self.core_steps], default=0)
@@ -305,7 +306,9 @@ class Run:
             displacements: also read the displacements since the previous step and since the start
                 (snapshots of other tools have none).
         """
-        for pending in self.pending_cores(steps=steps, modules=modules, displacements=displacements):
+        for pending in self.pending_cores(
+            steps=steps, modules=modules, displacements=displacements
+        ):
             yield pending.load()
 
     def pending_cores(
@@ -319,7 +322,9 @@ class Run:
         table = self.modules
         chosen = table["module"] if modules is None else modules
         if chunks := self._chunks("cores"):
-            batches = recorded_batches(chunks, table, modules=chosen, steps=steps, displacements=displacements)
+            batches = recorded_batches(
+                chunks, table, modules=chosen, steps=steps, displacements=displacements
+            )
         else:
             ranks = dict(zip(table["module"], table["r"], strict=True)) if self.recorded else {}
             batches = computed_batches(self.snapshots, modules=chosen, steps=steps, ranks=ranks)

@@ -27,8 +27,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.integrate import solve_ivp
 
-from subspace_lab.theory.enumeration import check_keep_prob
-from subspace_lab.theory.mask_law import relative_variance
+from subspace_lab.theory._checks import check_keep_prob
+from subspace_lab.theory.mask_moments import relative_variance
 
 
 def aligned_strength(

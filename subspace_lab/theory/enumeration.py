@@ -9,13 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from subspace_lab.theory._checks import check_keep_prob
+
 LARGEST = 20
-
-
-def check_keep_prob(keep_prob: float) -> None:
-    """Raise ValueError unless 0 < keep_prob <= 1."""
-    if not 0 < keep_prob <= 1:
-        raise ValueError(f"keep_prob must lie in (0, 1], not {keep_prob}")
 
 
 def all_masks(gates: int) -> Bool[Tensor, "masks gates"]:

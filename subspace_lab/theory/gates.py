@@ -28,7 +28,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from subspace_lab.theory.enumeration import all_masks, check_keep_prob, mask_probabilities
+from subspace_lab.theory._checks import check_keep_prob
+from subspace_lab.theory.enumeration import all_masks, mask_probabilities
 
 Loss = Callable[..., Tensor]
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from subspace_lab.theory.enumeration import check_keep_prob
+from subspace_lab.theory._checks import check_keep_prob
 
 
 @dataclass(frozen=True)

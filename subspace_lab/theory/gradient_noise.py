@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subspace_lab.theory.enumeration import check_keep_prob
+from subspace_lab.theory._checks import check_keep_prob
 
 
 @dataclass(frozen=True)

@@ -1,106 +1,219 @@
-"""Laws of a rank mask d in {0, 1}^r, told by their first two moments.
+"""The law of the rank masks: how they are drawn, and what follows from that.
 
-Every second-order prediction about a masked update depends on the law of the mask only through its
-mean E[d] and its covariance Cov(d), so a law is those two. The granularity (step, sample, token)
-is no part of it: it says which outputs share one draw.
+A law is one class: how it turns uniform numbers into masks, the distribution of the number of kept
+directions, of the overlap of two independent masks, their mean Jaccard index, and the mean and
+covariance of the gates. A new law is a subclass in `LAWS`, and a test of these by enumeration.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_args
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from subspace_lab.theory.enumeration import check_keep_prob
+from subspace_lab.errors import UserError
+from subspace_lab.theory import mask_moments
+from subspace_lab.theory.mask_moments import MaskMoments
+from subspace_lab.theory.mask_overlap import (
+    exact_k_overlap_pmf,
+    jaccard_moments,
+    kept_pmf,
+    mask_overlap_pmf,
+)
+
+Granularity = Literal["step", "sample", "token"]
 
 
 @dataclass(frozen=True)
-class MaskMoments:
-    """Mean and covariance of a mask; `mean[i]` is the probability that coordinate i is kept."""
+class MaskLaw(ABC):
+    """How rank masks are drawn.
 
-    mean: Float[Tensor, " r"]
-    covariance: Float[Tensor, "r r"]
+    Attributes:
+        keep_prob: probability q in (0, 1] that a rank direction is kept.
+        granularity: what shares one mask: an optimizer `step`, a `sample`, or a `token`.
+        rescale: multiply what is kept by 1 / q, so that the mean over masks is the full update.
+        seed: seed of the masks.
+        sampling: the law's name in settings and records.
+        independent_gates: whether the directions of a mask are drawn independently.
+
+    Raises:
+        UserError: if keep_prob lies outside (0, 1], or the granularity is unknown.
+    """
+
+    keep_prob: float
+    granularity: Granularity = "step"
+    rescale: bool = True
+    seed: int = 0
+    sampling: str = field(init=False)
+    independent_gates: ClassVar[bool]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep_prob <= 1:
+            raise UserError(f"keep_prob must lie in (0, 1], not {self.keep_prob}")
+        if self.granularity not in get_args(Granularity):
+            raise UserError(f"granularity must be step, sample or token, not {self.granularity!r}")
 
     @property
-    def second_moment(self) -> Float[Tensor, "r r"]:
-        """The matrix E[d d^T], whose entries are the probabilities that i and j are both kept."""
-        return self.covariance + torch.outer(self.mean, self.mean)
+    def factor(self) -> float:
+        """What kept directions are multiplied by: s = 1 / keep_prob if rescaled, else 1."""
+        return 1 / self.keep_prob if self.rescale else 1.0
+
+    def step_mask(self, step: int, module: str, rank: int) -> NDArray[np.bool_]:
+        """Draw the step mask (r,), True = kept: a pure function of (seed, step, module).
+
+        Philox counters (Salmon et al. 2011) make it random access: no state is carried from step
+        to step, so micro-batches, data-parallel ranks and resumed runs agree by construction.
+        """
+        name = int.from_bytes(hashlib.sha256(module.encode()).digest()[:8], "little")
+        stream = np.random.Philox(
+            key=np.array([self.seed, name], dtype=np.uint64),
+            counter=np.array([0, 0, 0, step], dtype=np.uint64),
+        )
+        mask: NDArray[np.bool_] = self.keep(np.random.Generator(stream).random(rank))
+        return mask
+
+    def draw_seed(self, step: int, module: str, *, call: int, process: int) -> int:
+        """Give the seed, 63 bits, of one draw of sample or token masks.
+
+        Args:
+            step: optimizer step, from 1.
+            module: name of the module.
+            call: number of the module's forward pass within the step (its micro-batch), from 1.
+            process: rank of the data-parallel process, from 0.
+        """
+        key = repr((self.seed, step, module, call, process)).encode()
+        return int.from_bytes(hashlib.sha256(key).digest()[:8], "little") >> 1
+
+    def check_rank(self, rank: int) -> None:  # noqa: B027
+        """Raise UserError if the law cannot mask r directions; most can mask any number."""
+
+    @abstractmethod
+    def keep(self, uniform: Any) -> Any:
+        """Turn independent uniform numbers (..., r), an array or a tensor, into masks."""
+
+    @abstractmethod
+    def kept_pmf(self, rank: int) -> NDArray[np.float64]:
+        """Distribution of the number of kept directions, as P(0), ..., P(r)."""
+
+    @abstractmethod
+    def overlap_pmf(self, rank: int) -> NDArray[np.float64]:
+        """Distribution of the number of directions that two independent masks both keep."""
+
+    @abstractmethod
+    def jaccard(self, rank: int) -> float:
+        """Mean Jaccard index of two independent masks; that of two empty masks is 1."""
+
+    @abstractmethod
+    def moments(self, rank: int) -> MaskMoments:
+        """Mean (r,) and covariance (r, r) of the gates."""
 
 
-def relative_variance(*, keep_prob: float) -> float:
-    """Relative variance λ = Var d / (E d)^2 = (1 - q) / q of one gate d ~ Bernoulli(q).
+@dataclass(frozen=True)
+class Bernoulli(MaskLaw):
+    """Each direction is kept with probability q, independently.
 
-    It is the variance of a rescaled gate d/q, and so the strength of the masks' regulariser.
-
-    >>> relative_variance(keep_prob=0.5)
-    1.0
+    >>> Bernoulli(0.5).kept_pmf(2).tolist()
+    [0.25, 0.5, 0.25]
     """
-    check_keep_prob(keep_prob)
-    return (1 - keep_prob) / keep_prob
+
+    sampling: str = field(default="bernoulli", init=False)
+    independent_gates: ClassVar[bool] = True
+
+    def keep(self, uniform: Any) -> Any:
+        """Keep the directions whose number is below q."""
+        return uniform < self.keep_prob
+
+    def kept_pmf(self, rank: int) -> NDArray[np.float64]:
+        """Bin(r, q)."""
+        return kept_pmf(rank, keep_prob=self.keep_prob)
+
+    def overlap_pmf(self, rank: int) -> NDArray[np.float64]:
+        """Bin(r, q^2)."""
+        return mask_overlap_pmf(rank, keep_prob=self.keep_prob)
+
+    def jaccard(self, rank: int) -> float:
+        """Q / (2 - q), and 1 where both masks are empty."""
+        return jaccard_moments(rank, keep_prob=self.keep_prob).mean
+
+    def moments(self, rank: int) -> MaskMoments:
+        """E[d] = q, Cov(d) = q (1 - q) I."""
+        return mask_moments.bernoulli(rank, keep_prob=self.keep_prob)
 
 
-def bernoulli(rank: int, *, keep_prob: float) -> MaskMoments:
-    """Independent coordinates: E[d] = q, Cov(d) = q (1 - q) I.
+@dataclass(frozen=True)
+class ExactK(MaskLaw):
+    """Exactly k = q r directions are kept, all subsets of that size with equal probability.
 
-    >>> bernoulli(2, keep_prob=0.5).covariance.tolist()
-    [[0.25, 0.0], [0.0, 0.25]]
+    >>> ExactK(0.5).kept_pmf(2).tolist()
+    [0.0, 1.0, 0.0]
     """
-    return blocks(rank, block_size=1, keep_prob=keep_prob)
+
+    sampling: str = field(default="exact-k", init=False)
+    independent_gates: ClassVar[bool] = False
+
+    def check_rank(self, rank: int) -> None:
+        """Raise UserError if q r is not a whole number."""
+        self.kept(rank)
+
+    def kept(self, rank: int) -> int:
+        """Give k = q r.
+
+        Raises:
+            UserError: if q r is not a whole number of at least 1.
+        """
+        kept = round(self.keep_prob * rank)
+        if abs(kept - self.keep_prob * rank) > 1e-9 or kept == 0:
+            raise UserError(
+                f"exact-k masks need keep_prob x rank to be a whole number of at least 1, "
+                f"not {self.keep_prob} x {rank}"
+            )
+        return kept
+
+    def keep(self, uniform: Any) -> Any:
+        """Keep the k directions with the smallest numbers."""
+        return uniform.argsort(-1).argsort(-1) < self.kept(uniform.shape[-1])
+
+    def kept_pmf(self, rank: int) -> NDArray[np.float64]:
+        """All probability on k."""
+        return np.asarray(np.eye(rank + 1)[self.kept(rank)])
+
+    def overlap_pmf(self, rank: int) -> NDArray[np.float64]:
+        """Hypergeometric."""
+        return exact_k_overlap_pmf(rank, kept=self.kept(rank))
+
+    def jaccard(self, rank: int) -> float:
+        """The mean of i / (2 k - i) over overlaps i."""
+        overlap = np.arange(rank + 1)
+        union = np.maximum(2 * self.kept(rank) - overlap, 1)
+        return float(self.overlap_pmf(rank) @ (overlap / union))
+
+    def moments(self, rank: int) -> MaskMoments:
+        """E[d] = q, Cov(d)_ij = -q (1 - q) / (r - 1)."""
+        return mask_moments.exact_k(rank, kept=self.kept(rank))
 
 
-def exact_k(rank: int, *, kept: int) -> MaskMoments:
-    """Exactly k = `kept` of r coordinates, all subsets alike (uniform without replacement).
+LAWS: dict[str, type[MaskLaw]] = {"bernoulli": Bernoulli, "exact-k": ExactK}
+"""The laws by their names in settings and records."""
 
-    With q = k / r: E[d] = q,  Cov(d)_ii = q (1 - q),  Cov(d)_ij = -q (1 - q) / (r - 1).
+DEFAULT_LAW = Bernoulli(0.5)
+"""The law by which a run without masks is masked afterwards."""
+
+
+def mask_law(keep_prob: float, *, sampling: str = "bernoulli", **settings: Any) -> MaskLaw:
+    """Make the law that settings or a record name.
+
+    Args:
+        keep_prob: see `MaskLaw`, as for `settings`.
+        sampling: name of the law in `LAWS`.
+        settings: granularity, rescale, seed.
 
     Raises:
-        ValueError: unless 0 <= kept <= rank.
+        UserError: if there is no such law, or a setting is out of range.
     """
-    if not 0 <= kept <= rank:
-        raise ValueError(f"kept must lie between 0 and rank = {rank}, not be {kept}")
-    keep_prob = kept / rank
-    covariance = torch.zeros(rank, rank, dtype=torch.float64)
-    if rank > 1:
-        covariance.fill_(-keep_prob * (1 - keep_prob) / (rank - 1))
-    covariance.fill_diagonal_(keep_prob * (1 - keep_prob))
-    return MaskMoments(torch.full((rank,), keep_prob, dtype=torch.float64), covariance)
-
-
-def prefix(rank: int) -> MaskMoments:
-    """Nested masks 1..b with b uniform on {1, ..., r}, as in DyLoRA (Valipour et al. 2023).
-
-    p_i = P(b >= i) = (r - i + 1) / r,  Cov(d)_ij = min(p_i, p_j) - p_i p_j.
-
-    >>> prefix(4).mean.tolist()
-    [1.0, 0.75, 0.5, 0.25]
-    """
-    mean = torch.arange(rank, 0, -1, dtype=torch.float64) / rank
-    return MaskMoments(mean, torch.minimum(mean[:, None], mean) - torch.outer(mean, mean))
-
-
-def two_masks(rank: int, *, keep_prob: float) -> MaskMoments:
-    """Two independent Bernoulli masks, one on B and one on A: their product, Bernoulli(q^2).
-
-    >>> two_masks(1, keep_prob=0.5).mean.tolist()
-    [0.25]
-    """
-    return bernoulli(rank, keep_prob=keep_prob**2)
-
-
-def blocks(rank: int, *, block_size: int, keep_prob: float) -> MaskMoments:
-    """Blocks of neighbouring coordinates, each kept or dropped as one, independently.
-
-    Cov(d)_ij = q (1 - q) if i and j lie in the same block, else 0. One block of size r drops the
-    whole update; stacking the factors of several layers that share a mask is this law up to order.
-
-    Raises:
-        ValueError: if keep_prob is no probability, or block_size does not divide rank.
-    """
-    check_keep_prob(keep_prob)
-    if block_size < 1 or rank % block_size:
-        raise ValueError(f"block_size {block_size} must divide rank {rank}")
-    block = torch.arange(rank) // block_size
-    covariance = keep_prob * (1 - keep_prob) * (block[:, None] == block).double()
-    return MaskMoments(torch.full((rank,), keep_prob, dtype=torch.float64), covariance)
+    if sampling not in LAWS:
+        raise UserError(f"sampling must be {' or '.join(LAWS)}, not {sampling!r}")
+    return LAWS[sampling](keep_prob, **settings)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from subspace_lab.theory.enumeration import check_keep_prob
+from subspace_lab.theory._checks import check_keep_prob, check_kept
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,12 @@ class Bounds:
     upper: float
 
 
+def kept_pmf(rank: int, *, keep_prob: float) -> Float[np.ndarray, " rank_plus_1"]:
+    """Law Bin(r, q) of |M|, as P(0), ..., P(r)."""
+    check_keep_prob(keep_prob)
+    return np.asarray(stats.binom.pmf(np.arange(rank + 1), rank, keep_prob))
+
+
 def mask_overlap_pmf(
     rank: int, *, keep_prob: float, kept: int | None = None
 ) -> Float[np.ndarray, " rank_plus_1"]:
@@ -49,7 +55,7 @@ def mask_overlap_pmf(
     overlap = np.arange(rank + 1)
     if kept is None:
         return np.asarray(stats.binom.pmf(overlap, rank, keep_prob**2))
-    _check_kept(rank, kept)
+    check_kept(kept, rank)
     return np.asarray(stats.binom.pmf(overlap, kept, keep_prob))
 
 
@@ -65,8 +71,8 @@ def exact_k_overlap_pmf(
     [0.1667, 0.6667, 0.1667]
     """
     next_kept = kept if next_kept is None else next_kept
-    _check_kept(rank, kept)
-    _check_kept(rank, next_kept)
+    check_kept(kept, rank)
+    check_kept(next_kept, rank)
     return np.asarray(stats.hypergeom.pmf(np.arange(rank + 1), rank, kept, next_kept))
 
 
@@ -173,8 +179,3 @@ def untouched_probability(*, keep_prob: float, tokens: int) -> float:
     """
     check_keep_prob(keep_prob)
     return (1 - keep_prob) ** tokens
-
-
-def _check_kept(rank: int, kept: int) -> None:
-    if not 0 <= kept <= rank:
-        raise ValueError(f"kept must lie between 0 and rank = {rank}, not be {kept}")

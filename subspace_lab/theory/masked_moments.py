@@ -23,8 +23,8 @@ from torch import Tensor
 
 from subspace_lab.linalg.spectra import frobenius_norm, singular_values
 from subspace_lab.linalg.triangular import compressed
-from subspace_lab.theory.enumeration import check_keep_prob
-from subspace_lab.theory.mask_law import MaskMoments
+from subspace_lab.theory._checks import check_keep_prob
+from subspace_lab.theory.mask_moments import MaskMoments
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def update_mean(
     rescale: float = 1.0,
 ) -> Float[Tensor, "*batch m n"]:
     """E[dW_D] = γ s B diag(E d) A; for a law of one keep_prob q this is s q dW."""
-    return scaling * rescale * (B.double() * law.mean) @ A.double()
+    return scaling * rescale * (B.double() * torch.from_numpy(law.mean)) @ A.double()
 
 
 def update_variance(
@@ -73,7 +73,7 @@ def update_variance(
     γ^2 s^2 q (1 - q) [(B ∘ B)(A ∘ A)]_uv.
     """
     # C = V diag(w) V^T turns the double sum into squares of r ordinary products.
-    weights, vectors = torch.linalg.eigh(law.covariance)
+    weights, vectors = torch.linalg.eigh(torch.from_numpy(law.covariance))
     terms = torch.einsum("...ui,ik,...iv->...kuv", B.double(), vectors, A.double())
     return (scaling * rescale) ** 2 * torch.einsum("k,...kuv->...uv", weights, terms**2)
 
@@ -91,11 +91,11 @@ def update_covariance(
     γ^2 s^2 B (C ∘ A A^T) B^T and γ^2 s^2 A^T (C ∘ B^T B) A, with C = Cov(d); for Bernoulli masks
     the middle is q (1 - q) diag(||a_i||^2), and q (1 - q) diag(||b_i||^2).
     """
-    B, A = B.double(), A.double()
+    B, A, covariance = B.double(), A.double(), torch.from_numpy(law.covariance)
     factor = (scaling * rescale) ** 2
     return UpdateCovariance(
-        left=factor * B @ (law.covariance * (A @ A.mT)) @ B.mT,
-        right=factor * A.mT @ (law.covariance * (B.mT @ B)) @ A,
+        left=factor * B @ (covariance * (A @ A.mT)) @ B.mT,
+        right=factor * A.mT @ (covariance * (B.mT @ B)) @ A,
     )
 
 
@@ -114,7 +114,7 @@ def output_energy_variance(
     γ^2 s^2 q (1 - q) [r tr H - ||B A Σ^{1/2}||_F^2] / (r - 1).
     """
     H = gram_product(B, A, second_moment=second_moment)
-    return (scaling * rescale) ** 2 * (law.covariance * H).sum((-2, -1))
+    return (scaling * rescale) ** 2 * (torch.from_numpy(law.covariance) * H).sum((-2, -1))
 
 
 def expected_output_energy(
@@ -131,7 +131,7 @@ def expected_output_energy(
     Bernoulli: γ^2 s^2 [q^2 ||B A Σ^{1/2}||_F^2 + q (1 - q) sum_i ||b_i||^2 ||a_i||_Σ^2].
     """
     H = gram_product(B, A, second_moment=second_moment)
-    return (scaling * rescale) ** 2 * (law.second_moment * H).sum((-2, -1))
+    return (scaling * rescale) ** 2 * (torch.from_numpy(law.second_moment) * H).sum((-2, -1))
 
 
 def variance_of_output_energy(

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from subspace_lab.theory.enumeration import check_keep_prob
+from subspace_lab.theory._checks import check_keep_prob
 
 
 @dataclass(frozen=True)

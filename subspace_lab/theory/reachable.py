@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from subspace_lab.theory.enumeration import check_keep_prob
+from subspace_lab.theory._checks import check_keep_prob
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from subspace_lab.linalg.effective_rank import nuclear_norm
 from subspace_lab.linalg.spectra import singular_values
-from subspace_lab.theory.mask_law import MaskMoments, relative_variance
+from subspace_lab.theory.mask_moments import MaskMoments, relative_variance
 from subspace_lab.theory.masked_moments import gram_product
 
 
@@ -71,12 +71,12 @@ def expected_squared_loss(
     """
     B, A, X, Y = B.double(), A.double(), X.double(), Y.double()
     second_moment = X @ X.mT / X.shape[-1]
-    update = scaling * rescale * (B * law.mean) @ A
+    update = scaling * rescale * (B * torch.from_numpy(law.mean)) @ A
     H = gram_product(B, A, second_moment=_with_input_dropout(second_moment, input_keep_prob))
     energies = second_moment.diagonal() * relative_variance(keep_prob=input_keep_prob)
     return ExpectedLoss(
         fit=(Y - update @ X).square().sum() / X.shape[-1],
-        mask_penalty=(scaling * rescale) ** 2 * (law.covariance * H).sum(),
+        mask_penalty=(scaling * rescale) ** 2 * (torch.from_numpy(law.covariance) * H).sum(),
         input_penalty=(update.square() * energies).sum(),
     )
 

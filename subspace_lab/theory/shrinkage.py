@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subspace_lab.theory.mask_law import relative_variance
+from subspace_lab.theory.mask_moments import relative_variance
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from subspace_lab.theory.enumeration import check_keep_prob
-from subspace_lab.theory.mask_law import relative_variance
+from subspace_lab.theory._checks import check_keep_prob
+from subspace_lab.theory.mask_moments import relative_variance
 
 
 @dataclass(frozen=True)

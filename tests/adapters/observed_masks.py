@@ -7,8 +7,8 @@ import tempfile
 import torch
 from transformers import Trainer, TrainingArguments
 
-from subspace_lab.adapters.mask import MaskLaw
 from subspace_lab.adapters.modules import lora_modules
+from subspace_lab.theory.mask_law import Bernoulli
 from tests.tiny import batch
 
 
@@ -33,7 +33,7 @@ def step_masks(seen: list[torch.Tensor]) -> list[list[bool]]:
 def expected(steps, *, seed: int, rank: int = 4, index: int = 0, model=None) -> list[list[bool]]:
     """Give the law's masks of steps, for keep_prob 0.5."""
     name = lora_modules(model)[index].name
-    return [MaskLaw(0.5, seed=seed).step_mask(step, name, rank).tolist() for step in steps]
+    return [Bernoulli(0.5, seed=seed).step_mask(step, name, rank).tolist() for step in steps]
 
 
 def train_by_hand(model, optimizers, steps: int, *, micro_batches: int = 1) -> None:

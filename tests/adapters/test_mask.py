@@ -8,9 +8,10 @@ import torch
 from peft import PeftModel
 from scipy import stats
 
-from subspace_lab.adapters.mask import MaskLaw, RankMask, find_rank_mask
+from subspace_lab.adapters.mask import RankMask, find_rank_mask
 from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.errors import UserError
+from subspace_lab.theory.mask_law import Bernoulli, ExactK
 from tests.tiny import batch, tiny_llama, tiny_lora
 
 
@@ -21,7 +22,7 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def test_step_masks_follow_their_law_and_depend_on_seed_step_and_module():
-    law = MaskLaw(0.3, seed=5)
+    law = Bernoulli(0.3, seed=5)
     masks = np.stack([law.step_mask(step, "m", 16) for step in range(1, 2001)])
     kept = masks.sum(1)
     expected = stats.binom.pmf(np.arange(17), 16, 0.3) * len(kept)
@@ -34,16 +35,16 @@ def test_step_masks_follow_their_law_and_depend_on_seed_step_and_module():
         (masks[1:] & masks[:-1]).sum(1),
         (masks & np.stack([law.step_mask(t, "n", 16) for t in range(1, 2001)])).sum(1),
         (
-            masks & np.stack([MaskLaw(0.3, seed=6).step_mask(t, "m", 16) for t in range(1, 2001)])
+            masks & np.stack([Bernoulli(0.3, seed=6).step_mask(t, "m", 16) for t in range(1, 2001)])
         ).sum(1),
     ]
     for overlap in overlaps:
         assert abs(overlap.mean() - 0.09 * 16) < 4 * np.sqrt(16 * 0.09 * 0.91 / len(overlap))
-    assert np.array_equal(law.step_mask(7, "m", 16), MaskLaw(0.3, seed=5).step_mask(7, "m", 16))
+    assert np.array_equal(law.step_mask(7, "m", 16), Bernoulli(0.3, seed=5).step_mask(7, "m", 16))
 
 
 def test_exact_k_keeps_k_and_every_direction_equally_often():
-    law = MaskLaw(0.25, sampling="exact-k")
+    law = ExactK(0.25)
     masks = np.stack([law.step_mask(step, "m", 8) for step in range(4000)])
     assert (masks.sum(1) == 2).all()
     assert stats.chisquare(masks.sum(0)).pvalue > 1e-3

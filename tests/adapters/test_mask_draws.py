@@ -10,8 +10,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.adapters.mask_hook import draw_gates
-from subspace_lab.adapters.mask_law import MaskLaw
 from subspace_lab.adapters.modules import lora_modules
+from subspace_lab.theory.mask_law import Bernoulli, mask_law
 from tests.adapters.observed_masks import observed, trainer
 from tests.tiny import batch, tiny_lora
 
@@ -99,7 +99,7 @@ def test_a_recomputed_layer_gets_the_mask_of_its_own_forward_pass(granularity, r
 def test_masks_of_bf16_outputs_are_those_of_fp32(granularity, sampling):
     drawn = [
         draw_gates(
-            MaskLaw(0.25, granularity, sampling=sampling),
+            mask_law(0.25, granularity=granularity, sampling=sampling),
             torch.empty(64, 8, 8, dtype=dtype),
             torch.Generator().manual_seed(0),
         )
@@ -111,7 +111,7 @@ def test_masks_of_bf16_outputs_are_those_of_fp32(granularity, sampling):
 @RANDOM
 @pytest.mark.parametrize("sampling", ["bernoulli", "exact-k"])
 def test_every_direction_is_kept_with_the_laws_probability(granularity, sampling):
-    law = MaskLaw(0.25, granularity, sampling=sampling)
+    law = mask_law(0.25, granularity=granularity, sampling=sampling)
     output = torch.empty(40_000, 1, 8)
     kept = draw_gates(law, output, torch.Generator().manual_seed(0))
     assert kept.shape == output.shape
@@ -131,7 +131,7 @@ def test_the_number_of_threads_changes_no_mask():
     for count in (1, 2):
         torch.set_num_threads(count)
         output = torch.empty(512, 32, 8)
-        drawn.append(draw_gates(MaskLaw(0.5, "token"), output, torch.Generator().manual_seed(0)))
+        drawn.append(draw_gates(Bernoulli(0.5, "token"), output, torch.Generator().manual_seed(0)))
     torch.set_num_threads(threads)
     assert torch.equal(*drawn)
 

@@ -20,13 +20,13 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from subspace_lab.runs.observed_gates import Gates
 
 from analyses.predictions import angles, gates, masks, motion, norms
 from analyses.predictions.group import Directions, Group, Motions
-from subspace_lab.adapters.mask import MaskLaw
 from subspace_lab.linalg import triangular_factor
 from subspace_lab.linalg.rank_core import Frame, RankCore
-from subspace_lab.runs.observed_gates import Gates
+from subspace_lab.theory.mask_law import Bernoulli, ExactK, MaskLaw
 
 N, M_OUT = 48, 40
 
@@ -58,10 +58,7 @@ class Record:
 
 
 def draw_masks(law: MaskLaw, rng, *shape: int, rank: int):
-    uniform = rng.random((*shape, rank))
-    if law.sampling == "exact-k":
-        return uniform.argsort(-1).argsort(-1) < law.kept_exactly(rank)
-    return uniform < law.keep_prob
+    return law.keep(rng.random((*shape, rank)))
 
 
 def draw_cores(rng, *shape: int, rank: int) -> RankCore:
@@ -123,13 +120,13 @@ def levels(law: MaskLaw, *, draws: int, seed: int = 0, **sizes: int) -> dict[str
 
 
 SETTINGS = {
-    "one module, two steps": (MaskLaw(0.5), {"steps": 2, "modules": 1, "rank": 4}),
-    "rank 1": (MaskLaw(0.3), {"steps": 5, "modules": 2, "rank": 1}),
-    "step": (MaskLaw(0.7), {"steps": 18, "modules": 2, "rank": 8}),
-    "few kept": (MaskLaw(0.1), {"steps": 50, "modules": 1, "rank": 4}),
-    "exact-k": (MaskLaw(0.5, sampling="exact-k"), {"steps": 12, "modules": 3, "rank": 4}),
-    "token": (MaskLaw(0.5, "token"), {"steps": 3, "modules": 2, "rank": 4}),
-    "sample": (MaskLaw(0.6, "sample"), {"steps": 3, "modules": 2, "rank": 4}),
+    "one module, two steps": (Bernoulli(0.5), {"steps": 2, "modules": 1, "rank": 4}),
+    "rank 1": (Bernoulli(0.3), {"steps": 5, "modules": 2, "rank": 1}),
+    "step": (Bernoulli(0.7), {"steps": 18, "modules": 2, "rank": 8}),
+    "few kept": (Bernoulli(0.1), {"steps": 50, "modules": 1, "rank": 4}),
+    "exact-k": (ExactK(0.5), {"steps": 12, "modules": 3, "rank": 4}),
+    "token": (Bernoulli(0.5, "token"), {"steps": 3, "modules": 2, "rank": 4}),
+    "sample": (Bernoulli(0.6, "sample"), {"steps": 3, "modules": 2, "rank": 4}),
 }
 DRAWS = 25
 ALARMS = (0.05, 0.01, 0.001)
@@ -151,7 +148,7 @@ def test_many_masks_of_few_frames_are_few_draws():
     rng = np.random.default_rng(0)
     found = []
     for _ in range(60):
-        group = simulate(MaskLaw(0.7), rng, steps=60, modules=3, rank=8)
+        group = simulate(Bernoulli(0.7), rng, steps=60, modules=3, rank=8)
         found.extend(row.probability for row in angles.phi_at_start(group))
     assert len(found) == 60
     assert sum(p <= 0.01 for p in found) <= stats.binom.isf(1e-5, 60, 0.01)

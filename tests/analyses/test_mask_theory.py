@@ -16,11 +16,12 @@ from analyses.predictions import masks as mask_predictions
 from analyses.predictions.group import groups_of
 from analyses.predictions.rows import Prediction
 from subspace_lab import files
-from subspace_lab.adapters.mask import MaskLaw, RankMask
+from subspace_lab.adapters.mask import RankMask
 from subspace_lab.errors import UserError
 from subspace_lab.recording.writer import RunWriter
 from subspace_lab.runs.run import Run
 from subspace_lab.theory.enumeration import all_masks
+from subspace_lab.theory.mask_law import Bernoulli, ExactK, MaskLaw
 from tests.analyses import wrong_masks
 from tests.analyses.wrong_masks import Fault, train
 
@@ -104,7 +105,7 @@ def test_the_right_implementation_agrees(kind, tmp_path):
 
 
 def law(keep_prob, granularity="step"):
-    return MaskLaw(keep_prob, granularity=granularity, seed=5)
+    return Bernoulli(keep_prob, granularity=granularity, seed=5)
 
 
 def step(keep_prob=0.5):
@@ -327,9 +328,9 @@ def test_tests_of_training_are_counted_apart_and_shared_seeds_once(tmp_path):
 @pytest.mark.parametrize(
     ("claim", "actual", "prediction"),
     [
-        (MaskLaw(0.5), MaskLaw(0.5, sampling="exact-k"), "kept directions, law"),
-        (MaskLaw(0.5, sampling="exact-k"), MaskLaw(0.5), "kept directions, law"),
-        (MaskLaw(0.5), MaskLaw(0.55), "kept directions, mean"),
+        (Bernoulli(0.5), ExactK(0.5), "kept directions, law"),
+        (ExactK(0.5), Bernoulli(0.5), "kept directions, law"),
+        (Bernoulli(0.5), Bernoulli(0.55), "kept directions, mean"),
     ],
 )
 def test_masks_of_another_law_are_caught(claim, actual, prediction, tmp_path):
@@ -340,7 +341,7 @@ def test_masks_of_another_law_are_caught(claim, actual, prediction, tmp_path):
 
 
 def test_a_direction_that_is_never_kept_and_masks_that_return_are_caught(tmp_path):
-    claim = MaskLaw(0.5)
+    claim = Bernoulli(0.5)
     lame = np.arange(8) != 3
     run = written(
         tmp_path / "lame", claim, draw=lambda step, name: claim.step_mask(step, name, 8) & lame

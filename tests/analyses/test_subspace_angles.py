@@ -10,6 +10,7 @@ from analyses.subspace_angles import compute, null_phi
 from subspace_lab import linalg
 from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
+from subspace_lab.theory.mask_law import Bernoulli, ExactK
 from tests.analyses.conftest import dense
 
 
@@ -88,21 +89,21 @@ def test_expectations_follow_the_mask_law(table):
     )
     weights = table[(table["space"] == "weights") & (table["projection"] == "v_proj")]
     for side, length in (("row", 32), ("column", 16)):  # v_proj is 16 x 32
-        null = linalg.null_overlap(length, 4, keep_prob=0.5).phi
+        null = linalg.null_overlap(length, Bernoulli(0.5).kept_pmf(4)).phi
         assert weights.loc[weights["side"] == side, "null_phi"].eq(null).all()
 
 
-@pytest.mark.parametrize("exact_k", [False, True])
-def test_null_phi_is_the_mean_over_masks_of_gaussian_frames(exact_k):
+@pytest.mark.parametrize("law", [Bernoulli(0.5), ExactK(0.5)])
+def test_null_phi_is_the_mean_over_masks_of_gaussian_frames(law):
     generator = torch.Generator().manual_seed(0)
     draws = torch.rand(2, 4000, 6, generator=generator)
-    masks = draws.argsort(-1).argsort(-1) < 3 if exact_k else draws < 0.5
+    masks = law.keep(draws)
     frames = torch.randn(4000, 20, 6, generator=generator, dtype=torch.float64)
     angles = linalg.masked_angles(frames, masks[0], masks[1]).angles
     phi = angles.cos().square().nanmean(-1)
     phi = phi[~phi.isnan()]
     error = float(phi.std()) / len(phi) ** 0.5
-    assert abs(float(phi.mean()) - null_phi(20, 6, 0.5, exact_k)) < 4 * error
+    assert abs(float(phi.mean()) - null_phi(20, 6, law)) < 4 * error
 
 
 def test_a_run_without_step_masks_says_what_to_record(adapter):

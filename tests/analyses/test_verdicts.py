@@ -14,6 +14,7 @@ from analyses.predictions.evidence import Comparison, Evidence, seeds_needed
 from analyses.predictions.paper import CLAIMS
 from analyses.published import TABLE_1
 from subspace_lab.stats.multiple import holm
+from subspace_lab.theory.mask_law import MaskLaw, mask_law
 
 RANK, Q = 8, 0.5
 
@@ -23,13 +24,16 @@ class Stub:
     """What judges read of a run besides the table of mask_theory."""
 
     name: str
-    mask_law: dict[str, Any] | None = None
+    mask_law: MaskLaw | None = None
     config: dict[str, Any] = field(default_factory=dict)
 
 
 def masked(name: str, granularity: str = "step", **law: Any) -> Stub:
-    fields = {"keep_prob": Q, "granularity": granularity, "rescale": True, "sampling": "bernoulli"}
-    return Stub(name, fields | law, {"method": "droplora"})
+    return Stub(
+        name,
+        mask_law(**{"keep_prob": Q, "granularity": granularity, **law}),
+        {"method": "droplora"},
+    )
 
 
 def row(run: str, prediction: str, measured: float, **fields: Any) -> dict[str, Any]:

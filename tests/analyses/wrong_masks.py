@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from subspace_lab.adapters.mask import MaskLaw, RankMask
+from subspace_lab.adapters.mask import RankMask
 from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.recording.recorder import SubspaceRecorder
 from subspace_lab.runs.run import Run
+from subspace_lab.theory.mask_law import Bernoulli, MaskLaw
 from tests.tiny import batch, tiny_lora
 
 RANK = 8
@@ -177,7 +178,7 @@ def train(
             mask.checked_steps = 0  # which would refuse most wrong masks before they are recorded
             mask.attach(model)
         if fault is not None:
-            fault.attach(model, mask.law if mask else MaskLaw(0.5))
+            fault.attach(model, mask.law if mask else Bernoulli(0.5))
         recorder = SubspaceRecorder(folder, description=description, resume_at=resume_at)
         trainer = Trainer(
             model=model,

@@ -13,11 +13,12 @@ import torch
 from transformers import TrainerCallback
 
 from subspace_lab import tasks
-from subspace_lab.adapters.mask import MaskLaw, RankMask
+from subspace_lab.adapters.mask import RankMask
 from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.evaluation import likelihood
 from subspace_lab.evaluation.generation import generate
 from subspace_lab.runs.run import Run
+from subspace_lab.theory.mask_law import Bernoulli
 from subspace_lab.trained import load_trained
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.trainer import build, train
@@ -156,7 +157,7 @@ def test_copies_of_the_recorder_hold_the_step_they_belong_to(device, tmp_path) -
     run = Run(tmp_path / "run")
     assert run.steps == list(range(13))
     assert_cores_are_those_of_the_snapshots(run, [1, 2, 7, 11, 12])
-    law = MaskLaw(0.5, seed=1)
+    law = Bernoulli(0.5, seed=1)
     for module in run.modules["module"]:
         for step in (1, 8, 12):
             np.testing.assert_array_equal(run.mask(step, module), law.step_mask(step, module, 4))

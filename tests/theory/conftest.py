@@ -24,7 +24,7 @@ import torch
 from scipy import optimize
 from torch import Tensor
 
-from subspace_lab.theory.mask_law import MaskMoments
+from subspace_lab.theory.mask_moments import MaskMoments
 from subspace_lab.theory.regulariser import expected_squared_loss
 
 START, END = "<!-- theory table: start -->", "<!-- theory table: end -->"

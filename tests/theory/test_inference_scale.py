@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from subspace_lab.theory import mask_law
+from subspace_lab.theory import mask_moments
 from subspace_lab.theory.inference_scale import fit_inference_scale, optimal_inference_scale
 from subspace_lab.theory.masked_moments import balance_ratio
 
@@ -20,7 +20,7 @@ def problem():
 @pytest.mark.parametrize("rescale", [1.0, 1 / KEEP_PROB])
 def test_optimal_scale_at_the_trained_optimum(deviation, minimise_masked_loss, rescale):
     X, Y = problem()
-    law = mask_law.bernoulli(3, keep_prob=KEEP_PROB)
+    law = mask_moments.bernoulli(3, keep_prob=KEEP_PROB)
     B, A = minimise_masked_loss(X, Y, law, scaling=0.5, rescale=rescale)
     ratio = float(balance_ratio(B, A, second_moment=X @ X.T / 30))
     predicted = optimal_inference_scale(ratio, keep_prob=KEEP_PROB, rescale=rescale)

@@ -1,64 +1,78 @@
+"""Each law against the enumeration of all masks and of all pairs of masks."""
+
+import numpy as np
 import pytest
 import torch
 
-from subspace_lab.theory import mask_law
+from subspace_lab.errors import UserError
 from subspace_lab.theory.enumeration import all_masks, mask_probabilities
+from subspace_lab.theory.mask_law import LAWS, Bernoulli, ExactK, mask_law
+
+RANK = 6
+MASKS = all_masks(RANK).numpy()
+BERNOULLI = mask_probabilities(all_masks(RANK), keep_prob=0.5).numpy()
+EXACT = (MASKS.sum(1) == 3) / (MASKS.sum(1) == 3).sum()
+ENUMERATED = {Bernoulli: BERNOULLI, ExactK: EXACT}
 
 
-def moments(masks, weights):
-    masks, weights = masks.double(), weights / weights.sum()
-    mean = weights @ masks
-    return mean, masks.T @ (weights[:, None] * masks) - torch.outer(mean, mean)
+def test_all_laws_are_enumerated():
+    assert set(LAWS.values()) == set(ENUMERATED)
+    assert all(LAWS[name](0.5).sampling == name for name in LAWS)
 
 
-def gap(law, masks, weights):
-    mean, covariance = moments(masks, weights)
-    return max((law.mean - mean).abs().max(), (law.covariance - covariance).abs().max())
+@pytest.mark.parametrize("kind", ENUMERATED)
+def test_a_law_is_that_of_its_masks(kind):
+    law, weights = kind(0.5), ENUMERATED[kind]
+    pairs = weights[:, None] * weights
+    shared = (MASKS[:, None] & MASKS).sum(-1)
+    union = (MASKS[:, None] | MASKS).sum(-1)
+    jaccard = np.where(union > 0, shared / np.maximum(union, 1), 1)
+    kept = np.bincount(MASKS.sum(1), weights, RANK + 1)
+    overlap = np.bincount(shared.ravel(), pairs.ravel(), RANK + 1)
+    np.testing.assert_allclose(law.kept_pmf(RANK), kept, atol=1e-14)
+    np.testing.assert_allclose(law.overlap_pmf(RANK), overlap, atol=1e-14)
+    assert law.jaccard(RANK) == pytest.approx((pairs * jaccard).sum(), rel=1e-13)
+    moments = law.moments(RANK)
+    np.testing.assert_allclose(moments.mean, weights @ MASKS, atol=1e-14)
+    second = MASKS.T @ (weights[:, None] * MASKS)
+    np.testing.assert_allclose(moments.second_moment, second, atol=1e-14)
+    independent = abs(moments.covariance - np.diag(moments.covariance.diagonal())).max() < 1e-14
+    assert law.independent_gates == independent
 
 
-def test_bernoulli(deviation):
-    masks = all_masks(4)
-    weights = mask_probabilities(masks, keep_prob=0.3)
-    error = gap(mask_law.bernoulli(4, keep_prob=0.3), masks, weights)
-    deviation("T5: moments of Bernoulli masks", mask_law.bernoulli, error, 1e-15)
-    mean, covariance = moments(masks, weights)
-    ratio = covariance.diagonal() / mean**2
-    error = (ratio - mask_law.relative_variance(keep_prob=0.3)).abs().max()
-    deviation("T5: variance of a rescaled gate d/q", mask_law.relative_variance, error, 1e-14)
+@pytest.mark.parametrize("kind", ENUMERATED)
+def test_drawn_masks_follow_the_law(kind):
+    uniform = np.random.default_rng(0).random((20_000, RANK))
+    masks = kind(0.5).keep(uniform)
+    counts = np.bincount(masks @ (1 << np.arange(RANK)), minlength=2**RANK)
+    expected = 20_000 * ENUMERATED[kind]
+    assert (counts[expected == 0] == 0).all()
+    possible = expected > 0
+    chi_square = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
+    freedom = possible.sum() - 1
+    assert abs(chi_square - freedom) < 4 * np.sqrt(2 * freedom)
+    assert np.array_equal(kind(0.5).keep(torch.from_numpy(uniform)).numpy(), masks)
 
 
-@pytest.mark.parametrize("kept", [0, 1, 3, 5])
-def test_exact_k(deviation, kept):
-    masks = all_masks(5)
-    error = gap(mask_law.exact_k(5, kept=kept), masks, (masks.sum(1) == kept).double())
-    deviation("T5: moments of exact-k masks", mask_law.exact_k, error, 1e-15)
+def test_a_record_names_its_law():
+    settings = {"granularity": "token", "rescale": False, "seed": 7}
+    assert mask_law(0.25, sampling="exact-k", **settings) == ExactK(0.25, **settings)
+    assert mask_law(0.25).factor == 4
+    assert mask_law(0.25, rescale=False).factor == 1
 
 
-@pytest.mark.parametrize("rank", [1, 5])
-def test_prefix(deviation, rank):
-    masks = torch.ones(rank, rank).tril() == 1
-    error = gap(mask_law.prefix(rank), masks, torch.ones(rank, dtype=torch.float64))
-    deviation("T5: moments of nested prefix masks", mask_law.prefix, error, 1e-15)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"keep_prob": 0.0}, "keep_prob"),
+        ({"keep_prob": 0.5, "sampling": "coin"}, "bernoulli or exact-k"),
+    ],
+)
+def test_wrong_settings(settings, message):
+    with pytest.raises(UserError, match=message):
+        mask_law(**settings)
 
 
-def test_two_masks(deviation):
-    masks = all_masks(6)
-    weights = mask_probabilities(masks, keep_prob=0.7)
-    error = gap(mask_law.two_masks(3, keep_prob=0.7), masks[:, :3] & masks[:, 3:], weights)
-    deviation("T5: moments of the product of two masks", mask_law.two_masks, error, 1e-15)
-
-
-def test_blocks(deviation):
-    masks = all_masks(3)
-    weights = mask_probabilities(masks, keep_prob=0.6)
-    law = mask_law.blocks(6, block_size=2, keep_prob=0.6)
-    error = gap(law, masks.repeat_interleave(2, dim=1), weights)
-    deviation("T5: moments of block masks", mask_law.blocks, error, 1e-15)
-    assert torch.equal(law.second_moment, law.covariance + torch.outer(law.mean, law.mean))
-
-
-def test_wrong_arguments():
-    with pytest.raises(ValueError, match="divide"):
-        mask_law.blocks(6, block_size=4, keep_prob=0.6)
-    with pytest.raises(ValueError, match="kept"):
-        mask_law.exact_k(3, kept=4)
+def test_exact_k_needs_a_whole_number():
+    with pytest.raises(UserError, match=r"0\.3 x 8"):
+        ExactK(0.3).check_rank(8)

@@ -7,6 +7,7 @@ import torch
 from subspace_lab.linalg.angles import principal_angles
 from subspace_lab.linalg.nulls import null_overlap, random_angle_moments
 from subspace_lab.theory.enumeration import all_masks, mask_probabilities
+from subspace_lab.theory.mask_law import Bernoulli
 from subspace_lab.theory.masked_angles import (
     angles_from_gram,
     expected_right_angles,
@@ -100,7 +101,7 @@ def test_null_overlap_by_enumeration(deviation, rank, width, keep_prob):
         if min(mask.sum(), other.sum()):
             phi += weight * other_weight * mean / min(mask.sum(), other.sum())
             nonempty += weight * other_weight
-    found = null_overlap(width, rank, keep_prob=keep_prob)
+    found = null_overlap(width, Bernoulli(keep_prob).kept_pmf(rank))
     error = abs(found.squared_cosines - cosines)
     deviation("T3: E sum cos² over masks of a random frame", null_overlap, error, 1e-13)
     error = abs(found.phi - phi / nonempty)

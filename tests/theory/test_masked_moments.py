@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from subspace_lab.theory import mask_law
+from subspace_lab.theory import mask_moments
 from subspace_lab.theory.enumeration import all_masks, mask_probabilities
 from subspace_lab.theory.masked_moments import (
     balance_ratio,
@@ -28,13 +28,13 @@ def laws():
     chosen = (masks.sum(1) == 3).double()
     return {
         "bernoulli": (
-            mask_law.bernoulli(RANK, keep_prob=0.3),
+            mask_moments.bernoulli(RANK, keep_prob=0.3),
             masks,
             mask_probabilities(masks, keep_prob=0.3),
         ),
-        "exact_k": (mask_law.exact_k(RANK, kept=3), masks, chosen / chosen.sum()),
-        "prefix": (mask_law.prefix(RANK), prefixes, uniform),
-        "blocks": (mask_law.blocks(RANK, block_size=2, keep_prob=0.3), pairs, pair_weights),
+        "exact_k": (mask_moments.exact_k(RANK, kept=3), masks, chosen / chosen.sum()),
+        "prefix": (mask_moments.prefix(RANK), prefixes, uniform),
+        "blocks": (mask_moments.blocks(RANK, block_size=2, keep_prob=0.3), pairs, pair_weights),
     }
 
 
@@ -115,7 +115,7 @@ def test_variance_of_the_output_energy(deviation, factors, weighted):
 
 def test_exact_k_form(deviation, factors):
     B, A, _ = factors
-    found = output_energy_variance(B, A, mask_law.exact_k(RANK, kept=1))
+    found = output_energy_variance(B, A, mask_moments.exact_k(RANK, kept=1))
     trace = (B.norm(dim=0) * A.norm(dim=1)).square().sum()
     energy = (B @ A).square().sum()
     expected = 0.25 * 0.75 * (RANK * trace - energy) / (RANK - 1)

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from subspace_lab.theory import mask_law
+from subspace_lab.theory import mask_moments
 from subspace_lab.theory.enumeration import all_masks, mask_probabilities
 from subspace_lab.theory.regulariser import (
     equalised_factors,
@@ -41,7 +41,7 @@ def test_expected_loss_by_enumeration(deviation, granularity, rescale):
     masks, weights = granularity(2, 2)
     hidden = (A @ X).T * masks.double()
     losses = (Y - SCALING * rescale * (hidden @ B.T).mT).square().sum((1, 2)) / 2
-    law = mask_law.bernoulli(2, keep_prob=KEEP_PROB)
+    law = mask_moments.bernoulli(2, keep_prob=KEEP_PROB)
     found = expected_squared_loss(B, A, X, Y, law, scaling=SCALING, rescale=rescale)
     error = abs(found.total / (weights @ losses) - 1)
     name = "step" if granularity is shared else "token"
@@ -63,7 +63,7 @@ def test_expected_loss_with_input_dropout(deviation):
         losses += (
             weight * (Y - SCALING * 1.5 * B @ mask.double().diag() @ A @ dropped).square().sum() / 2
         )
-    law = mask_law.bernoulli(2, keep_prob=KEEP_PROB)
+    law = mask_moments.bernoulli(2, keep_prob=KEEP_PROB)
     options = {"scaling": SCALING, "rescale": 1.5, "input_keep_prob": input_keep_prob}
     found = expected_squared_loss(B, A, X, Y, law, **options)
     error = abs(found.total / losses - 1)
@@ -82,7 +82,7 @@ def test_expected_loss_of_correlated_masks(deviation):
     B, A, X, Y = problem(r=3)
     masks = torch.ones(3, 3, dtype=torch.float64).tril()
     losses = (Y - B @ (masks[:, :, None] * (A @ X))).square().sum((1, 2)) / 2
-    found = expected_squared_loss(B, A, X, Y, mask_law.prefix(3))
+    found = expected_squared_loss(B, A, X, Y, mask_moments.prefix(3))
     error = abs(found.total / losses.mean() - 1)
     deviation("T7: expected loss, prefix masks (relative)", expected_squared_loss, error, 1e-13)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from subspace_lab.theory import mask_law
+from subspace_lab.theory import mask_moments
 from subspace_lab.theory.regulariser import equalised_factors, expected_squared_loss
 from subspace_lab.theory.shrinkage import dropout_minimiser, dropout_spectrum, optimal_prune_prob
 
@@ -23,7 +23,7 @@ def test_minimiser_against_bfgs(deviation, minimise_masked_loss, whitened, rank,
     X, Y, _ = problem(whitened=whitened)
     second_moment = X @ X.T / X.shape[1]
     least_squares = Y @ X.T @ torch.linalg.inv(X @ X.T)
-    law = mask_law.bernoulli(rank, keep_prob=keep_prob)
+    law = mask_moments.bernoulli(rank, keep_prob=keep_prob)
     B, A = minimise_masked_loss(X, Y, law, scaling=0.8, rescale=1 / keep_prob)
     found = dropout_minimiser(
         least_squares, rank=rank, keep_prob=keep_prob, second_moment=second_moment
@@ -39,7 +39,7 @@ def test_minimiser_against_bfgs(deviation, minimise_masked_loss, whitened, rank,
 def test_minimiser_without_rescale(deviation, minimise_masked_loss):
     X, Y, _ = problem()
     least_squares = Y @ X.T / X.shape[1]
-    law = mask_law.bernoulli(3, keep_prob=0.6)
+    law = mask_moments.bernoulli(3, keep_prob=0.6)
     B, A = minimise_masked_loss(X, Y, law, scaling=0.8, rescale=1.0)
     found = dropout_minimiser(least_squares, rank=3, keep_prob=0.6) / 0.6
     error = (0.8 * B @ A - found).abs().max()
@@ -80,7 +80,7 @@ def test_equalised_minimiser_is_stationary(deviation):
     found = dropout_minimiser(least_squares, rank=5, keep_prob=0.5, second_moment=second_moment)
     factors = equalised_factors(found, rank=5, second_moment=second_moment)
     B, A = factors.B.requires_grad_(), factors.A.requires_grad_()
-    law = mask_law.bernoulli(5, keep_prob=0.5)
+    law = mask_moments.bernoulli(5, keep_prob=0.5)
     expected_squared_loss(B, A, X, Y, law, rescale=2.0).total.backward()
     error = max(B.grad.abs().max(), A.grad.abs().max())
     deviation("T8: gradient at the equalised minimiser", dropout_minimiser, error, 1e-11)

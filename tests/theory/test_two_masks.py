@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from subspace_lab.theory.enumeration import all_masks, mask_probabilities
-from subspace_lab.theory.mask_law import relative_variance
+from subspace_lab.theory.mask_moments import relative_variance
 from subspace_lab.theory.two_masks import matching_keep_prob, rate_readings, two_mask_law
 
 R = 3
