@@ -9,9 +9,9 @@ singular values of the base weight W0, of the merged weight W0 + scaling B A, an
 update's, with ||update||_F / ||W0||_F.
 
 Intruder dimensions are leading left singular vectors of the merged weight without a counterpart in
-the base: their largest |cosine| with any left singular vector of W0 is below --epsilon (Shuttleworth
-et al. 2024). Counted among the --top-k leading ones. For large weights only some base vectors are
-computed; where they cannot settle the matter the vector counts as undecided.
+the base: their largest |cosine| with any left singular vector of W0 is below --epsilon
+(Shuttleworth et al. 2024). Counted among the --top-k leading ones. For large weights only some base
+vectors are computed; where they cannot settle the matter the vector counts as undecided.
 
 Dotted: what the same update does to a Gaussian base of the same norm (T18). Each singular value of
 the update above ||W0||_F / sqrt(m) (m / n)^(1/4) leaves the bulk as an outlier, the others do not

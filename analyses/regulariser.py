@@ -98,8 +98,8 @@ def masked_ratio(table: pd.DataFrame) -> pd.DataFrame:
     """Give squared norms under recorded masks over their expectation, summed over modules.
 
     Returns:
-        A row per run or configuration and step: ratio, expected (1), and the ends low and high of the interval
-        where chance leaves 95 % of the steps.
+        A row per run or configuration and step: ratio, expected (1), and the ends low and high of
+        the interval where chance leaves 95 % of the steps.
     """
     known = table[table["masked_mean"] > 0].dropna(subset="masked")
     group = kit.group_column(table)

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from subspace_lab.runs.stored_cores import pack_triangle
 
 from benchmarks.machine import write_result
 from subspace_lab.recording.writer import RunWriter
+from subspace_lab.runs.stored_cores import pack_triangle
 
 ANALYSES = ("effective_rank", "subspace_angles")
 PROJECTIONS = {  # of LLaMA-2-7B: m, n

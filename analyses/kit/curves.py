@@ -152,7 +152,8 @@ def _selected(
 def _expected(table: pd.DataFrame, value: str, panel: Panel, *, over: str) -> pd.DataFrame:
     known = thin(table.dropna(subset=[value]), over=over)
     ends = list(panel.expected_band or ())
-    means = known.groupby([group_column(table), over], observed=True)[[value, *ends]].mean()
+    by_step = known.groupby([group_column(table), over], observed=True)
+    means = by_step[[value, *ends]].mean()
     low, high = (means[end].to_numpy() for end in ends) if ends else (np.nan, np.nan)
     return pd.DataFrame(
         {
@@ -162,7 +163,7 @@ def _expected(table: pd.DataFrame, value: str, panel: Panel, *, over: str) -> pd
             "low": low,
             "high": high,
             "band": "95 % of what is expected" if ends else "",
-            "runs": known["run"].nunique(),
+            "runs": by_step["run"].nunique().to_numpy(),
             "kind": "predicted",
         }
     )

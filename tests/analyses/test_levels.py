@@ -20,12 +20,12 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
-from subspace_lab.runs.observed_gates import Gates
 
 from analyses.predictions import angles, gates, masks, motion, norms
 from analyses.predictions.group import Directions, Group, Motions
 from subspace_lab.linalg import triangular_factor
 from subspace_lab.linalg.rank_core import Frame, RankCore
+from subspace_lab.runs.observed_gates import Gates
 from subspace_lab.theory.mask_law import Bernoulli, ExactK, MaskLaw
 
 N, M_OUT = 48, 40
