@@ -119,7 +119,7 @@ def test_the_last_step_has_no_next_mask(run):
 def test_command_writes_lists_that_read_back(command, run, tmp_path):
     found = command("subspace_angles", "--run", run.path, "--out", tmp_path, "--format", "svg")
     assert found.code == 0 and "shared: measured" in found.out
-    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".parquet", ".svg"]
+    assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".parquet", ".svg"}
     table = pd.read_parquet(tmp_path / "subspace_angles.parquet")
     fewer = table[["kept", "next_kept"]].min(axis=1)
     coordinate = table["space"] == "coordinate"
