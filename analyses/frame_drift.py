@@ -24,6 +24,7 @@ compare runs at equal update norm.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterable
 
 import numpy as np
@@ -132,7 +133,7 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
     in the first, and the longest steps would outweigh the stationary ones.
     """
     step, last = table["step"], table.groupby("run", observed=True)["step"].transform("max")
-    to_previous, to_start = (table["since"] == since for since in SINCE)
+    previous, start = (table["since"] == since for since in SINCE)
 
     def medians(rows: pd.Series, value: str) -> pd.Series:
         return table[rows].groupby(["run", "side"], observed=True)[value].median()
@@ -140,9 +141,9 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
     late = pooled_leakage(table[step > last / 2], ["run", "side"]).set_index(["run", "side"])
     numbers = pd.DataFrame(
         {
-            "largest angle to the start (rad)": medians(to_start & (step == last), "max_angle"),
-            "to the previous step (rad)": medians(to_previous, "max_angle"),
-            "distance from the start": medians(to_start & (step == last), "step_norm"),
+            "largest angle to the start (rad)": medians(start & (step == last), "max_angle"),
+            "to the previous step (rad)": medians(previous, "max_angle"),
+            "distance from the start": medians(start & (step == last), "step_norm"),
             "leakage, second half of the steps": late["leakage"],
             "expected": late["expected_leakage"],
         }
@@ -154,50 +155,26 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
     }
 
 
+by_side = functools.partial(kit.Panel, by="side", labels=SIDES)
+to_previous = functools.partial(by_side, where={"since": "previous"})
+
 plot = kit.curves_over_steps(
-    kit.Panel(
+    to_previous(
         "max_angle",
-        title="largest angle to the previous step",
-        unit="degrees",
-        where={"since": "previous"},
-        by="side",
-        labels=SIDES,
-        degrees=True,
-        scale="log",
+        title="largest angle to the previous step", unit="degrees", degrees=True, scale="log"
     ),
-    kit.Panel(
-        "max_angle",
-        title="largest angle to a start that is not zero",
-        unit="degrees",
-        where={"since": "start"},
-        by="side",
-        labels=SIDES,
-        degrees=True,
-        limits=(0, None),
+    by_side(
+        "max_angle", where={"since": "start"}, title="largest angle to a start that is not zero",
+        unit="degrees", degrees=True, limits=(0, None)
     ),
-    kit.Panel(
-        "step_norm",
-        title="length of the step",
-        unit="Frobenius norm",
-        where={"since": "previous"},
-        by="side",
-        labels=SIDES,
-        scale="log",
-    ),
-    kit.Panel(
-        "leakage",
-        title="step on dropped directions, all modules",
-        unit="share of ‖·‖²",
-        where={"since": "previous"},
-        rows=_leakage_by_step,
-        by="side",
-        labels=SIDES,
-        limits=(0, None),
-        expected="expected_leakage",
-        expected_label="β₁² (1 − keep_prob)",
+    to_previous("step_norm", title="length of the step", unit="Frobenius norm", scale="log"),
+    to_previous(
+        "leakage", title="step on dropped directions, all modules", unit="share of ‖·‖²",
+        rows=_leakage_by_step, limits=(0, None),
+        expected="expected_leakage", expected_label="β₁² (1 − keep_prob)"
     ),
     title="Frame drift",
-)
+)  # fmt: skip
 
 ANALYSIS = kit.Analysis(
     name="frame_drift",

@@ -1,4 +1,4 @@
-"""Do two adapters use the same directions? Normalised Grassmann overlap of leading directions.
+"""Do two adapters use the same directions? Normalized Grassmann overlap of leading directions.
 
     python -m analyses.grassmann --run runs/seed-0 --run runs/seed-1
     python -m analyses.grassmann --run runs/rank-8 runs/rank-64 --modules q_proj v_proj
@@ -61,7 +61,7 @@ def compute(
         matrix of zeros, as B at the start, has no rows; with nan or infinities phi is nan.
 
     Raises:
-        UserError: if a run has no saved adapter of that step, or there is no module in common.
+        UserError: if a run has no saved adapter of that step, or the two have no module in common.
     """
     other = other or run
     kit.check_needs(run, kit.Needs.SNAPSHOTS)

@@ -28,6 +28,7 @@ of the dequantized weights. A module with nan or infinities has nan for its numb
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ from subspace_lab.errors import UserError
 from subspace_lab.linalg.dora import DoraUpdate, dora_whole_update
 from subspace_lab.linalg.factors import Factors
 from subspace_lab.peft_files.adapter_folder import AdapterFolder
-from subspace_lab.runs.base_weights import BaseWeights, UnreadableWeightError, open_base
+from subspace_lab.runs.base_weights import base_weight, find_base
 from subspace_lab.runs.run import Run
 from subspace_lab.theory.spiked_null import bulk_edge, spiked_singular_value
 
@@ -96,14 +97,14 @@ def compute(
         raise UserError(f"--epsilon is a cosine, in [0, 1], and cannot be {epsilon}")
     chosen = [run.final_snapshot] if steps is None else sorted(steps)
     table = run.modules if modules is None else run.modules[run.modules["module"].isin(modules)]
-    weights, remark = _find_base(run, base, list(table["module"]))
+    weights, remark = find_base(run, table["module"], name=base)
 
     def of_module(place: dict[str, Any]) -> list[dict[str, Any]]:
         factors = {step: run.factors(step, place["module"]) for step in chosen}
-        W0, said = _weight(weights, next(iter(factors.values())), remark)
+        W0, reason = base_weight(weights, next(iter(factors.values())))
         spectrum = None if W0 is None else Base.of(W0, top_k=top_k)
         return [
-            {"run": run.name, "step": step, **place, **row, "remark": said}
+            {"run": run.name, "step": step, **place, **row, "remark": reason or remark}
             for step, update in factors.items()
             for row in _rows(update, run.snapshots[step], spectrum, epsilon=epsilon)
         ]
@@ -115,41 +116,6 @@ def compute(
     labels = ["run", "module", "projection", "matrix", "remark"]
     rows = pd.DataFrame([row for part in parts for row in part], columns=COLUMNS)
     return rows.astype(dict.fromkeys(labels, "category"))
-
-
-def _find_base(run: Run, name: str | None, modules: list[str]) -> tuple[BaseWeights | None, str]:
-    """Open the base if it is available; give what has to be said about it."""
-    try:
-        weights = open_base(run, name=name)
-        codes, reasons = set[str](), list[UserError]()
-        for module in modules:
-            try:
-                codes.add(weights.codes(module) or "")
-            except UnreadableWeightError as error:
-                reasons.append(error)
-        if not codes:
-            raise UserError(
-                f"the base has none of the modules' weights that can be read: {reasons[0]}"
-            )
-    except UserError as error:
-        if name:
-            raise
-        return None, f"update only: {error}"
-    dequantized = ", ".join(sorted(codes - {""}))
-    remarks = [weights.remark, f"dequantized from {dequantized} codes" if dequantized else ""]
-    return weights, "; ".join(filter(None, remarks))
-
-
-def _weight(
-    weights: BaseWeights | None, factors: Factors, remark: str
-) -> tuple[Tensor | None, str]:
-    """Read the weight that factors update; give what has to be said about it, or its lack."""
-    if weights is None:
-        return None, remark
-    try:
-        return weights.matrix(factors), remark
-    except UnreadableWeightError as error:
-        return None, f"update only: {error}"
 
 
 @dataclass(frozen=True)
@@ -271,42 +237,23 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
     return summary
 
 
-NULL = "outliers of a Gaussian base (T18)"
+with_null = functools.partial(kit.Panel, expected_label="outliers of a Gaussian base (T18)")
+by_projection = functools.partial(with_null, rows=_merged_at_last_step, over=None, by="projection")
+
 plot = kit.curves_over_steps(
-    kit.Panel(
-        "singular_values",
-        title="leading singular values",
-        unit="σ",
-        rows=_spectra,
-        over="index",
-        by="matrix",
-        labels=MATRICES,
-        scale="log",
-        expected="null_singular_values",
-        expected_label=NULL,
+    with_null(
+        "singular_values", rows=_spectra, over="index", by="matrix", labels=MATRICES,
+        title="leading singular values", unit="σ", scale="log", expected="null_singular_values"
     ),
-    kit.Panel(
-        "update_to_base_norm",
-        title="size of the update",
-        unit="‖ΔW‖ / ‖W₀‖",
-        rows=_merged_at_last_step,
-        over=None,
-        by="projection",
-        limits=(0, None),
+    by_projection(
+        "update_to_base_norm", title="size of the update", unit="‖ΔW‖ / ‖W₀‖", limits=(0, None)
     ),
-    kit.Panel(
-        "intruders",
-        title="intruder dimensions among the leading vectors",
-        unit="vectors",
-        rows=_merged_at_last_step,
-        over=None,
-        by="projection",
-        limits=(-0.2, None),
-        expected="null_intruders",
-        expected_label=NULL,
+    by_projection(
+        "intruders", title="intruder dimensions among the leading vectors", unit="vectors",
+        limits=(-0.2, None), expected="null_intruders"
     ),
     title="Merged spectra at the last step",
-)
+)  # fmt: skip
 
 ANALYSIS = kit.Analysis(
     name="merged_spectra",

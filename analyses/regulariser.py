@@ -110,30 +110,23 @@ def masked_ratio(table: pd.DataFrame) -> pd.DataFrame:
     return sums.assign(run=sums[group], ratio=ratio, expected=1.0, low=1 - half, high=1 + half)
 
 
+SHOWN = ("R", "minimum R for this ΔW")
 plot = kit.curves_over_steps(
     kit.Panel(
-        {"regularizer": "R", "minimum": "minimum R for this ΔW"},
-        title="regularizer R = γ² Σ ‖bᵢ‖² ‖aᵢ‖²",
-        unit="Frobenius norm²",
-        limits=(0, None),
+        dict(zip(("regularizer", "minimum"), SHOWN, strict=True)),
+        title="regularizer R = γ² Σ ‖bᵢ‖² ‖aᵢ‖²", unit="Frobenius norm²", limits=(0, None)
     ),
     kit.Panel(
-        {"balance_ratio": "R", "minimum_ratio": "minimum R for this ΔW"},
-        title="relative to the update: balance ratio",
-        unit="R / ‖ΔW‖²",
-        limits=(0, None),
+        dict(zip(("balance_ratio", "minimum_ratio"), SHOWN, strict=True)),
+        title="relative to the update: balance ratio", unit="R / ‖ΔW‖²", limits=(0, None)
     ),
     kit.Panel(
-        {"ratio": "recorded masks"},
-        title="‖ΔW‖² under the recorded masks, over its mean",
-        unit="ratio",
-        rows=masked_ratio,
-        expected="expected",
-        expected_band=("low", "high"),
-        expected_label="mean over masks (T5)",
+        {"ratio": "recorded masks"}, rows=masked_ratio,
+        title="‖ΔW‖² under the recorded masks, over its mean", unit="ratio",
+        expected="expected", expected_band=("low", "high"), expected_label="mean over masks (T5)"
     ),
     title="Regularizer",
-)
+)  # fmt: skip
 
 ANALYSIS = kit.Analysis(
     name="regulariser",

@@ -183,46 +183,31 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
     return summary
 
 
+by_chance = functools.partial(kit.Panel, expected_label="by chance")
+of_masks = functools.partial(by_chance, where={"space": "coordinate"})
+of_weights = functools.partial(by_chance, by="space", labels=SPACES)
+
 plot = kit.curves_over_steps(
-    kit.Panel(
-        {"kept": "kept", "shared": "shared"},
-        title="masks: directions kept, and shared with the next",
-        unit="directions",
-        where={"space": "coordinate"},
-        limits=(0, None),
-        expected="expected_{}",
-        expected_label="by chance",
+    of_masks(
+        {"kept": "kept", "shared": "shared"}, expected="expected_{}",
+        title="masks: directions kept, and shared with the next", unit="directions",
+        limits=(0, None)
     ),
-    kit.Panel(
-        {"jaccard": "shared"},
-        title="masks: shared / union",
-        unit="Jaccard index",
-        where={"space": "coordinate"},
-        limits=(0, 1.05),
-        expected="expected_jaccard",
-        expected_label="by chance",
+    of_masks(
+        {"jaccard": "shared"}, expected="expected_jaccard",
+        title="masks: shared / union", unit="Jaccard index", limits=(0, 1.05)
     ),
-    kit.Panel(
-        "phi",
-        title="weights: overlap of successive subspaces",
-        unit="φ = mean cos²",
-        by="space",
-        labels=SPACES,
-        limits=(0, 1.05),
-        expected="null_phi",
-        expected_label="by chance",
+    of_weights(
+        "phi", expected="null_phi",
+        title="weights: overlap of successive subspaces", unit="φ = mean cos²", limits=(0, 1.05)
     ),
-    kit.Panel(
-        "min_residual_angle",
-        title="weights: smallest angle that is not a shared direction",
-        unit="degrees",
-        by="space",
-        labels=SPACES,
-        degrees=True,
-        limits=(0, 95),
+    of_weights(
+        "min_residual_angle", degrees=True,
+        title="weights: smallest angle that is not a shared direction", unit="degrees",
+        limits=(0, 95)
     ),
     title="Mask jump",
-)
+)  # fmt: skip
 
 ANALYSIS = kit.Analysis(
     name="subspace_angles",

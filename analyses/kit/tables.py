@@ -99,8 +99,8 @@ def evaluated_rows(table: pd.DataFrame, *, examples: str = "examples") -> dict[s
 
 def rows_note(table: pd.DataFrame, *, examples: str = "examples") -> str:
     """Say how many rows of which split were evaluated, such as "64 test rows"."""
-    found = evaluated_rows(table, examples=examples)
-    return ", ".join(f"{count} {split} row{'s' * (count != 1)}" for split, count in found.items())
+    counts = evaluated_rows(table, examples=examples)
+    return ", ".join(f"{count} {split} row{'s' * (count != 1)}" for split, count in counts.items())
 
 
 def ragged(values: ArrayLike) -> NDArray[np.object_]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,45 @@ def open_base(run: Run, *, name: str | None = None) -> BaseWeights:
     flag = bool(adapter.config.get("fan_in_fan_out", False))
     weights.has_conv1d = flag or _stores_transposed(weights, adapter.modules)
     return weights
+
+
+def find_base(
+    run: Run, modules: Iterable[str], *, name: str | None = None
+) -> tuple[BaseWeights | None, str]:
+    """Open the base of a run if it is available, and give what has to be said about it.
+
+    Raises:
+        UserError: if `name` is given, and that base is not available or has none of the weights.
+    """
+    try:
+        weights = open_base(run, name=name)
+        codes, reasons = set[str](), list[UserError]()
+        for module in modules:
+            try:
+                codes.add(weights.codes(module) or "")
+            except UnreadableWeightError as error:
+                reasons.append(error)
+        if not codes:
+            raise UserError(
+                f"the base has none of the modules' weights that can be read: {reasons[0]}"
+            )
+    except UserError as error:
+        if name:
+            raise
+        return None, f"update only: {error}"
+    dequantized = ", ".join(sorted(codes - {""}))
+    remarks = [weights.remark, f"dequantized from {dequantized} codes" if dequantized else ""]
+    return weights, "; ".join(filter(None, remarks))
+
+
+def base_weight(weights: BaseWeights | None, factors: Factors) -> tuple[Tensor | None, str]:
+    """Read the weight that factors update; without one, say why if the base lacks only this one."""
+    if weights is None:
+        return None, ""
+    try:
+        return weights.matrix(factors), ""
+    except UnreadableWeightError as error:
+        return None, f"update only: {error}"
 
 
 def _stores_transposed(weights: BaseWeights, modules: pd.DataFrame) -> bool:
