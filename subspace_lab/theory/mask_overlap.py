@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import xlog1py, xlogy
+from scipy import stats
 
 from subspace_lab.theory._checks import check_keep_prob, check_kept
 
@@ -38,7 +38,7 @@ class Bounds:
 def kept_pmf(rank: int, *, keep_prob: float) -> Float[np.ndarray, " rank_plus_1"]:
     """Law Bin(r, q) of |M|, as P(0), ..., P(r)."""
     check_keep_prob(keep_prob)
-    return binomial_pmf(rank, keep_prob)
+    return np.asarray(stats.binom.pmf(np.arange(rank + 1), rank, keep_prob))
 
 
 def mask_overlap_pmf(
@@ -52,10 +52,11 @@ def mask_overlap_pmf(
     [0.5625, 0.375, 0.0625]
     """
     check_keep_prob(keep_prob)
+    overlap = np.arange(rank + 1)
     if kept is None:
-        return binomial_pmf(rank, keep_prob**2)
+        return np.asarray(stats.binom.pmf(overlap, rank, keep_prob**2))
     check_kept(kept, rank)
-    return np.pad(binomial_pmf(kept, keep_prob), (0, rank - kept))
+    return np.asarray(stats.binom.pmf(overlap, kept, keep_prob))
 
 
 def exact_k_overlap_pmf(
@@ -72,12 +73,7 @@ def exact_k_overlap_pmf(
     next_kept = kept if next_kept is None else next_kept
     check_kept(kept, rank)
     check_kept(next_kept, rank)
-    subsets = math.comb(rank, next_kept)
-    ways = [
-        math.comb(kept, i) * math.comb(rank - kept, next_kept - i) if i <= next_kept else 0
-        for i in range(rank + 1)
-    ]
-    return np.array([number / subsets for number in ways])
+    return np.asarray(stats.hypergeom.pmf(np.arange(rank + 1), rank, kept, next_kept))
 
 
 def jaccard_moments(rank: int, *, keep_prob: float) -> JaccardMoments:
@@ -92,7 +88,7 @@ def jaccard_moments(rank: int, *, keep_prob: float) -> JaccardMoments:
     check_keep_prob(keep_prob)
     theta = keep_prob / (2 - keep_prob)
     union = np.arange(1, rank + 1)
-    nonempty = binomial_pmf(rank, keep_prob * (2 - keep_prob))[1:]
+    nonempty = stats.binom.pmf(union, rank, keep_prob * (2 - keep_prob))
     empty = (1 - keep_prob) ** (2 * rank)
     variance = theta * (1 - theta) * float(nonempty @ (1 / union)) / (1 - empty)
     return JaccardMoments(
@@ -101,23 +97,6 @@ def jaccard_moments(rank: int, *, keep_prob: float) -> JaccardMoments:
         mean=theta * (1 - empty) + empty,
         variance=variance * (1 - empty) + (1 - theta) ** 2 * empty * (1 - empty),
     )
-
-
-def binomial_pmf(trials: int, probability: float) -> Float[np.ndarray, " trials_plus_1"]:
-    """Law of the number of successes, P(0), ..., P(trials).
-
-    SciPy's own takes half a second to import, with the rest of `scipy.stats`.
-
-    >>> binomial_pmf(2, 0.5).tolist()
-    [0.25, 0.5, 0.25]
-    """
-    number = np.arange(trials + 1)
-    ways = [math.comb(trials, int(i)) for i in number]
-    if trials < 1000:
-        powers = probability**number * (1 - probability) ** (trials - number)
-        return np.array(ways, dtype=np.float64) * powers
-    logarithm = xlogy(number, probability) + xlog1py(trials - number, -probability)
-    return np.asarray(np.exp(np.array([math.log(count) for count in ways]) + logarithm))
 
 
 def p_empty(rank: int, *, keep_prob: float, layers: int = 1) -> float:
