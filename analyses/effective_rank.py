@@ -35,29 +35,17 @@ stable rank. The figure says so.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Sequence
 from typing import get_args
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 
 from analyses import kit
-from analyses._update import SPLIT, remark_on_product
 from subspace_lab import linalg
+from subspace_lab.adapters.methods import SPLIT_THE_BASE
 from subspace_lab.errors import UserError
-from subspace_lab.figures.categories import draw_by_category, pooled_note
-from subspace_lab.figures.curves import (
-    draw_curves,
-    draw_names,
-    draw_prediction,
-    looks,
-    sample_note,
-    thin,
-)
-from subspace_lab.figures.style import PREDICTION, legend_below, new_figure, step_axis
 from subspace_lab.linalg import Measure
 from subspace_lab.runs.run import Run
 
@@ -70,8 +58,14 @@ MATRICES = {
     "A": "A",
     "B": "B",
 }
-VALIDITY = {"numerical": "exact mean"}  # of keep_prob x r
-FLAT_ONLY = "for flat spectra only"
+SPLIT = (
+    "not converted to the original base, which was changed at the start (PiSSA, MiLoRA, OLoRA "
+    "...): its update is the product minus the initial product"
+)
+DORA = (
+    "the product is DoRA's update of the direction only; the whole update needs the base weight "
+    "and the magnitude"
+)
 
 
 def compute(
@@ -100,110 +94,91 @@ def compute(
     """
     if unknown := set(measures) - set(get_args(linalg.Measure)):
         known = ", ".join(get_args(linalg.Measure))
-        raise UserError(f"there is no measure {', '.join(sorted(unknown))}: choose among {known}")
-    masks = kit.StepMasks(run) if run.mask_steps else None
-    keep_prob = run.mask_law.keep_prob if run.mask_law else float("nan")
-    remark = remark_on_product(run)
+        raise UserError(f"unknown measure {', '.join(sorted(unknown))}: choose among {known}")
+    masks, remark = kit.StepMasks(run), remark_on_product(run)
     product = "product" if remark else "update"
 
-    def part(
+    def rows(
         batch: kit.CoreBatch, sigma: dict[str, torch.Tensor], kept: torch.Tensor
     ) -> pd.DataFrame:
         values = [
             torch.stack([linalg.effective_rank(s, measure=m) for m in measures], dim=-1)
             for s in sigma.values()
         ]
-        expected = keep_prob * int(batch.modules["r"].iloc[0])
-        columns = {
-            "value": torch.stack(values, dim=-2),  # (T, M, matrix, measure)
-            "kept": kept[..., None, None],
-            "expected_rank": [[expected if m == f"masked_{product}" else np.nan] for m in sigma],
-        }
-        table = kit.grid_table(
-            run, batch, columns, axes={"matrix": list(sigma), "measure": measures}
-        )
-        of_product = table["matrix"].isin(["product", "masked_product"]).astype(np.int8)
-        remarks = pd.Index(["", remark] if remark else [""])
-        table["remark"] = pd.Categorical.from_codes(of_product.to_numpy(), remarks)
-        return table
+        columns = {"value": torch.stack(values, dim=-2), "kept": kept[..., None, None]}
+        axes = {"matrix": list(sigma), "measure": measures}
+        return kit.grid_table(run, batch, columns, axes=axes)  # (T, M, matrix, measure)
 
-    def of_batch(batch: kit.CoreBatch) -> list[pd.DataFrame]:
-        core = batch.core
+    def of_batch(batch: kit.CoreBatch) -> pd.DataFrame:
+        core, rank = batch.core, torch.tensor(batch.core.row.R.shape[-1])
         if remark == SPLIT and core.row.start is not None:
-            of_product = {"update": torch.linalg.svdvals(core.change("start"))}
+            whole = {"update": torch.linalg.svdvals(core.change("start"))}
         else:
-            of_product = {product: core.singular_values()}
-        whole = of_product | {
+            whole = {product: core.singular_values()}
+        whole |= {
             "A": torch.linalg.svdvals(core.row.R),
             "B": torch.linalg.svdvals(core.column.R),
         }
-        rank = torch.tensor(core.row.R.shape[-1]).expand(whole["A"].shape[:-1])
-        tables = [part(batch, whole, rank)]
-        if masks is not None and (where := masks.has(batch.steps)).any():
-            inside = batch.at(where)
-            mask = torch.from_numpy(masks.at(inside.steps, inside.modules["module"]))
-            sigma = {f"masked_{product}": inside.core.singular_values(mask)}
-            tables.append(part(inside, sigma, mask.sum(-1)))
-        return tables
+        table = rows(batch, whole, rank.expand(batch.finite.shape)).assign(expected_rank=np.nan)
+        recorded = masks.has(batch.steps)
+        if not recorded.any():
+            return table
+        inside = batch.at(recorded)
+        mask = torch.from_numpy(masks.at(inside.steps, inside.modules["module"]))
+        masked = rows(
+            inside, {f"masked_{product}": inside.core.singular_values(mask)}, mask.sum(-1)
+        )
+        keep_prob = run.mask_law.keep_prob if run.mask_law else np.nan
+        return kit.concatenate([table, masked.assign(expected_rank=keep_prob * int(rank))])
 
-    parts = kit.over_batches(
-        run, of_batch, steps=steps, modules=modules, displacements=remark == SPLIT
+    table = kit.concatenate(
+        kit.over_batches(run, of_batch, steps=steps, modules=modules, displacements=remark == SPLIT)
     )
-    return kit.concatenate(itertools.chain.from_iterable(parts))
+    of_product = table["matrix"].isin(["product", "masked_product"]).to_numpy().astype(np.int8)
+    labels = pd.Index(["", remark] if remark else [""])
+    return table.assign(remark=pd.Categorical.from_codes(of_product, labels))
 
 
-def draw(table: pd.DataFrame) -> Figure:
-    """Draw each measure over steps, one panel each, with keep_prob x r where masks were on."""
-    one_step = bool(table.groupby("run", observed=True)["step"].nunique().eq(1).all())
-    table = thin(table)
-    several = table["run"].nunique() > 1
-    shown = [m for m in MATRICES if (table["matrix"] == m).any()]
-    if several and not one_step:  # the factors' own curves would crowd a comparison
-        shown = [m for m in shown if m not in ("A", "B")]
-    names = {matrix: MATRICES[matrix] for matrix in shown}
-    look = looks(table, names)
-    measures = list(dict.fromkeys(table["measure"]))
-    figure, axes = new_figure(len(measures), row_height=1.05)
-    for axis, measure in zip(axes[:, 0], measures, strict=True):
-        rows = table[table["measure"] == measure]
-        if one_step:
-            named = rows.assign(name=rows["matrix"].astype(str).map(MATRICES))
-            draw_by_category(axis, named, "value", category="name")
-            for expected in rows["expected_rank"].dropna().unique():
-                axis.axhline(expected, label="keep_prob × r", **PREDICTION)
-        else:
-            for matrix in shown:
-                draw_curves(axis, rows[rows["matrix"] == matrix], "value", name=matrix, looks=look)
-            draw_prediction(axis, rows, "expected_rank", label="keep_prob × r")
-        axis.set_title(measure)
-        if rows["expected_rank"].notna().any():
-            axis.set_title(f"{measure}  (keep_prob × r: {VALIDITY.get(measure, FLAT_ONLY)})")
-        axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
-    if not one_step:
-        draw_names(axes[0, 0], table, names)
-        step_axis(axes[-1, 0])
-    figure.supylabel("effective rank (dimensions)", fontsize="medium")
-    note = pooled_note(table) if one_step else sample_note(table)
-    figure.suptitle(f"Effective ranks\n{note}", fontsize="medium")
-    legend_below(figure, axes[:, 0], columns=2 if several else 3)
-    return figure
+def remark_on_product(run: Run) -> str:
+    """Say why scaling B A is not the whole update; empty where it is.
+
+    Known from the run's method, and from what PEFT saved with its adapters; an initialization made
+    by hand leaves no trace in the files of other tools (see `peft_folder`).
+    """
+    method = run.config.get("method")
+    notes = [note for adapter in run.snapshots.values() for note in adapter.modules["note"]]
+    if method == "dora" or any("DoRA" in note for note in notes):
+        return DORA
+    if method in SPLIT_THE_BASE or any("not converted" in note for note in notes):
+        return SPLIT
+    return ""
 
 
 def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give medians over modules at each run's last step, and why a product is not the update."""
-    found: dict[str, dict[str, float] | str] = {}
-    for run, rows in table.groupby("run", observed=True):
-        last = rows[rows["step"] == rows["step"].max()]
-        for matrix, values in last.groupby("matrix", observed=True):
-            medians = values.groupby("measure", observed=True)["value"].median()
-            name = f"{run}, step {last['step'].iloc[0]}, {matrix}"
-            found[name] = {str(measure): float(value) for measure, value in medians.items()}
-        if remarks := list(filter(None, rows["remark"].unique())):
-            found[f"{run}, product"] = "; ".join(remarks)
-    return found
+    medians = kit.medians_at_last_step("value", by="matrix", within="measure")(table)
+    remarks = table.loc[table["remark"] != "", ["run", "remark"]].drop_duplicates()
+    return {**medians, **{f"{run}, product": str(remark) for run, remark in remarks.to_numpy()}}
 
 
-plot = kit.Plot(draw)
+plot = kit.curves_over_steps(
+    *(
+        kit.Panel(
+            "value",
+            title=measure,
+            where={"measure": measure},
+            by="matrix",
+            labels=MATRICES,
+            only_alone=("A", "B"),  # they would crowd a comparison
+            unit="dimensions",
+            limits=(0, None),
+            expected="expected_rank",
+            expected_label="keep_prob × r (exact: numerical)",
+        )
+        for measure in dict.fromkeys((*MEASURES, *get_args(Measure)))
+    ),
+    title="Effective ranks",
+)
 
 ANALYSIS = kit.Analysis(
     name="effective_rank",

@@ -24,27 +24,16 @@ compare runs at equal update norm.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+import functools
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 
 from analyses import kit
 from subspace_lab import linalg
-from subspace_lab.figures.curves import (
-    draw_curves,
-    draw_names,
-    draw_prediction,
-    group_column,
-    looks,
-    sample_note,
-    thin,
-)
-from subspace_lab.figures.style import legend_below, new_figure, step_axis
-from subspace_lab.linalg.rank_core import RankCore, Since
+from subspace_lab.linalg.rank_core import Since
 from subspace_lab.runs.run import Run
 from subspace_lab.theory.adam import squared_leakage
 
@@ -76,52 +65,43 @@ def compute(
     """
     kit.check_needs(run, kit.Needs.DISPLACEMENTS)
     moved = [step for step in (run.steps if steps is None else steps) if step > 0]
-    masks = kit.StepMasks(run) if run.mask_steps else None
-    law = run.mask_law if masks is not None and run.config.get("optimizer") == "adamw" else None
+    masks, law = kit.StepMasks(run), run.mask_law
+    expected = np.nan
+    if law is not None and run.mask_steps and run.config.get("optimizer") == "adamw":
+        expected = squared_leakage(keep_prob=law.keep_prob)
 
     def of_batch(batch: kit.CoreBatch) -> pd.DataFrame:
-        core = batch.core
-        angles, norms = [], []
-        for frame in (core.row, core.column):
-            for since in SINCE:
-                angles.append(linalg.principal_angles(frame.now(), frame.before(since)))
-                norms.append(frame.displacement(since).norm)
+        frames = (batch.core.row, batch.core.column)
+        pairs = [(frame, since) for frame in frames for since in SINCE]
         shape = (*batch.finite.shape, len(SIDES), len(SINCE))
-        stacked = torch.stack(angles, dim=-2).unflatten(-2, shape[-2:])  # (T, M, side, since, r)
-        largest = stacked.nan_to_num(-1.0).amax(-1)
-        expected = np.nan
-        if law is not None:
-            expected = squared_leakage(keep_prob=law.keep_prob)
+
+        def stack(values: list[torch.Tensor], dim: int) -> torch.Tensor:
+            return torch.stack(values, dim=dim).unflatten(dim, shape[2:])
+
+        angles = [linalg.principal_angles(X.now(), X.before(since)) for X, since in pairs]
+        angles = stack(angles, dim=2)  # (T, M, side, since, r)
+        norms = stack([X.displacement(since).norm for X, since in pairs], dim=2)
+        squares = [X.displacement("previous").coordinates.square().sum(-2) for X in frames]
+        dropped = 1 - masks.kept(batch.steps, batch)
+        leakage = [(square * dropped).sum(-1) / square.sum(-1) for square in squares]
+        none = torch.full_like(norms[..., 0], torch.nan)
         columns = {
-            "angles": kit.ragged(stacked.flatten(0, -2).numpy()).reshape(shape),
-            "max_angle": largest.where(largest >= 0, torch.nan),
-            "step_norm": torch.stack(norms, dim=-1).unflatten(-1, shape[-2:]),
-            "leakage": _leakage(core, masks, batch),
-            "expected_leakage": [expected if since == "previous" else np.nan for since in SINCE],
+            "angles": kit.ragged(angles),
+            "max_angle": angles.nan_to_num(-1.0)
+            .amax(-1)
+            .where(angles.isfinite().any(-1), torch.nan),
+            "step_norm": norms,
+            "leakage": torch.stack([torch.stack(leakage, dim=-1), none], dim=-1),
+            "expected_leakage": [expected, np.nan],
         }
-        return kit.grid_table(run, batch, columns, axes={"side": list(SIDES), "since": list(SINCE)})
+        return kit.grid_table(run, batch, columns, axes={"side": list(SIDES), "since": SINCE})
 
     return kit.concatenate(
         kit.over_batches(run, of_batch, steps=moved, modules=modules, displacements=True)
     )
 
 
-def _leakage(core: RankCore, masks: kit.StepMasks | None, batch: kit.CoreBatch) -> torch.Tensor:
-    """Share of the squared step norm on dropped directions, (T, M, side, since)."""
-    leakage = torch.full((*core.row.R.shape[:2], 2, 2), torch.nan, dtype=torch.float64)
-    if masks is None:
-        return leakage
-    recorded = masks.has(batch.steps)
-    where = torch.from_numpy(recorded)
-    dropped = ~torch.from_numpy(masks.at(batch.steps[recorded], batch.modules["module"]))
-    for side, frame in enumerate((core.row, core.column)):
-        if frame.previous is not None:
-            squares = frame.previous.coordinates[where].square().sum(-2)  # (T, M, r)
-            leakage[where, :, side, 0] = (squares * dropped).sum(-1) / squares.sum(-1)
-    return leakage
-
-
-def pooled_leakage(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+def pooled_leakage(table: pd.DataFrame, by: Iterable[str]) -> pd.DataFrame:
     """Give the leakage of all rows of a group together: the ratio of sums, not a mean of ratios.
 
     Args:
@@ -135,50 +115,15 @@ def pooled_leakage(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     squares = known["step_norm"] ** 2
     sums = (
         known.assign(total=squares, masked=known["leakage"] * squares)
-        .groupby(by, observed=True)
-        .agg(
-            masked=("masked", "sum"),
-            total=("total", "sum"),
-            expected_leakage=("expected_leakage", "mean"),
-        )
+        .groupby(list(by), observed=True)
+        .agg({"masked": "sum", "total": "sum", "expected_leakage": "mean"})
     )
     return sums.assign(leakage=sums["masked"] / sums["total"]).reset_index()
 
 
-def draw(table: pd.DataFrame) -> Figure:
-    """Draw the largest angles, the step norms and the leakage over steps."""
-    table = thin(table)
-    table = table.assign(degrees=np.degrees(table["max_angle"]))
-    previous, start = (table[table["since"] == since] for since in SINCE)
-    no_frame = ""
-    if start.loc[start["side"] == "column", "max_angle"].isna().all():
-        no_frame = "  (B starts at zero)"
-    panels = [
-        (previous, "degrees", "largest angle to the previous step", "degrees", "log"),
-        (start, "degrees", f"largest angle to the start{no_frame}", "degrees", "linear"),
-        (previous, "step_norm", "length of the step", "Frobenius norm", "log"),
-    ]
-    if table["leakage"].notna().any():
-        by = list(dict.fromkeys(["run", group_column(table), "step", "side"]))
-        pooled = pooled_leakage(previous, by)
-        title = "step on dropped directions, all modules"
-        panels.append((pooled, "leakage", title, "share of ‖·‖²", "linear"))
-    look = looks(table, SIDES)
-    figure, axes = new_figure(len(panels), row_height=1.15)
-    for axis, (rows, value, title, unit, scale) in zip(axes[:, 0], panels, strict=True):
-        for side in SIDES:
-            shown = rows[rows["side"] == side]
-            draw_curves(axis, shown[shown[value] > 0], value, name=side, looks=look)
-        axis.set(title=title, ylabel=unit, yscale=scale)
-        if scale == "linear":
-            axis.set_ylim(bottom=0)
-        if value == "leakage":
-            draw_prediction(axis, rows, "expected_leakage", label="β₁² (1 − keep_prob)")
-    draw_names(axes[0, 0], table, SIDES)
-    step_axis(axes[-1, 0])
-    figure.suptitle(f"Frame drift\n{sample_note(table)}", fontsize="medium")
-    legend_below(figure, axes[:, 0])
-    return figure
+def _leakage_by_step(table: pd.DataFrame) -> pd.DataFrame:
+    """Pool the leakage of all modules at each step."""
+    return pooled_leakage(table, dict.fromkeys(["run", kit.group_column(table), "step", "side"]))
 
 
 def summarize(table: pd.DataFrame) -> kit.Summary:
@@ -187,35 +132,49 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
     The early steps are left out of the leakage: the momentum starts at zero, so that nothing leaks
     in the first, and the longest steps would outweigh the stationary ones.
     """
-    found: dict[str, dict[str, float]] = {}
-    middle = table.groupby("run", observed=True)["step"].transform("max") / 2
-    late = pooled_leakage(table[table["step"] > middle], ["run", "side"])
-    leaks = late.set_index(["run", "side"])
-    for run, of_run in table.groupby("run", observed=True):
-        for side, label in SIDES.items():
-            rows = of_run[of_run["side"] == side]
-            previous = rows[rows["since"] == "previous"]
-            start = rows[(rows["since"] == "start") & (rows["step"] == rows["step"].max())]
-            found[f"{run}, {label}"] = {
-                "largest angle to the start (rad)": float(start["max_angle"].median()),
-                "to the previous step (rad)": float(previous["max_angle"].median()),
-                "distance from the start": float(start["step_norm"].median()),
-                **_leakage_of(leaks, (run, side)),
-            }
-    return found
+    step, last = table["step"], table.groupby("run", observed=True)["step"].transform("max")
+    previous, start = (table["since"] == since for since in SINCE)
 
+    def medians(rows: pd.Series, value: str) -> pd.Series:
+        return table[rows].groupby(["run", "side"], observed=True)[value].median()
 
-def _leakage_of(leaks: pd.DataFrame, key: tuple[Any, str]) -> dict[str, float]:
-    if key not in leaks.index:
-        return {}
-    row = leaks.loc[key]
+    late = pooled_leakage(table[step > last / 2], ["run", "side"]).set_index(["run", "side"])
+    numbers = pd.DataFrame(
+        {
+            "largest angle to the start (rad)": medians(start & (step == last), "max_angle"),
+            "to the previous step (rad)": medians(previous, "max_angle"),
+            "distance from the start": medians(start & (step == last), "step_norm"),
+            "leakage, second half of the steps": late["leakage"],
+            "expected": late["expected_leakage"],
+        }
+    )
+    optional = list(numbers.columns[-2:])
     return {
-        "leakage, second half of the steps": float(row["leakage"]),
-        "expected": float(row["expected_leakage"]),
+        f"{run}, {SIDES[side]}": row.drop(optional if row[optional].isna().all() else []).to_dict()
+        for (run, side), row in numbers.iterrows()
     }
 
 
-plot = kit.Plot(draw)
+by_side = functools.partial(kit.Panel, by="side", labels=SIDES)
+to_previous = functools.partial(by_side, where={"since": "previous"})
+
+plot = kit.curves_over_steps(
+    to_previous(
+        "max_angle",
+        title="largest angle to the previous step", unit="degrees", degrees=True, scale="log"
+    ),
+    by_side(
+        "max_angle", where={"since": "start"}, title="largest angle to a start that is not zero",
+        unit="degrees", degrees=True, limits=(0, None)
+    ),
+    to_previous("step_norm", title="length of the step", unit="Frobenius norm", scale="log"),
+    to_previous(
+        "leakage", title="step on dropped directions, all modules", unit="share of ‖·‖²",
+        rows=_leakage_by_step, limits=(0, None),
+        expected="expected_leakage", expected_label="β₁² (1 − keep_prob)"
+    ),
+    title="Frame drift",
+)  # fmt: skip
 
 ANALYSIS = kit.Analysis(
     name="frame_drift",

@@ -1,4 +1,4 @@
-"""Do two adapters use the same directions? Normalised Grassmann overlap of leading directions.
+"""Do two adapters use the same directions? Normalized Grassmann overlap of leading directions.
 
     python -m analyses.grassmann --run runs/seed-0 --run runs/seed-1
     python -m analyses.grassmann --run runs/rank-8 runs/rank-64 --modules q_proj v_proj
@@ -61,7 +61,7 @@ def compute(
         matrix of zeros, as B at the start, has no rows; with nan or infinities phi is nan.
 
     Raises:
-        UserError: if a run has no saved adapter of that step, or there is no module in common.
+        UserError: if a run has no saved adapter of that step, or the two have no module in common.
     """
     other = other or run
     kit.check_needs(run, kit.Needs.SNAPSHOTS)
@@ -71,7 +71,7 @@ def compute(
     sizes = ["module", "m", "n"]
     table = table.merge(other.modules[sizes], on=sizes)
     if table.empty:
-        raise UserError(f"{run.path} and {other.path} have no module of one size in common")
+        raise UserError(f"{run.path} and {other.path} have no module of the same size in common")
 
     def of_module(module: str) -> pd.DataFrame:
         return _overlaps(run.factors(first, module), other.factors(second, module))
@@ -92,10 +92,10 @@ def compute(
         place |= {"module": row.module, "layer": row.layer, "projection": row.projection}
         labels = ["run", "other_run", "module", "projection", "matrix", "side"]
         tables.append(part.assign(**place).astype(dict.fromkeys(labels, "category")))
-    found = kit.concatenate(tables)
-    if found.empty:
+    overlaps = kit.concatenate(tables)
+    if overlaps.empty:
         raise UserError(f"the update of {run.path} or {other.path} is zero at that step")
-    return found[[*place, "matrix", "side", "i", "j", "phi", "null_phi"]]
+    return overlaps[[*place, "matrix", "side", "i", "j", "phi", "null_phi"]]
 
 
 def compare(
@@ -113,7 +113,7 @@ def compare(
         UserError: if there are more than two runs, or not two different adapters.
     """
     if len(runs) > 2:
-        raise UserError(f"grassmann compares two adapters, not {len(runs)}: give two --run")
+        raise UserError(f"grassmann compares two adapters, not {len(runs)}: name two with --run")
     run, other = runs[0], runs[-1]
     chosen = _select_pair(runs, steps)
     return compute(run, other, steps=chosen, modules=kit.select_modules(run, modules))
@@ -125,9 +125,9 @@ def _select_pair(runs: Sequence[Run], steps: str | None) -> tuple[int, int] | No
         return None
     texts = (steps or "last").split(",")
     if len(runs) == 1 and len(texts) != 2:
-        raise UserError("one run is compared at two saved steps: give --steps such as 10,100")
+        raise UserError("one run is compared at two saved steps: choose --steps such as 10,100")
     if len(texts) > 2:
-        raise UserError(f"--steps {steps} are more than two steps: give one or two")
+        raise UserError(f"--steps {steps} are more than two steps: choose one or two")
     chosen = []
     for run, text in zip((runs[0], runs[-1]), (texts[0], texts[-1]), strict=True):
         selected = kit.select_steps(run, sorted(run.snapshots), text) or []
@@ -135,7 +135,9 @@ def _select_pair(runs: Sequence[Run], steps: str | None) -> tuple[int, int] | No
             raise UserError(f"--steps {text} is not a single step of {run.path}")
         chosen += selected
     if len(runs) == 1 and chosen[0] == chosen[1]:
-        raise UserError(f"{runs[0].path} would be compared with itself: give two different --steps")
+        raise UserError(
+            f"{runs[0].path} would be compared with itself: choose two different --steps"
+        )
     return chosen[0], chosen[1]
 
 
@@ -168,29 +170,37 @@ def _directions(factors: Factors) -> list[tuple[str, str, torch.Tensor]]:
         ]
     update = linalg.singular_vectors(factors.B, factors.A, scaling=factors.scaling)
     rank = int(update.numerical_rank)
-    found = [("update", "row", update.Vh[:rank].T), ("update", "column", update.U[:, :rank])]
+    directions = [("update", "row", update.Vh[:rank].T), ("update", "column", update.U[:, :rank])]
     for side, X in (("row", factors.A.T), ("column", factors.B)):
         U, S, _ = torch.linalg.svd(X.double(), full_matrices=False)
         rank = int((linalg.RANK_TOLERANCE * S[0] < S).sum())
-        found.append(("factor", side, U[:, :rank]))
-    return found
+        directions.append(("factor", side, U[:, :rank]))
+    return directions
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def means(table: pd.DataFrame) -> pd.DataFrame:
+    """Give the means over modules of phi and of its null, with the number of modules."""
+    by = ["run", "step", "other_run", "other_step", "matrix", "side", "i", "j"]
+    values = {name: (name, "mean") for name in ("phi", "null_phi")}
+    return (
+        table.groupby(by, observed=True).agg(**values, modules=("module", "nunique")).reset_index()
+    )
+
+
+def draw(means: pd.DataFrame) -> Figure:
     """Draw phi(i, j), the mean over modules, as heat maps by matrix and side."""
-    first = table.iloc[0]
+    first = means.iloc[0]
     names = {"update": ("ΔW, {}", "ΔW, {}"), "factor": ("A, {}", "B, {}")}
     figure, axes = new_figure(2, 2, row_height=1.6, share_x=False)
     for row, matrix in zip(axes, MATRICES, strict=True):
         for axis, (side, label), name in zip(row, SIDES.items(), names[matrix], strict=True):
-            rows = table[(table["matrix"] == matrix) & (table["side"] == side)]
-            means = rows.groupby(["i", "j"])[["phi", "null_phi"]].mean()
-            if means.empty:
+            rows = means[(means["matrix"] == matrix) & (means["side"] == side)]
+            if rows.empty:
                 axis.set(title=name.format(label), xticks=[], yticks=[])
                 axis.text(0.5, 0.5, "zero", ha="center", transform=axis.transAxes)
                 continue
-            image = draw_heat_map(axis, means["phi"].unstack())
-            low, high = means["null_phi"].min(), means["null_phi"].max()
+            image = draw_heat_map(axis, rows.pivot(index="i", columns="j", values="phi"))
+            low, high = rows["null_phi"].min(), rows["null_phi"].max()
             axis.set_title(f"{name.format(label)}\nrandom: {low:.2g} to {high:.2g}")
     for axis in axes[:, 0]:
         axis.set_ylabel("i")
@@ -199,7 +209,7 @@ def draw(table: pd.DataFrame) -> Figure:
     figure.colorbar(image, ax=axes, label="overlap φ(i, j)", shrink=0.7, aspect=30)
     figure.suptitle(
         f"i: {first['run']}, step {first['step']};  j: {first['other_run']}, step "
-        f"{first['other_step']}\nmean over {table['module'].nunique()} modules",
+        f"{first['other_step']}\nmean over {means['modules'].max()} modules",
         fontsize="medium",
     )
     return figure
@@ -207,23 +217,23 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give the overlap of the first directions and of all of them, beside the null."""
-    found: dict[str, dict[str, float]] = {}
+    summary: dict[str, dict[str, float]] = {}
     for matrix in MATRICES:
         for side, label in SIDES.items():
             rows = table[(table["matrix"] == matrix) & (table["side"] == side)]
             largest = rows.groupby("module", observed=True)[["i", "j"]].transform("max")
             whole = rows[(rows["i"] == largest["i"]) & (rows["j"] == largest["j"])]
             leading = rows[(rows["i"] == 1) & (rows["j"] == 1)]
-            found[f"{matrix}, {label}"] = {
+            summary[f"{matrix}, {label}"] = {
                 "first directions": float(leading["phi"].mean()),
                 "random": float(leading["null_phi"].mean()),
                 "whole spaces": float(whole["phi"].mean()),
                 "random spaces": float(whole["null_phi"].mean()),
             }
-    return found
+    return summary
 
 
-plot = kit.Plot(draw)
+plot = kit.Plot(draw, means)
 
 ANALYSIS = kit.Analysis(
     name="grassmann",

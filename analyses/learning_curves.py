@@ -1,31 +1,23 @@
-"""How did training go: loss per step, and the evaluations on held-out rows.
+"""How did training go: loss per step, and the evaluations on held-out examples.
 
     python -m analyses.learning_curves --run RUN [--run RUN2 ...]
 
 The training loss is the mean negative log-likelihood of the batch in nats per response token, under
-the step's masks where a run is masked; the evaluations are of the full-rank model, on the rows of
-the run's eval_split. Exact match is the share of rows whose whole response greedy decoding would
-write.
+the step's masks where a run is masked; the evaluations are of the full-rank model, on the
+examples of the run's eval_split. Exact match is the share of examples whose whole response greedy
+decoding would write.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from analyses import kit
 from subspace_lab.errors import UserError
-from subspace_lab.figures.style import (
-    LINES,
-    MARKERS,
-    PALETTE,
-    legend_below,
-    new_figure,
-    step_axis,
-)
+from subspace_lab.figures.panels import draw_panels
 from subspace_lab.runs.metrics import evaluations
 from subspace_lab.runs.run import Run
 
@@ -33,11 +25,14 @@ COLUMNS = {
     "loss": ("training loss", "nats/token"),
     "window_loss": ("training loss, mean since the last logged step", "nats/token"),
     "eval_response_loss": ("{} loss", "nats/token"),
-    "eval_exact_match": ("{} exact match", "share of rows"),
+    "eval_exact_match": ("{} exact match", "share of examples"),
 }
 """Columns of the metrics, with title (of evaluations with the split) and unit."""
-
-ROWS = "eval_examples"
+PANELS = [
+    kit.Panel(name, title=title.format(split), unit=unit, where={"split": split} if split else {})
+    for name, (title, unit) in COLUMNS.items()
+    for split in (("validation", "test", "held-out") if name.startswith("eval_") else ("",))
+]
 
 
 def compute(
@@ -45,7 +40,7 @@ def compute(
 ) -> pd.DataFrame:
     """Read the metrics of a run.
 
-    A row is a run and optimizer step, with `split` (which rows were evaluated) and the
+    A row is a run and optimizer step, with `split` (which examples were evaluated) and the
     columns of `Run.metrics`; evaluations are nan at steps without one.
 
     Args:
@@ -57,38 +52,13 @@ def compute(
         UserError: if the run has no losses, or modules are asked for.
     """
     if modules is not None:
-        raise UserError("learning curves are those of the whole model: leave --modules out")
+        raise UserError("learning curves are those of the whole model: omit --modules")
     table = run.metrics
     if table.reindex(columns=list(COLUMNS)).isna().all(axis=None):
         raise UserError(f"{run.path} has no losses: its training logged none and evaluated nothing")
     table.insert(0, "run", run.name)
     table.insert(1, "split", run.evaluated_split)
     return table if steps is None else table[table["step"].isin(steps)]
-
-
-def draw(table: pd.DataFrame) -> Figure:
-    """Draw training loss, loss and exact match of evaluations over steps, one color per run."""
-    shown = [name for name in COLUMNS if name in table and table[name].notna().any()]
-    figure, axes = new_figure(len(shown), row_height=1.2)
-    for i, (run, rows) in enumerate(table.groupby("run", sort=False)):
-        look: dict[str, Any] = {
-            "color": PALETTE[i % len(PALETTE)],
-            "linestyle": LINES[i % len(LINES)],
-            "label": str(run),
-        }
-        for axis, name in zip(axes[:, 0], shown, strict=True):
-            found = rows.dropna(subset=[name])
-            marker = MARKERS[i % len(MARKERS)] if name != "loss" else ""
-            axis.plot(found["step"], found[name], marker=marker, **look)
-    for axis, name in zip(axes[:, 0], shown, strict=True):
-        title, unit = COLUMNS[name]
-        axis.set_title(title.format(" and ".join(kit.evaluated_examples(table, examples=ROWS))))
-        axis.set_ylabel(unit)
-    if note := kit.examples_note(table, examples=ROWS):
-        figure.suptitle(note, fontsize="medium")
-    step_axis(axes[-1, 0])
-    legend_below(figure, axes[:, 0])
-    return figure
 
 
 def summarize(table: pd.DataFrame) -> kit.Summary:
@@ -115,7 +85,21 @@ def _measured(rows: pd.DataFrame, name: str) -> pd.Series[float]:
     return rows.loc[logged, name]
 
 
-plot = kit.Plot(draw)
+def curves(table: pd.DataFrame) -> pd.DataFrame:
+    """Make the table of what is drawn, with what was evaluated."""
+    evaluated = kit.examples_note(table, examples="eval_examples")
+    return kit.curves_of(PANELS, table).assign(evaluated=evaluated)
+
+
+def draw(curves: pd.DataFrame) -> Figure:
+    """Draw the curves, a panel for each loss and share."""
+    evaluated = "".join(curves["evaluated"].iloc[:1])
+    return draw_panels(
+        curves, PANELS, title=", ".join(filter(None, ("Learning curves", evaluated)))
+    )
+
+
+plot = kit.Plot(draw, curves)
 
 ANALYSIS = kit.Analysis(
     name="learning_curves",

@@ -8,44 +8,53 @@ For each module at the last saved adapter (or at --steps among the saved ones): 
 singular values of the base weight W0, of the merged weight W0 + scaling B A, and all of the
 update's, with ||update||_F / ||W0||_F.
 
-Intruder dimensions are leading left singular vectors of the merged weight that the base has not:
-their largest |cosine| with any left singular vector of W0 is below --epsilon (Shuttleworth et al.
-2024). Counted among the --top-k leading ones. For large weights only some base vectors are
-computed; where they cannot settle the matter the vector counts as undecided.
+Intruder dimensions are leading left singular vectors of the merged weight without a counterpart in
+the base: their largest |cosine| with any left singular vector of W0 is below --epsilon
+(Shuttleworth et al. 2024). Counted among the --top-k leading ones. For large weights only some base
+vectors are computed; where they cannot settle the matter the vector counts as undecided.
+
+Dotted: what the same update does to a Gaussian base of the same norm (T18). Each singular value of
+the update above ||W0||_F / sqrt(m) (m / n)^(1/4) leaves the bulk as an outlier, the others do not
+show. A trained base has leading directions of its own, and hides more.
 
 A DoRA also scales the rows of W0 + scaling B A by its magnitudes: merged is that, and the norm is
 of the whole update, but the rows `update` are of its low-rank part, scaling B A, alone.
 
 The base's weights are read one by one; without them (no base named, or not available) only the
 update's spectra are given, and so for a module whose weight the base lacks or stores in a way that
-leaves a doubt; the output says so. A quantised base is named as such: its singular values are those
-of the dequantised weights. A module with nan or infinities has nan for its numbers.
+leaves a doubt; the output says so. A quantized base is named as such: its singular values are those
+of the dequantized weights. A module with nan or infinities has nan for its numbers.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from analyses import kit
-from analyses._base_weights import BaseWeights, UnreadableWeightError, open_base
 from subspace_lab import linalg, models
 from subspace_lab.errors import UserError
-from subspace_lab.figures.categories import draw_by_category
-from subspace_lab.figures.curves import draw_curves, draw_names, looks, sample_note
-from subspace_lab.figures.style import legend_below, new_figure
 from subspace_lab.linalg.dora import DoraUpdate, dora_whole_update
 from subspace_lab.linalg.factors import Factors
 from subspace_lab.peft_files.adapter_folder import AdapterFolder
 from subspace_lab.runs.base_svd_cache import cached_base_svd
+from subspace_lab.runs.base_weights import base_weight, find_base
 from subspace_lab.runs.run import Run
+from subspace_lab.theory.spiked_null import bulk_edge, spiked_singular_value
 
-MATRICES = ("update", "base", "merged")  # the first, which no run lacks, carries its label
+MATRICES = {matrix: matrix for matrix in ("update", "base", "merged")}
+COLUMNS = (
+    *("run", "step", "module", "layer", "projection", "matrix", "singular_values", "intruders"),
+    *("undecided", "null_intruders", "null_singular_values", "update_to_base_norm", "remark"),
+)
 ALL_VECTORS_UP_TO = 1024  # a dense SVD takes a second up to here
 SOME_VECTORS = 64
 ROUNDING = 1e-12  # smaller singular values, relative to the largest, are not drawn
@@ -72,13 +81,15 @@ def compute(
 
     Returns:
         Columns run, step, module, layer, projection, matrix (base, merged, update; only update
-        without a base); singular_values (list, descending); intruders and undecided (of the top_k
-        vectors; merged only, else nan); update_to_base_norm (Frobenius; nan without a base);
-        remark (on the base, or on the lack of it).
+        without a base); singular_values (list, descending); of merged only, else nan or empty:
+        intruders and undecided (of the top_k vectors), null_intruders and null_singular_values
+        (outliers and spectrum of the same update on a Gaussian base; not for DoRA);
+        update_to_base_norm (Frobenius; nan without a base); remark (on the base, or on the lack of
+        it).
 
     Raises:
-        UserError: if no adapters were saved, or `base` was asked for and cannot be had or has none
-            of the modules' weights.
+        UserError: if no adapters were saved, or `base` was asked for and is not available or has
+            none of the modules' weights.
     """
     kit.check_needs(run, kit.Needs.SNAPSHOTS)
     if top_k < 1:
@@ -87,116 +98,65 @@ def compute(
         raise UserError(f"--epsilon is a cosine, in [0, 1], and cannot be {epsilon}")
     chosen = [run.final_snapshot] if steps is None else sorted(steps)
     table = run.modules if modules is None else run.modules[run.modules["module"].isin(modules)]
-    names = list(table["module"])
-    weights, remark = _find_base(run, base, names)
+    weights, remark = find_base(run, table["module"], name=base)
 
-    def of_module(module: str) -> list[dict[str, Any]]:
-        factors = {step: run.factors(step, module) for step in chosen}
-        W0, said = _weight(weights, next(iter(factors.values())), remark)
-        rows = _rows(run, factors, W0, top_k=top_k, epsilon=epsilon)
-        return [{**row, "remark": said} for row in rows]
+    def of_module(place: dict[str, Any]) -> list[dict[str, Any]]:
+        factors = {step: run.factors(step, place["module"]) for step in chosen}
+        W0, reason = base_weight(weights, next(iter(factors.values())))
+        spectrum = None if W0 is None else Base.of(W0, top_k=top_k)
+        return [
+            {"run": run.name, "step": step, **place, **row, "remark": reason or remark}
+            for step, update in factors.items()
+            for row in _rows(update, run.snapshots[step], spectrum, epsilon=epsilon)
+        ]
 
-    found = kit.map_parallel(
-        of_module, names, total=len(names), unit="module", description=run.name
-    )
     places = table[["module", "layer", "projection"]].to_dict(orient="records")
-    rows = [
-        {"run": run.name, **place, **row}
-        for place, of_one in zip(places, found, strict=True)
-        for row in of_one
-    ]
+    parts = kit.map_parallel(
+        of_module, places, total=len(places), unit="module", description=run.name
+    )
     labels = ["run", "module", "projection", "matrix", "remark"]
-    return pd.DataFrame(rows).astype(dict.fromkeys(labels, "category"))
+    rows = pd.DataFrame([row for part in parts for row in part], columns=COLUMNS)
+    return rows.astype(dict.fromkeys(labels, "category"))
 
 
-def _find_base(run: Run, name: str | None, modules: list[str]) -> tuple[BaseWeights | None, str]:
-    """Open the base if it is available; give what has to be said about it."""
-    try:
-        weights = open_base(run, name=name)
-        codes, reasons = set[str](), list[UserError]()
-        for module in modules:
-            try:
-                codes.add(weights.codes(module) or "")
-            except UnreadableWeightError as error:
-                reasons.append(error)
-        if not codes:
-            raise UserError(
-                f"the base has none of the modules' weights that can be read: {reasons[0]}"
-            )
-    except UserError as error:
-        if name:
-            raise
-        return None, f"update only: {error}"
-    dequantized = ", ".join(sorted(codes - {""}))
-    remarks = [weights.remark, f"dequantized from {dequantized} codes" if dequantized else ""]
-    return weights, "; ".join(filter(None, remarks))
+@dataclass(frozen=True)
+class Base:
+    """A base weight (m, n), its leading singular directions, and how many of them are tested."""
 
+    weight: Tensor
+    svd: linalg.LowRankSVD
+    top_k: int
 
-def _weight(
-    weights: BaseWeights | None, factors: Factors, remark: str
-) -> tuple[Tensor | None, str]:
-    """Read the weight that factors update; give what has to be said about it, or its lack."""
-    if weights is None:
-        return None, remark
-    try:
-        return weights.matrix(factors), remark
-    except UnreadableWeightError as error:
-        return None, f"update only: {error}"
+    @classmethod
+    def of(cls, weight: Tensor, *, top_k: int) -> Base:
+        """Factorize a weight: all of it where it is small, else the leading directions."""
+        top_k = min(top_k, *weight.shape)
+        if min(weight.shape) <= ALL_VECTORS_UP_TO:
+            return cls(weight, linalg.base_svd(weight), top_k)
+        rank, cache = max(SOME_VECTORS, top_k), models.cache_folder() / "base-svd"
+        return cls(weight, cached_base_svd(weight, rank=rank, cache=cache), top_k)
 
 
 def _rows(
-    run: Run, factors: dict[int, Factors], W0: Tensor | None, *, top_k: int, epsilon: float
+    update: Factors, adapter: AdapterFolder, base: Base | None, *, epsilon: float
 ) -> list[dict[str, Any]]:
-    """Rows of one module at all steps."""
-    nan = float("nan")
-    rows: list[dict[str, Any]] = []
-    if W0 is not None:
-        top_k = min(top_k, *W0.shape)
-        small = min(W0.shape) <= ALL_VECTORS_UP_TO
-        cache = models.cache_folder() / "base-svd"
-        svd = (
-            linalg.base_svd(W0)
-            if small
-            else cached_base_svd(W0, rank=max(SOME_VECTORS, top_k), cache=cache)
-        )
-    for step, f in factors.items():
-        counts, relative = {"intruders": nan, "undecided": nan}, nan
-        sigma = {"update": torch.full((f.rank,), nan, dtype=torch.float64)}
-        if f.finite:
-            sigma = {"update": linalg.singular_values(f.B, f.A, scaling=f.scaling)}
-        if W0 is not None:
-            sigma |= {"base": svd.S[:top_k], "merged": torch.full_like(svd.S[:top_k], nan)}
-        dora = None if W0 is None else _dora(run.snapshots[step], f, W0)
-        if W0 is not None and f.finite and (dora is None or dora.row_scaling.isfinite().all()):
-            update = sigma["update"] if dora is None else dora.dense(W0)
-            relative = float(update.norm() / W0.double().norm())
-            found = linalg.intruder_dimensions(
-                W0,
-                f.B,
-                f.A,
-                base=svd,
-                top_k=top_k,
-                epsilon=epsilon,
-                scaling=f.scaling,
-                row_scaling=None if dora is None else dora.row_scaling,
-            )
-            counts = {
-                "intruders": float(found.intruder.sum()),
-                "undecided": float(found.undecided.sum()),
-            }
-            sigma["merged"] = found.singular_values
-        rows += [
-            {
-                "step": step,
-                "matrix": matrix,
-                "singular_values": sigma[matrix].numpy(),
-                **(counts if matrix == "merged" else dict.fromkeys(counts, nan)),
-                "update_to_base_norm": relative,
-            }
-            for matrix in ("base", "merged", "update")
-            if matrix in sigma
-        ]
-    return rows
+    """Make the rows of one module at one step: base, merged, update."""
+    sigma = torch.full((update.rank,), torch.nan, dtype=torch.float64)
+    if update.finite:
+        sigma = linalg.singular_values(update.B, update.A, scaling=update.scaling)
+    row = {"matrix": "update", "singular_values": sigma.numpy()}
+    if base is None:
+        return [row]
+    leading = base.svd.S[: base.top_k]
+    merged: dict[str, Any] = {"singular_values": torch.full_like(leading, torch.nan).numpy()}
+    relative, dora = torch.nan, _dora(adapter, update, base.weight)
+    if update.finite and (dora is None or dora.row_scaling.isfinite().all()):
+        whole = sigma if dora is None else dora.dense(base.weight)
+        relative = float(whole.norm() / base.weight.double().norm())
+        merged = _merged(update, dora, base, epsilon=epsilon)
+        merged |= {} if dora else _gaussian_null(sigma, base)
+    rows = [{"matrix": "base", "singular_values": leading.numpy()}, {"matrix": "merged", **merged}]
+    return [{**of_matrix, "update_to_base_norm": relative} for of_matrix in [*rows, row]]
 
 
 def _dora(adapter: AdapterFolder, factors: Factors, W0: Tensor) -> DoraUpdate | None:
@@ -206,61 +166,95 @@ def _dora(adapter: AdapterFolder, factors: Factors, W0: Tensor) -> DoraUpdate | 
     return dora_whole_update(W0, factors, adapter.magnitude(factors.module))
 
 
-def draw(table: pd.DataFrame) -> Figure:
-    """Draw the spectra at each run's last step, and by projection the norms and intruders."""
-    last = table[table["step"] == table.groupby("run", observed=True)["step"].transform("max")]
-    shown = {matrix: matrix for matrix in MATRICES if (last["matrix"] == matrix).any()}
-    look = looks(last, shown)
-    with_base = "merged" in shown
-    figure, axes = new_figure(3 if with_base else 1, row_height=1.5, share_x=False)
-    spectra = axes[0, 0]
-    values = last.explode("singular_values").astype({"singular_values": float})
-    values["step"] = values.groupby(["run", "module", "matrix"], observed=True).cumcount() + 1
-    largest = values.groupby(["run", "module", "matrix"], observed=True)["singular_values"]
-    values = values[values["singular_values"] > ROUNDING * largest.transform("max")]
-    for matrix in shown:
-        rows = values[values["matrix"] == matrix]
-        draw_curves(spectra, rows, "singular_values", name=matrix, looks=look)
-    draw_names(spectra, last, shown)
-    spectra.set(title="leading singular values", xlabel="index", ylabel="σ", yscale="log")
-    if with_base:
-        merged = last[last["matrix"] == "merged"]
-        count = merged["singular_values"].map(len).max()
-        norm, intruders = axes[1:, 0]
-        draw_by_category(norm, merged, "update_to_base_norm", category="projection")
-        norm.set(
-            title="size of the update (median, quartiles)", ylabel="‖ΔW‖ / ‖W₀‖", ylim=(0, None)
-        )
-        draw_by_category(intruders, merged, "intruders", category="projection")
-        intruders.set(title="intruder dimensions (median, quartiles)")
-        intruders.set(ylabel=f"of the top {count}", ylim=(-0.2, max(2.0, intruders.get_ylim()[1])))
-    steps = "+".join(map(str, sorted(last["step"].unique())))
-    figure.suptitle(f"Merged spectra at step {steps}\n{sample_note(last)}", fontsize="medium")
-    legend_below(figure, spectra, columns=3 if last["run"].nunique() == 1 else 2)
-    return figure
+def _merged(
+    update: Factors, dora: DoraUpdate | None, base: Base, *, epsilon: float
+) -> dict[str, Any]:
+    intruders = linalg.intruder_dimensions(
+        base.weight,
+        update.B,
+        update.A,
+        base=base.svd,
+        top_k=base.top_k,
+        epsilon=epsilon,
+        scaling=update.scaling,
+        row_scaling=None if dora is None else dora.row_scaling,
+    )
+    return {
+        "singular_values": intruders.singular_values.numpy(),
+        "intruders": float(intruders.intruder.sum()),
+        "undecided": float(intruders.undecided.sum()),
+    }
+
+
+def _gaussian_null(sigma: Tensor, base: Base) -> dict[str, Any]:
+    """Give the leading singular values, and the outliers, of the update on a Gaussian base."""
+    m, n = base.weight.shape
+    noise_std = float(base.weight.double().norm()) / math.sqrt(m)
+    outliers = [
+        spiked_singular_value(strength, m=m, n=n, noise_std=noise_std)
+        for strength in sigma[: base.top_k].tolist()
+    ]
+    bulk = [bulk_edge(m, n, noise_std=noise_std)] * (base.top_k - len(outliers))
+    return {
+        "null_singular_values": [spike.singular_value for spike in outliers] + bulk,
+        "null_intruders": sum(spike.above_threshold for spike in outliers),
+    }
+
+
+def _spectra(table: pd.DataFrame) -> pd.DataFrame:
+    """Make a row for each singular value of the last step, by its number in the spectrum."""
+    table = kit.at_last_step(table)
+    pairs = zip(table["singular_values"], table["null_singular_values"], strict=True)
+    null = [[np.nan] * len(sigma) if np.ndim(null) == 0 else null for sigma, null in pairs]
+    lists = ["singular_values", "null_singular_values"]
+    values = table.assign(null_singular_values=null).explode(lists)
+    values = values.astype(dict.fromkeys(lists, float))
+    spectrum = values.groupby(["run", "module", "matrix"], observed=True)["singular_values"]
+    index, largest = spectrum.cumcount() + 1, spectrum.transform("max")
+    return values.assign(index=index)[values["singular_values"] > ROUNDING * largest]
+
+
+def _merged_at_last_step(table: pd.DataFrame) -> pd.DataFrame:
+    return kit.at_last_step(table[table["matrix"] == "merged"])
 
 
 def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give medians of the last step, the number of intruders, and remarks on the base."""
-    found: dict[str, dict[str, float] | str] = {}
-    for run, rows in table.groupby("run", observed=True):
-        last = rows[rows["step"] == rows["step"].max()]
+    summary: dict[str, dict[str, float] | str] = {}
+    for run, last in kit.at_last_step(table).groupby("run", observed=True):
         update, merged = (last[last["matrix"] == matrix] for matrix in ("update", "merged"))
-        found[f"{run}, step {last['step'].iloc[0]}"] = {
+        summary[f"{run}, step {last['step'].iloc[0]}"] = {
             "largest singular value of the update": float(
                 update["singular_values"].str[0].median()
             ),
             "update to base norm": float(update["update_to_base_norm"].median()),
             "intruders": float(merged["intruders"].sum(min_count=1)),
             "undecided": float(merged["undecided"].sum(min_count=1)),
+            "outliers of a Gaussian base": float(merged["null_intruders"].sum(min_count=1)),
         }
         if remarks := list(filter(None, last["remark"].unique())):
             more = f" (and {len(remarks) - 3} more)" if len(remarks) > 3 else ""
-            found[f"{run}, base"] = "; ".join(remarks[:3]) + more
-    return found
+            summary[f"{run}, base"] = "; ".join(remarks[:3]) + more
+    return summary
 
 
-plot = kit.Plot(draw)
+with_null = functools.partial(kit.Panel, expected_label="outliers of a Gaussian base (T18)")
+by_projection = functools.partial(with_null, rows=_merged_at_last_step, over=None, by="projection")
+
+plot = kit.curves_over_steps(
+    with_null(
+        "singular_values", rows=_spectra, over="index", by="matrix", labels=MATRICES,
+        title="leading singular values", unit="σ", scale="log", expected="null_singular_values"
+    ),
+    by_projection(
+        "update_to_base_norm", title="size of the update", unit="‖ΔW‖ / ‖W₀‖", limits=(0, None)
+    ),
+    by_projection(
+        "intruders", title="intruder dimensions among the leading vectors", unit="vectors",
+        limits=(-0.2, None), expected="null_intruders"
+    ),
+    title="Merged spectra at the last step",
+)  # fmt: skip
 
 ANALYSIS = kit.Analysis(
     name="merged_spectra",

@@ -1,4 +1,4 @@
-"""What rank masks penalise, over training: the regulariser, and its distance from its minimum.
+"""What rank masks penalise, over training: the regularizer and its distance from its minimum.
 
     python -m analyses.regulariser --run RUN [--run RUN2 ...]
 
@@ -25,33 +25,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from analyses import kit
-from subspace_lab.figures.curves import (
-    Looks,
-    draw_curves,
-    draw_names,
-    group_column,
-    looks,
-    sample_note,
-    thin,
-)
-from subspace_lab.figures.style import PREDICTION, legend_below, new_figure, step_axis
 from subspace_lab.runs.run import Run
 from subspace_lab.theory import masked_moments
+from subspace_lab.theory.mask_law import MaskLaw
 from subspace_lab.theory.regularizer import explicit_regularizer, nuclear_norm_bound
-
-LABELS = {"regulariser": "R", "least": "least R of the same ΔW"}
 
 
 def compute(
     run: Run, *, steps: Sequence[int] | None = None, modules: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """Compute the regulariser of every core.
+    """Compute the regularizer of every core.
 
     Args:
         run: a run, or adapters of another tool.
@@ -59,107 +47,86 @@ def compute(
         modules: only these modules; None: all.
 
     Returns:
-        A row is a run, step and module: `run, step, module, layer, projection, regulariser` (R),
-        `least` (||dW||_*^2 / r), `balance_ratio` (R / ||dW||_F^2), `least_ratio`
-        (least / ||dW||_F^2), `penalty` (Var dW_D, summed over entries, under the run's own mask
+        A row is a run, step and module: `run, step, module, layer, projection, regularizer` (R),
+        `minimum` (||dW||_*^2 / r), `balance_ratio` (R / ||dW||_F^2), `minimum_ratio`
+        (minimum / ||dW||_F^2), `penalty` (Var dW_D, summed over entries, under the run's own mask
         law; nan without one), `masked` (||dW_D||_F^2 under the recorded mask of the next step; nan
         where there is none), `masked_mean` and `masked_std` (what its law predicts; the latter nan
         for exact-k masks). Ratios are nan where dW = 0.
     """
-    law = run.mask_law
-    masks = kit.StepMasks(run) if law is not None and len(run.mask_steps) else None
+    law, masks = run.mask_law, kit.StepMasks(run)
 
     def of_batch(batch: kit.CoreBatch) -> pd.DataFrame:
         B, A = batch.core.column.R, batch.core.row.R.mT
-        squared = batch.core.scaling**2
-        norm = (batch.core.norm() ** 2).masked_fill(batch.core.norm() == 0, float("nan"))
-        R, least = squared * explicit_regularizer(B, A), squared * nuclear_norm_bound(B, A)
+        squared, norm = batch.core.scaling**2, batch.core.norm() ** 2
+        norm = norm.masked_fill(norm == 0, torch.nan)
+        R, minimum = squared * explicit_regularizer(B, A), squared * nuclear_norm_bound(B, A)
         columns = {
-            "regulariser": R,
-            "least": least,
+            "regularizer": R,
+            "minimum": minimum,
             "balance_ratio": R / norm,
-            "least_ratio": least / norm,
+            "minimum_ratio": minimum / norm,
         }
-        return kit.grid_table(run, batch, columns | _under_masks(batch, law, masks))
+        kept = masks.kept(batch.steps + 1, batch)
+        return kit.grid_table(run, batch, columns | _under_masks(batch, law, kept))
 
     return kit.concatenate(kit.over_batches(run, of_batch, steps=steps, modules=modules))
 
 
 def _under_masks(
-    batch: kit.CoreBatch, law: MaskLaw | None, masks: kit.StepMasks | None
-) -> dict[str, torch.Tensor]:
+    batch: kit.CoreBatch, law: MaskLaw | None, kept: torch.Tensor
+) -> dict[str, torch.Tensor | float]:
     """Make the columns about masked updates, (T, M)."""
+    if law is None:
+        return dict.fromkeys(("penalty", "masked", "masked_mean", "masked_std"), np.nan)
     B, A = batch.core.column.R, batch.core.row.R.mT
-    names = ("penalty", "masked", "masked_mean", "masked_std")
-    columns = {name: torch.full(B.shape[:-2], torch.nan, dtype=torch.float64) for name in names}
-    if law is not None:
-        moments, factor = law.moments(B.shape[-1]), (batch.core.scaling * law.factor) ** 2
-        columns["penalty"] = factor * masked_moments.output_energy_variance(B, A, moments)
-        columns["masked_mean"] = factor * masked_moments.expected_output_energy(B, A, moments)
-        if law.independent_gates:
-            variance = masked_moments.variance_of_output_energy(B, A, keep_prob=law.keep_prob)
-            columns["masked_std"] = factor * variance.sqrt()
-        if masks is not None:
-            known = masks.has(batch.steps + 1)
-            d = torch.from_numpy(masks.at(batch.steps[known] + 1, batch.modules["module"])).double()
-            H = masked_moments.gram_product(B, A)[known]
-            columns["masked"][known] = factor[known] * torch.einsum("tmi,tmij,tmj->tm", d, H, d)
+    moments, factor = law.moments(B.shape[-1]), (batch.core.scaling * law.factor) ** 2
+    H = masked_moments.gram_product(B, A)
+    columns: dict[str, torch.Tensor | float] = {
+        "penalty": factor * masked_moments.output_energy_variance(B, A, moments),
+        "masked": factor * torch.einsum("tmi,tmij,tmj->tm", kept, H, kept),
+        "masked_mean": factor * masked_moments.expected_output_energy(B, A, moments),
+        "masked_std": np.nan,
+    }
+    if law.independent_gates:
+        variance = masked_moments.variance_of_output_energy(B, A, keep_prob=law.keep_prob)
+        columns["masked_std"] = factor * variance.sqrt()
     return columns
 
 
-def draw(table: pd.DataFrame) -> Figure:
-    """Draw R and its least over steps, both relative to the update, and masked norms."""
-    table = thin(table)
-    look = looks(table, LABELS)
-    masked = table[table["masked_mean"] > 0].dropna(subset="masked")
-    figure, axes = new_figure(2 if masked.empty else 3, row_height=1.3)
-    value, ratio = axes[:2, 0]
-    shown = (("regulariser", "balance_ratio"), ("least", "least_ratio"))
-    for name, relative in shown:
-        draw_curves(value, table, name, name=name, looks=look)
-        draw_curves(ratio, table, relative, name=name, looks=look)
-    draw_names(value, table, LABELS)
-    value.set(title="regulariser R = γ² Σ ‖bᵢ‖² ‖aᵢ‖²", ylabel="Frobenius norm²")
-    value.set_ylim(bottom=0)
-    ratio.set(title="relative to the update: balance ratio", ylabel="R / ‖ΔW‖²")
-    ratio.set_ylim(bottom=0)
-    if not masked.empty:
-        _draw_masked(axes[2, 0], masked, look)
-    step_axis(axes[-1, 0])
-    figure.suptitle(f"Regulariser\n{sample_note(table)}", fontsize="medium")
-    legend_below(figure, axes[:, 0])
+def masked_ratio(table: pd.DataFrame) -> pd.DataFrame:
+    """Give squared norms under recorded masks over their expectation, summed over modules.
 
-    return figure
+    Returns:
+        A row per run or configuration and step: ratio, expected (1), and the ends low and high of
+        the interval where chance leaves 95 % of the steps.
+    """
+    known = table[table["masked_mean"] > 0].dropna(subset="masked")
+    group = kit.group_column(table)
+    sums = known.assign(variance=known["masked_std"] ** 2).groupby([group, "step"], observed=True)
+    sums = sums[["masked", "masked_mean", "variance"]].sum(min_count=1).reset_index()
+    half = 1.96 * sums["variance"] ** 0.5 / sums["masked_mean"]
+    ratio = sums["masked"] / sums["masked_mean"]
+    return sums.assign(run=sums[group], ratio=ratio, expected=1.0, low=1 - half, high=1 + half)
 
 
-def _draw_masked(axis: Axes, table: pd.DataFrame, look: Looks) -> None:
-    """Draw squared norms under recorded masks over their expectation, summed over modules."""
-    axis.axhline(1, label="mean over masks", **PREDICTION)
-    table = table.assign(variance=table["masked_std"] ** 2)
-    for group, rows in table.groupby(group_column(table), observed=True, sort=False):
-        sums = rows.groupby("step")[["masked", "masked_mean", "variance"]].sum(min_count=1)
-        colour = look[str(group), "regulariser"]["color"]
-        axis.plot(sums.index, sums["masked"] / sums["masked_mean"], color=colour)
-        half = 1.96 * sums["variance"] ** 0.5 / sums["masked_mean"]
-        axis.fill_between(sums.index, 1 - half, 1 + half, color=colour, alpha=0.12, linewidth=0)
-    axis.set(title="‖ΔW‖² under the recorded masks, over its mean", ylabel="ratio")
-
-
-def summarize(table: pd.DataFrame) -> kit.Summary:
-    """Give medians over modules at the last step."""
-    found: dict[str, dict[str, float]] = {}
-    for run, rows in table.groupby("run", observed=True):
-        last = rows[rows["step"] == rows["step"].max()]
-        found[f"{run}, step {last['step'].iloc[0]}"] = {
-            "R": float(last["regulariser"].median()),
-            "least R": float(last["least"].median()),
-            "balance ratio": float(last["balance_ratio"].median()),
-            "least": float(last["least_ratio"].median()),
-        }
-    return found
-
-
-plot = kit.Plot(draw)
+SHOWN = ("R", "minimum R for this ΔW")
+plot = kit.curves_over_steps(
+    kit.Panel(
+        dict(zip(("regularizer", "minimum"), SHOWN, strict=True)),
+        title="regularizer R = γ² Σ ‖bᵢ‖² ‖aᵢ‖²", unit="Frobenius norm²", limits=(0, None)
+    ),
+    kit.Panel(
+        dict(zip(("balance_ratio", "minimum_ratio"), SHOWN, strict=True)),
+        title="relative to the update: balance ratio", unit="R / ‖ΔW‖²", limits=(0, None)
+    ),
+    kit.Panel(
+        {"ratio": "recorded masks"}, rows=masked_ratio,
+        title="‖ΔW‖² under the recorded masks, over its mean", unit="ratio",
+        expected="expected", expected_band=("low", "high"), expected_label="mean over masks (T5)"
+    ),
+    title="Regularizer",
+)  # fmt: skip
 
 ANALYSIS = kit.Analysis(
     name="regulariser",
@@ -167,7 +134,14 @@ ANALYSIS = kit.Analysis(
     question="what do masks penalise, and does training reduce it?",
     compute=compute,
     plot=plot,
-    summarize=summarize,
+    summarize=kit.medians_at_last_step(
+        **{
+            "R": "regularizer",
+            "minimum R": "minimum",
+            "balance ratio": "balance_ratio",
+            "minimum ratio": "minimum_ratio",
+        }
+    ),
     reading="On average over masks, a linear layer is trained with a penalty on R, the sum over "
     "rank directions of ‖bᵢ‖²·‖aᵢ‖². The same ΔW can be written with larger or smaller R: dashed "
     "is the minimum, ‖ΔW‖<sub>*</sub>²/r, where all directions are alike. Masked runs are "

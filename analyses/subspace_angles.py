@@ -8,8 +8,8 @@ between them (A_t, B_t after step t) this compares, for each module,
 
     space coordinate   the coordinate subspaces of R^r that the two masks span: a statement about
                        coin flips only, whose angles are 0 (shared directions) or 90 degrees
-    space weights      the row spaces of the kept rows of A_t (side row) and the column spaces of
-                       the kept columns of B_t (side column), in R^n and R^m
+    space row          the row spaces of the kept rows of A_t, in R^n
+    space column       the column spaces of the kept columns of B_t, in R^m
 
 Directions that both masks keep have angle exactly 0. Further numbers: kept directions, shared
 ones, their Jaccard index |shared| / |union|, and phi, the mean of cos^2 over the angles (1: one
@@ -30,25 +30,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 
 from analyses import kit
 from subspace_lab import linalg
 from subspace_lab.errors import UserError
-from subspace_lab.figures.curves import (
-    draw_curves,
-    draw_names,
-    draw_prediction,
-    looks,
-    sample_note,
-    thin,
-)
-from subspace_lab.figures.style import legend_below, new_figure, step_axis
 from subspace_lab.runs.run import Run
 from subspace_lab.theory.mask_law import MaskLaw
 
-SIDES = {"row": "row space of A", "column": "column space of B"}
-EXPECTATIONS = ("expected_kept", "expected_shared", "expected_jaccard", "null_phi")
+SPACES = {"row": "row space of A", "column": "column space of B"}
 LARGEST_NULL_RANK = 128  # the null's expectation enumerates some r^3 / 6 overlaps
 
 
@@ -58,7 +47,7 @@ def compute(
     steps: Collection[int] | None = None,
     modules: Collection[str] | None = None,
 ) -> pd.DataFrame:
-    """Compute the table; a row is (run, step, module, side, space).
+    """Compute the table; a row is (run, step, module, space).
 
     Args:
         run: a run with step masks.
@@ -66,16 +55,17 @@ def compute(
         modules: only these modules; None: all.
 
     Returns:
-        Columns run, step, next_step, module, layer, projection, side, space; kept, next_kept,
-        shared (directions); jaccard; phi; angles (list, radians, ascending), min_angle,
-        median_angle, max_angle, min_residual_angle (smallest one that is not a shared direction;
-        radians); expected_kept, expected_shared, expected_jaccard and null_phi (expectations under
-        the run's mask law, null_phi for a Gaussian frame; nan where there is none). Angles are
-        fewer than min(kept, next_kept) where columns of B are still zero.
+        Columns run, step, next_step, module, layer, projection, space (coordinate, row, column);
+        kept, next_kept, shared (directions); jaccard; phi; angles (list, radians, ascending),
+        min_angle, median_angle, max_angle, min_residual_angle (smallest one that is not a shared
+        direction; radians); expected_kept, expected_shared, expected_jaccard and null_phi
+        (expectations under the run's mask law, null_phi for a Gaussian frame; nan where there is
+        none). Angles are fewer than min(kept, next_kept) where columns of B are still zero.
 
     Raises:
         UserError: if the run has no step masks, or none of two successive steps.
     """
+    kit.check_needs(run, kit.Needs.STEP_MASKS)
     masks = kit.StepMasks(run)
     available = np.array(run.steps if steps is None else list(steps))
     between = available[masks.has(available) & masks.has(available + 1)]
@@ -88,37 +78,39 @@ def compute(
             linalg.masked_angles(frame.R, mask, following).angles
             for frame in (batch.core.row, batch.core.column)
         ]
-        on_coordinates = [_coordinate_angles(mask, following)] * len(SIDES)
-        angles = torch.stack([*on_coordinates, *on_weights], dim=-2)
-        angles = angles.unflatten(-2, (2, len(SIDES)))  # (T, M, space, side, r)
-        shared, union = (mask & following).sum(-1), (mask | following).sum(-1)
-        jaccard = shared.double() / union.clamp(min=1)
-        of_masks = {
-            "kept": mask.sum(-1),
-            "next_kept": following.sum(-1),
-            "shared": shared,
-            "jaccard": torch.where(union > 0, jaccard, 1.0),  # two empty masks: 1
-        }
+        on_coordinates = _coordinate_angles(mask, following)
+        angles = torch.stack([on_coordinates, *on_weights], dim=-2)  # (T, M, space, r)
         columns = {
-            "next_step": (batch.steps + 1)[:, None, None, None],
-            **{name: values[..., None, None] for name, values in of_masks.items()},
+            "next_step": (batch.steps + 1)[:, None, None],
+            **{name: values[..., None] for name, values in _overlap(mask, following).items()},
             "phi": angles.cos().square().nanmean(-1),
             **_describe(angles),
             **_expected(run, batch),
         }
-        axes = {"space": ["coordinate", "weights"], "side": list(SIDES)}
-        return kit.grid_table(run, batch, columns, axes=axes)
+        return kit.grid_table(run, batch, columns, axes={"space": ["coordinate", *SPACES]})
 
     table = kit.concatenate(
         kit.over_batches(run, of_batch, steps=between.tolist(), modules=modules)
     )
     if table.empty:
-        chosen = " among those selected: leave --steps out, or" if steps is not None else ":"
+        chosen = " among those selected: omit --steps, or" if steps is not None else ":"
         raise UserError(
             f"{run.path} has no step whose core, mask and next mask were all recorded{chosen} "
             "record with --cores full"
         )
     return table
+
+
+def _overlap(mask: torch.Tensor, following: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Columns of two masks (T, M, r) alone, (T, M)."""
+    shared, union = (mask & following).sum(-1), (mask | following).sum(-1)
+    jaccard = shared.double() / union.clamp(min=1)
+    return {
+        "kept": mask.sum(-1),
+        "next_kept": following.sum(-1),
+        "shared": shared,
+        "jaccard": torch.where(union > 0, jaccard, 1.0),  # two empty masks: 1
+    }
 
 
 def _coordinate_angles(mask: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
@@ -137,29 +129,30 @@ def _describe(angles: torch.Tensor) -> dict[str, Any]:
     def at(place: torch.Tensor) -> torch.Tensor:
         return angles.gather(-1, place.clamp(0, angles.shape[-1] - 1)[..., None])[..., 0]
 
-    residual = at(zeros).where(zeros < count, float("nan"))
     return {
-        "angles": kit.ragged(angles.flatten(0, -2).numpy()).reshape(angles.shape[:-1]),
+        "angles": kit.ragged(angles),
         "min_angle": at(count * 0),
         "median_angle": (at((count - 1) // 2) + at(count // 2)) / 2,
         "max_angle": at(count - 1),
-        "min_residual_angle": residual,
+        "min_residual_angle": at(zeros).where(zeros < count, torch.nan),
     }
 
 
 def _expected(run: Run, batch: kit.CoreBatch) -> dict[str, Any]:
-    """Columns of expectations under the run's mask law, (T, M, space, side) or a number."""
+    """Columns of expectations under the run's mask law, (1, M, space) or a number."""
     law, rank = run.mask_law, int(batch.modules["r"].iloc[0])
     if law is None:
-        return dict.fromkeys(EXPECTATIONS, np.nan)
+        names = ("expected_kept", "expected_shared", "expected_jaccard", "null_phi")
+        return dict.fromkeys(names, np.nan)
     mean = law.moments(rank).mean
-    shape = (len(batch.steps), len(batch.modules), 2, len(SIDES))
-    null = np.full(shape, np.nan)
-    for side, size in enumerate(("n", "m")):
-        lengths = batch.modules[size]
-        null[:, :, 1, side] = [null_phi(int(n), rank, law) for n in lengths]
-    expectations = (mean.sum(), (mean**2).sum(), law.jaccard(rank), null)
-    return dict(zip(EXPECTATIONS, expectations, strict=True))
+    sizes = batch.modules[["n", "m"]].to_numpy()  # of the row and of the column space
+    null = [[np.nan, *(null_phi(int(n), rank, law) for n in module)] for module in sizes]
+    return {
+        "expected_kept": mean.sum(),
+        "expected_shared": (mean**2).sum(),
+        "expected_jaccard": law.jaccard(rank),
+        "null_phi": [null],
+    }
 
 
 @functools.cache
@@ -170,62 +163,51 @@ def null_phi(n: int, rank: int, law: MaskLaw) -> float:
     return linalg.null_overlap(n, law.kept_pmf(rank)).phi
 
 
-def draw(table: pd.DataFrame) -> Figure:
-    """Draw counts, Jaccard index, phi and residual angles over steps, with what chance gives."""
-    table = thin(table)
-    masks = table[(table["space"] == "coordinate") & (table["side"] == "row")]
-    weights = table[table["space"] == "weights"].copy()
-    weights["degrees"] = np.degrees(weights["min_residual_angle"])
-    names = {"kept": "kept", "shared": "shared", **SIDES}
-    look = looks(table, names)
-    figure, axes = new_figure(4, row_height=1.15)
-    counts, jaccard, phi, angle = axes[:, 0]
-
-    for value in ("kept", "shared"):
-        draw_curves(counts, masks, value, name=value, looks=look)
-    for side in SIDES:
-        rows = weights[weights["side"] == side]
-        draw_curves(phi, rows, "phi", name=side, looks=look)
-        draw_prediction(phi, rows, "null_phi", label="by chance")
-        draw_curves(angle, rows, "degrees", name=side, looks=look)
-    for value in ("kept", "shared"):
-        draw_prediction(counts, masks, f"expected_{value}", label="by chance")
-    counts.set(title="masks: directions kept, and shared with the next", ylabel="directions")
-    draw_curves(jaccard, masks, "jaccard", name="shared", looks=look)
-    draw_prediction(jaccard, masks, "expected_jaccard", label="by chance")
-    jaccard.set(title="masks: shared / union", ylabel="Jaccard index")
-    phi.set(title="weights: overlap of successive subspaces", ylabel="φ = mean cos²")
-    angle.set(title="weights: smallest angle that is no shared direction", ylabel="degrees")
-    angle.set_yticks([0, 30, 60, 90])
-    for axis, top in ((counts, None), (jaccard, 1.05), (phi, 1.05), (angle, 95)):
-        axis.set_ylim(0, top)
-    draw_names(counts, table, names)
-    step_axis(angle)
-    figure.suptitle(f"Mask jump\n{sample_note(table)}", fontsize="medium")
-    legend_below(figure, axes[:, 0])
-    return figure
-
-
 def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give means over steps and modules beside their expectations."""
-    found: dict[str, dict[str, float]] = {}
-    for run, rows in table.groupby("run", observed=True):
-        masks = rows[(rows["space"] == "coordinate") & (rows["side"] == "row")]
+    summary: dict[str, dict[str, float]] = {}
+    means = table.groupby(["run", "space"], observed=True).mean(numeric_only=True)
+    for run in table["run"].unique():
+        of_masks = means.loc[run, "coordinate"]
         for value in ("kept", "shared", "jaccard"):
-            found[f"{run}, {value}"] = {
-                "measured": float(masks[value].mean()),
-                "expected": float(masks[f"expected_{value}"].mean()),
+            summary[f"{run}, {value}"] = {
+                "measured": float(of_masks[value]),
+                "expected": float(of_masks[f"expected_{value}"]),
             }
-        for side in SIDES:
-            weights = rows[(rows["space"] == "weights") & (rows["side"] == side)]
-            found[f"{run}, phi of the {SIDES[side]}"] = {
-                "measured": float(weights["phi"].mean()),
-                "random": float(weights["null_phi"].mean()),
+        for space, label in SPACES.items():
+            of_weights = means.loc[run, space]
+            summary[f"{run}, phi of the {label}"] = {
+                "measured": float(of_weights["phi"]),
+                "random": float(of_weights["null_phi"]),
             }
-    return found
+    return summary
 
 
-plot = kit.Plot(draw)
+by_chance = functools.partial(kit.Panel, expected_label="by chance")
+of_masks = functools.partial(by_chance, where={"space": "coordinate"})
+of_weights = functools.partial(by_chance, by="space", labels=SPACES)
+
+plot = kit.curves_over_steps(
+    of_masks(
+        {"kept": "kept", "shared": "shared"}, expected="expected_{}",
+        title="masks: directions kept, and shared with the next", unit="directions",
+        limits=(0, None)
+    ),
+    of_masks(
+        {"jaccard": "shared"}, expected="expected_jaccard",
+        title="masks: shared / union", unit="Jaccard index", limits=(0, 1.05)
+    ),
+    of_weights(
+        "phi", expected="null_phi",
+        title="weights: overlap of successive subspaces", unit="φ = mean cos²", limits=(0, 1.05)
+    ),
+    of_weights(
+        "min_residual_angle", degrees=True,
+        title="weights: smallest angle that is not a shared direction", unit="degrees",
+        limits=(0, 95)
+    ),
+    title="Mask jump",
+)  # fmt: skip
 
 ANALYSIS = kit.Analysis(
     name="subspace_angles",

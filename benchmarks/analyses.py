@@ -11,18 +11,14 @@ benchmarks/results/analyses.json.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.machine import write_result
+from benchmarks.machine import measure, write_result
 from subspace_lab.module_table import module_table
 from subspace_lab.recording.writer import RunWriter
 from subspace_lab.runs.stored_cores import pack_triangle
@@ -64,22 +60,8 @@ def write_run(folder: Path, *, layers: int, rank: int, steps: int) -> None:
     writer.close()
 
 
-def measure(name: str, run: Path, out: Path) -> dict[str, Any]:
-    """Run one analysis in a process of its own; seconds, processor seconds and peak memory."""
-    command = [sys.executable, "-m", f"analyses.{name}", "--run", str(run), "--out", str(out)]
-    started = time.perf_counter()
-    process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{name} failed with status {status}")
-    return {
-        "seconds": round(time.perf_counter() - started, 1),
-        "processor_seconds": round(usage.ru_utime + usage.ru_stime, 1),
-        "peak_memory_GiB": round(usage.ru_maxrss / 2**20, 2),
-    }
-
-
 def main() -> None:
+    """Measure from the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -94,15 +76,18 @@ def main() -> None:
         run = arguments.keep or Path(temporary) / "run"
         if not run.exists():
             write_run(run, layers=arguments.layers, rank=arguments.rank, steps=arguments.steps)
-        found = {name: measure(name, run, Path(temporary) / "out") for name in ANALYSES}
-    total = {"seconds": round(sum(each["seconds"] for each in found.values()), 1)}
+        place = ["--run", str(run), "--out", str(Path(temporary) / "out")]
+        costs = {
+            name: measure([sys.executable, "-m", f"analyses.{name}", *place]) for name in ANALYSES
+        }
+    total = {"seconds": round(sum(cost["seconds"] for cost in costs.values()), 1)}
     shape = {
         "modules": arguments.layers * len(PROJECTIONS),
         "rank": arguments.rank,
         "steps": arguments.steps,
     }
-    path = write_result("analyses", {"run": shape, "analyses": found, "together": total})
-    print(f"{found}\nwrote {path}")
+    path = write_result("analyses", {"run": shape, "analyses": costs, "together": total})
+    print(f"{costs}\nwrote {path}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
+import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,6 +46,24 @@ def write_result(name: str, data: dict[str, Any]) -> Path:
         json.dumps({"machine": describe_machine(), **data}, indent=2) + "\n", encoding="utf-8"
     )
     return path
+
+
+def measure(command: Sequence[str]) -> dict[str, float]:
+    """Run a command in a process of its own; seconds, processor seconds and peak memory.
+
+    Raises:
+        SystemExit: if it fails.
+    """
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed with status {status}")
+    return {
+        "seconds": round(time.perf_counter() - started, 1),
+        "processor_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "peak_memory_GiB": round(usage.ru_maxrss / 2**20, 2),
+    }
 
 
 def _processor() -> str:

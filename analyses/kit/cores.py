@@ -143,7 +143,7 @@ def map_parallel(
 
 
 class StepMasks:
-    """All step masks of a run, for looking them up by step and module.
+    """All step masks of a run, for looking them up by step and module; none if it has none.
 
     Warns of steps whose masks are missing from the record, since analyses leave them out.
 
@@ -151,7 +151,7 @@ class StepMasks:
         run: the run.
 
     Raises:
-        UserError: if the run has no step masks.
+        UserError: if all of its masks were deleted.
     """
 
     def __init__(self, run: Run) -> None:
@@ -162,8 +162,9 @@ class StepMasks:
                 stacklevel=2,
             )
         self._path = run.path
+        self._steps = np.array([], dtype=np.int64)
         self._masks: dict[str, NDArray[np.bool_]] = {}
-        for rank in run.modules["r"].unique():
+        for rank in run.modules["r"].unique() if run.mask_steps or missing else ():
             self._steps, masks = run.masks_of_rank(int(rank))
             names = run.modules.loc[run.modules["r"] == rank, "module"]
             self._masks |= dict(zip(names, masks.swapaxes(0, 1), strict=True))
@@ -182,3 +183,12 @@ class StepMasks:
             raise UserError(f"{self._path} has no masks of the steps {ranges(missing)}")
         places = np.searchsorted(self._steps, steps)
         return np.stack([self._masks[module][places] for module in modules], axis=1)
+
+    def kept(self, steps: NDArray[np.int64], batch: CoreBatch) -> Tensor:
+        """Give the masks (T, M, r) as 0 and 1; nan at steps whose masks were not recorded."""
+        recorded = self.has(steps)
+        kept = torch.full(batch.core.row.R.shape[:-1], torch.nan, dtype=torch.float64)
+        if recorded.any():
+            masks = self.at(steps[recorded], batch.modules["module"])
+            kept[torch.from_numpy(recorded)] = torch.from_numpy(masks).double()
+        return kept

@@ -1,92 +1,47 @@
-"""Curves over optimizer steps: the numbers that a figure shows, and panels that declare them.
+"""Curves over optimizer steps: the numbers that a figure shows.
 
 One run is shown as the median over its modules with the quartiles as a band; several runs as the
-median over modules of each. Where a column `configuration` says that runs differ in their seed
-only, they share a curve: the mean of their medians with its 95 % t interval over seeds.
+median over modules of each, with the quartiles where each has one step only. Where a column
+`configuration` says that runs differ in their seed only, they share a curve: the mean of their
+medians with its 95 % t interval over seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+import functools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from analyses.kit.analysis import Plot
-from subspace_lab.figures.panels import draw_panels
+from subspace_lab.figures.panels import Panel, draw_panels
 from subspace_lab.stats.intervals import mean_interval
 
 MAX_STEPS = 240  # more cannot be told apart in one paper column
 ONLY = ""  # the name of a panel's only curve
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One panel of a figure: a column of the table over steps.
-
-    Attributes:
-        value: the column.
-        title: shown above the panel; the column's name by default.
-        unit: label of the vertical axis.
-        by: column whose labels get a curve each; None: one curve per run or configuration.
-        labels: the labels of `by` that are drawn, in order, with the names shown; empty: all.
-        where: only rows with these values: column to value.
-        scale: of the vertical axis.
-        limits: of the vertical axis; None at an end: from the data.
-        expected: column of a prediction, drawn as its mean over modules.
-        expected_label: how the legend names the prediction.
-    """
-
-    value: str
-    title: str = ""
-    unit: str = ""
-    by: str | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
-    where: Mapping[str, object] = field(default_factory=dict)
-    scale: Literal["linear", "log"] = "linear"
-    limits: tuple[float | None, float | None] = (None, None)
-    expected: str | None = None
-    expected_label: str = "predicted"
-
-    @property
-    def name(self) -> str:
-        """The panel's title, or the name of its column."""
-        return self.title or self.value.replace("_", " ")
-
-    def rows(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Select the rows of the table that the panel shows."""
-        for column, value in self.where.items():
-            table = table[table[column] == value]
-        return table
-
-    def names(self, table: pd.DataFrame) -> dict[str, str]:
-        """Name the panel's curves: label in `by` to the name that is shown."""
-        if self.by is None:
-            return {ONLY: self.name}
-        present = [str(label) for label in table[self.by].unique()]
-        labels = self.labels or {label: label for label in present}
-        return {label: shown for label, shown in labels.items() if label in present}
-
-
 def curves_over_steps(*panels: Panel, title: str) -> Plot:
-    """Make the plot of an analysis that draws columns of its table over steps.
-
-    Its data has a row for each panel, curve (group: run or configuration; name: label of `by`) and
-    step, with kind (measured, predicted), center, low and high (the band; nan where there is
-    none), band (what it is), modules and runs (how many).
-    """
-
-    def data(table: pd.DataFrame) -> pd.DataFrame:
-        parts = [part for panel in panels for part in _panel_curves(panel, table)]
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["panel"])
+    """Make the plot of an analysis that draws columns of its table, mostly over steps."""
 
     def draw(curves: pd.DataFrame) -> Figure:
         return draw_panels(curves, panels, title=title)
 
-    return Plot(draw, data)
+    return Plot(draw, functools.partial(curves_of, panels))
+
+
+def curves_of(panels: Sequence[Panel], table: pd.DataFrame) -> pd.DataFrame:
+    """Make the table of what panels show.
+
+    Returns:
+        A row for each panel, curve (group: run or configuration; name: label of `by`, or column;
+        shown: its name in the legend) and step, with kind (measured, predicted), center, low and
+        high (the band; nan where there is none), band (what it is), modules and runs (how many).
+    """
+    parts = [part for panel in panels for part in _panel_curves(panel, table)]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["panel"])
 
 
 def group_column(table: pd.DataFrame) -> str:
@@ -94,86 +49,129 @@ def group_column(table: pd.DataFrame) -> str:
     return "configuration" if "configuration" in table else "run"
 
 
-def thin(table: pd.DataFrame, *, most: int = MAX_STEPS) -> pd.DataFrame:
+def thin(table: pd.DataFrame, *, over: str = "step", most: int = MAX_STEPS) -> pd.DataFrame:
     """Keep the rows of at most `most` steps, evenly spread, the first and the last among them."""
-    steps = np.unique(table["step"])
+    steps = np.unique(table[over])
     if len(steps) <= most:
         return table
     kept = steps[np.linspace(0, len(steps) - 1, most).round().astype(int)]
-    return table[table["step"].isin(kept)]
+    return table[table[over].isin(kept)]
 
 
-def curve_table(table: pd.DataFrame, value: str) -> pd.DataFrame:
+def at_last_step(table: pd.DataFrame) -> pd.DataFrame:
+    """Keep the rows of each run's last step."""
+    return table[table["step"] == table.groupby("run", observed=True)["step"].transform("max")]
+
+
+def curve_table(
+    table: pd.DataFrame, value: str, *, over: str = "step", alone: bool | None = None
+) -> pd.DataFrame:
     """Reduce a column over modules, and over seeds where there are several, at each step.
 
     Args:
         table: rows by run, step and module.
         value: the column.
+        over: the column of steps.
+        alone: whether one run is drawn; None: as many as the table has.
 
     Returns:
-        Columns group, step, center, low, high, band, modules, runs.
+        Columns group, step (or what `over` names), center, low, high, band, modules, runs.
     """
-    table = thin(table.dropna(subset=[value]))
+    table = thin(table.dropna(subset=[value]), over=over)
     if table.empty:
         return pd.DataFrame()
-    counts = {"modules": table["module"].nunique() if "module" in table else 0}
-    group = group_column(table)
-    if table["run"].nunique() == 1:
-        quartiles = table.groupby("step")[value].quantile(np.array([0.25, 0.5, 0.75])).unstack()
-        columns = {
-            "group": str(table[group].iloc[0]),
-            "step": quartiles.index,
-            "center": quartiles[0.5].to_numpy(),
-            "low": quartiles[0.25].to_numpy(),
-            "high": quartiles[0.75].to_numpy(),
-            "band": "quartiles over modules",
-            "runs": 1,
-        }
-        return pd.DataFrame(columns | counts)
-    medians = table.groupby(["run", "step"], observed=True)[value].median()
+    alone = table["run"].nunique() == 1 if alone is None else alone
+    modules = table["module"].nunique() if "module" in table else 0
+    quartiles = table.groupby(["run", over], observed=True)[value]
+    quartiles = quartiles.quantile(np.array([0.25, 0.5, 0.75])).unstack()
     first = table.drop_duplicates("run")
-    group_of = pd.Series(first[group].astype(str).to_numpy(), index=first["run"].to_numpy())
+    group_of = pd.Series(first[group_column(table)].astype(str).to_numpy(), index=first["run"])
     parts = []
-    for name in dict.fromkeys(group_of):
-        runs = group_of.index[group_of == name]
-        seeds = medians[medians.index.isin(runs, level="run")].unstack("run")
-        interval = mean_interval(seeds.to_numpy())
-        columns = {
-            "group": name,
-            "step": seeds.index,
-            "center": interval.estimate,
-            "low": interval.low,
-            "high": interval.high,
-            "band": "95 % t interval over seeds" if len(runs) > 1 else "",
-            "runs": len(runs),
-        }
-        parts.append(pd.DataFrame(columns | counts))
+    for group in dict.fromkeys(group_of):
+        runs = group_of.index[group_of == group]
+        if len(runs) > 1:
+            seeds = quartiles[0.5].unstack("run")[list(runs)].dropna(how="all")
+            interval = mean_interval(seeds.to_numpy())
+            steps, band = seeds.index, "95 % t interval over seeds"
+            columns = {
+                "center": interval.estimate,
+                "low": interval.low,
+                "high": interval.high,
+            }
+        else:
+            of_run = quartiles.loc[runs[0]]
+            banded = modules > 0 and (alone or len(of_run) == 1)
+            steps, band = of_run.index, "quartiles over modules" if banded else ""
+            columns = {
+                "center": of_run[0.5].to_numpy(),
+                "low": of_run[0.25].to_numpy() if banded else np.nan,
+                "high": of_run[0.75].to_numpy() if banded else np.nan,
+            }
+        labels = {"group": group, over: steps, "band": band, "modules": modules, "runs": len(runs)}
+        parts.append(pd.DataFrame(labels | columns))
     return pd.concat(parts, ignore_index=True)
 
 
 def _panel_curves(panel: Panel, table: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    rows = panel.rows(table)
-    for label in panel.names(rows):
-        chosen = rows if panel.by is None else rows[rows[panel.by] == label]
-        curve = curve_table(chosen, panel.value)
-        if not curve.empty:
-            yield curve.assign(panel=panel.name, name=label, kind="measured")
-        if panel.expected is not None and chosen[panel.expected].notna().any():
-            yield _expected(chosen, panel.expected).assign(panel=panel.name, name=label)
+    for column, label in panel.where.items():
+        table = table[table[column] == label]
+    table = panel.rows(table)
+    if not set(panel.columns) <= set(table):
+        return
+    if panel.over is None:
+        table = table.assign(position=0)
+    over, alone = panel.over or "position", table["run"].nunique() == 1
+    steps = table.groupby("run", observed=True)[over].nunique()
+    for value, name, shown, rows in _selected(panel, table, crowded=not alone and steps.max() > 1):
+        if panel.scale == "log":
+            rows = rows[rows[value] > 0]
+        curve = curve_table(rows, value, over=over, alone=alone).assign(kind="measured")
+        expected = panel.expected.format(value) if panel.expected else None
+        parts = [curve, _expected(rows, expected, panel, over=over)] if expected else [curve]
+        for part in parts:
+            if not part.empty:
+                yield _drawn(part, panel).assign(panel=panel.name, name=name, shown=shown)
 
 
-def _expected(table: pd.DataFrame, value: str) -> pd.DataFrame:
-    known = thin(table.dropna(subset=[value]))
-    means = known.groupby([group_column(table), "step"], observed=True)[value].mean()
+def _selected(
+    panel: Panel, table: pd.DataFrame, *, crowded: bool
+) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
+    """List a panel's curves: column, name, name shown, and rows."""
+    if not isinstance(panel.value, str):
+        for value, shown in panel.value.items():
+            yield value, value, shown, table
+    elif panel.by is None:
+        yield panel.value, ONLY, "", table
+    else:
+        labels = panel.labels or {str(label): str(label) for label in table[panel.by].unique()}
+        for label, shown in labels.items():
+            if not (crowded and label in panel.only_alone):
+                yield panel.value, label, shown, table[table[panel.by] == label]
+
+
+def _expected(table: pd.DataFrame, value: str, panel: Panel, *, over: str) -> pd.DataFrame:
+    known = thin(table.dropna(subset=[value]), over=over)
+    ends = list(panel.expected_band or ())
+    by_step = known.groupby([group_column(table), over], observed=True)
+    means = by_step[[value, *ends]].mean()
+    low, high = (means[end].to_numpy() for end in ends) if ends else (np.nan, np.nan)
     return pd.DataFrame(
         {
             "group": means.index.get_level_values(0).astype(str),
-            "step": means.index.get_level_values(1),
-            "center": means.to_numpy(),
-            "low": np.nan,
-            "high": np.nan,
-            "band": "",
-            "runs": known["run"].nunique(),
+            over: means.index.get_level_values(1),
+            "center": means[value].to_numpy(),
+            "low": low,
+            "high": high,
+            "band": "95 % of what is expected" if ends else "",
+            "runs": by_step["run"].nunique().to_numpy(),
             "kind": "predicted",
         }
     )
+
+
+def _drawn(curve: pd.DataFrame, panel: Panel) -> pd.DataFrame:
+    """Convert a curve to the unit in which the panel shows it."""
+    if not panel.degrees:
+        return curve
+    ends = ["center", "low", "high"]
+    return curve.assign(**{end: np.degrees(curve[end]) for end in ends})

@@ -65,16 +65,16 @@ def select_modules(run: Run, patterns: Sequence[str] | None) -> list[str] | None
     chosen: dict[str, None] = {}
     pairs = list(zip(run.modules["module"], run.modules["projection"], strict=True))
     for pattern in patterns:
-        found = [
+        matching = [
             module
             for module, projection in pairs
             if fnmatch.fnmatchcase(module, pattern) or fnmatch.fnmatchcase(projection, pattern)
         ]
-        if not found:
+        if not matching:
             known = ", ".join(dict.fromkeys(run.modules["projection"]))
             raise UserError(
                 f"{run.path} has no module {pattern!r}: its projections are {known}, its modules "
                 f"are named like {pairs[0][0]}"
             )
-        chosen |= dict.fromkeys(found)
+        chosen |= dict.fromkeys(matching)
     return list(chosen)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pandas.api.types import union_categoricals
 
 from subspace_lab.runs.core_batches import CoreBatch
@@ -103,9 +103,11 @@ def examples_note(table: pd.DataFrame, *, examples: str = "examples") -> str:
     return ", ".join(f"{n} {split} example{'s' * (n != 1)}" for split, n in counts.items())
 
 
-def ragged(values: NDArray[np.float64]) -> NDArray[np.object_]:
-    """Turn rows (N, k) padded with nan into N arrays of their own lengths."""
-    present = ~np.isnan(values)
-    flat, ends = values[present], present.sum(1).cumsum()
-    rows = (flat[start:end] for start, end in zip(np.r_[0, ends[:-1]], ends, strict=True))
-    return np.fromiter(rows, dtype=object, count=len(values))
+def ragged(values: ArrayLike) -> NDArray[np.object_]:
+    """Turn an array (..., k) padded with nan into arrays of their own lengths, (...)."""
+    padded = np.asarray(values)
+    rows = padded.reshape(-1, padded.shape[-1])
+    present = ~np.isnan(rows)
+    flat, ends = rows[present], present.sum(1).cumsum()
+    parts = (flat[start:end] for start, end in zip(np.r_[0, ends[:-1]], ends, strict=True))
+    return np.fromiter(parts, dtype=object, count=len(rows)).reshape(padded.shape[:-1])

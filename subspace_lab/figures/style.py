@@ -1,4 +1,4 @@
-"""One look for all figures: one paper column wide, legible in print, safe for colour-blind readers.
+"""One style for all figures: one paper column wide, legible in print, safe for color-blind readers.
 
 Figures are made without pyplot's global state, so that they work alike in scripts, notebooks and
 threads.
@@ -103,31 +103,31 @@ def new_figure(
     return figure, axes
 
 
-def step_axis(axes: Axes) -> None:
-    """Label the horizontal axis as optimizer steps, which are whole numbers."""
-    axes.set_xlabel("optimizer step")
+def step_axis(axes: Axes, *, label: str = "optimizer step") -> None:
+    """Label the horizontal axis as optimizer steps, or others that are whole numbers."""
+    axes.set_xlabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
 def legend_below(figure: Figure, axes: Axes | Iterable[Axes], *, columns: int = 2) -> None:
     """Draw one legend under the figure, of the labels in all given axes, each once.
 
-    In two columns, what colours tell apart, such as runs, stands left, and what lines in grey tell
+    In two columns, what colors tell apart, such as runs, stands left, and what lines in grey tell
     stands right.
     """
-    found: dict[str, LegendHandle] = {}
+    named: dict[str, LegendHandle] = {}
     for panel in [axes] if isinstance(axes, Axes) else axes:
         # Not get_legend_handles_labels, which leaves out names that begin with an underscore.
         handles: list[LegendHandle] = [*panel.lines, *panel.patches, *panel.collections]
         for handle in [*handles, *panel.containers]:
             label = str(handle.get_label() or "")
             if not _NO_LABEL.fullmatch(label):
-                found[label] = handle
-    if not found:
+                named.setdefault(label, handle)
+    if not named:
         return
-    entries = list(found.items())
+    entries = list(named.items())
     if columns == 2:
-        entries = _colours_left(entries)
+        entries = _colors_left(entries)
     height = 0.14 * -(-len(entries) // columns) + 0.08
     figure.set_figheight(figure.get_figheight() + height)
     figure.legend(
@@ -138,18 +138,18 @@ def legend_below(figure: Figure, axes: Axes | Iterable[Axes], *, columns: int = 
     )
 
 
-def _colours_left(entries: list[tuple[str, LegendHandle]]) -> list[tuple[str, LegendHandle]]:
-    """Sort legend entries into a column in colour and one in grey, both padded to one length."""
-    coloured = [entry for entry in entries if _colour(entry[1]) in PALETTE]
-    grey = [entry for entry in entries if _colour(entry[1]) not in PALETTE]
-    if not coloured or not grey:
+def _colors_left(entries: list[tuple[str, LegendHandle]]) -> list[tuple[str, LegendHandle]]:
+    """Sort legend entries into a column in color and one in grey, both padded to one length."""
+    colored = [entry for entry in entries if _color(entry[1]) in PALETTE]
+    grey = [entry for entry in entries if _color(entry[1]) not in PALETTE]
+    if not colored or not grey:
         return entries
     blank = ("", Line2D([], [], linestyle=""))
-    rows = max(len(coloured), len(grey))
-    return [entry for part in (coloured, grey) for entry in part + [blank] * (rows - len(part))]
+    rows = max(len(colored), len(grey))
+    return [entry for part in (colored, grey) for entry in part + [blank] * (rows - len(part))]
 
 
-def _colour(handle: LegendHandle) -> object:
+def _color(handle: LegendHandle) -> object:
     line = handle[0] if isinstance(handle, Container) else handle
     return line.get_color() if isinstance(line, Line2D) else None
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy.special import ndtri, stdtrit
 
 ROUNDING = 1e-12
 """Spread of accuracies, or of mean losses in nats, that double precision alone can make."""
@@ -57,7 +57,7 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
         mean = np.where(present, sample, 0.0).sum(-1) / count
         squares = np.where(present, (sample - mean[..., None]) ** 2, 0.0).sum(-1)
         error = np.sqrt(squares / (count - 1) / count)
-        half = stats.t.ppf((1 + level) / 2, count - 1) * error
+        half = stdtrit(count - 1, (1 + level) / 2) * error
     return Interval(
         _plain(mean), _plain(mean - half), _plain(mean + half), level=level, count=_plain(count)
     )
@@ -82,8 +82,13 @@ def accuracy_interval(correct: int, total: int, *, level: float = 0.95) -> Inter
     """
     if not 0 <= correct <= total or total == 0:
         raise ValueError(f"{correct} correct answers of {total} examples")
-    found = stats.binomtest(correct, total).proportion_ci(level, method="wilson")
-    return Interval(correct / total, float(found.low), float(found.high), level, total)
+    share, z = correct / total, float(ndtri((1 + level) / 2))
+    scale = 2 * (total + z**2)
+    center = (2 * correct + z**2) / scale
+    half = z / scale * math.sqrt(4 * correct * (1 - share) + z**2)
+    low = center - half if correct else 0.0
+    high = center + half if correct < total else 1.0
+    return Interval(share, low, high, level, total)
 
 
 def accuracy_over_seeds(values: ArrayLike, *, examples: int, level: float = 0.95) -> Interval:
@@ -101,13 +106,13 @@ def accuracy_over_seeds(values: ArrayLike, *, examples: int, level: float = 0.95
     >>> interval.estimate, interval.low, round(interval.high, 3)
     (0.0, 0.0, 0.088)
     """
-    found = mean_interval(values, level=level)
-    if found.estimate in (0, 1) or all_alike(values):
-        correct = round(float(found.estimate) * examples)
+    interval = mean_interval(values, level=level)
+    if interval.estimate in (0, 1) or all_alike(values):
+        correct = round(float(interval.estimate) * examples)
         wilson = accuracy_interval(correct, examples, level=level)
-        return replace(found, low=wilson.low, high=wilson.high)
-    low, high = np.clip([found.low, found.high], 0, 1).tolist()
-    return replace(found, low=low, high=high)
+        return replace(interval, low=wilson.low, high=wilson.high)
+    low, high = np.clip([interval.low, interval.high], 0, 1).tolist()
+    return replace(interval, low=low, high=high)
 
 
 def all_alike(values: ArrayLike) -> bool:

@@ -58,7 +58,7 @@ def _is_training(command: Sequence[str]) -> bool:
 def _become(command: list[str], log: Path) -> None:
     """Be the command: in a process group of its own, and with its output in the log."""
     os.setpgid(0, 0)
-    with log.open("a") as stream:
+    with log.open("a", encoding="utf-8") as stream:
         for number in (1, 2):
             os.dup2(stream.fileno(), number)
     if not _is_training(command):

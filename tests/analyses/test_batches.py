@@ -71,8 +71,8 @@ def test_every_core_is_met_once_whatever_the_batches(mixed):
 
 def test_masks_and_frames_of_one_module_belong_together(mixed):
     table = subspace_angles.compute(mixed)
-    assert len(table) == 4 * 19 * 4
-    rows = table[(table["space"] == "weights") & (table["side"] == "row")]
+    assert len(table) == 4 * 19 * 3
+    rows = table[table["space"] == "row"]
     for row in rows.itertuples():
         masks = [torch.from_numpy(mixed.mask(row.step + i, row.module)) for i in (0, 1)]
         truth = linalg.masked_angles(mixed.core(row.step, row.module).row.R, *masks).angles
@@ -99,6 +99,14 @@ def test_step_masks_are_looked_up_by_step_and_module(mixed):
     found = masks.at(np.array([4, 9]), ["layers.1.v_proj", "layers.0.v_proj"])
     assert (found[1, 0] == mixed.mask(9, "layers.1.v_proj")).all()
     assert found.shape == (2, 2, 5)
+
+
+def test_masks_as_numbers_are_nan_where_none_was_recorded(mixed):
+    batch = next(mixed.cores(steps=[1, 2]))
+    kept = StepMasks(mixed).kept(np.array([0, 2]), batch)
+    assert kept[0].isnan().all()
+    for place, module in enumerate(batch.modules["module"]):
+        assert kept[1, place].tolist() == mixed.mask(2, module).astype(float).tolist()
 
 
 def test_missing_step_masks_are_named_and_never_replaced_by_others(run, tmp_path):

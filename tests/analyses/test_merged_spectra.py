@@ -58,6 +58,26 @@ def test_intruders_equal_those_by_definition(run, base, table):
     assert table.loc[(table["step"] == 0), "intruders"].dropna().eq(0).all()
 
 
+def test_the_null_is_what_the_update_does_to_a_gaussian_base(run, base, table):
+    """Outliers of a wide Gaussian base with the same update, by a dense SVD."""
+    merged = table[(table["matrix"] == "merged") & (table["step"] == 6)]
+    counts = 0
+    for row in merged.itertuples():
+        W0 = base[1][f"{row.module}.weight"]
+        (m, n), noise_std = W0.shape, float(W0.norm()) / W0.shape[0] ** 0.5
+        B, A, scaling = dense(run, 6, row.module)
+        sigma = torch.linalg.svdvals(scaling * B @ A)
+        assert row.null_intruders == int((sigma > noise_std * (m / n) ** 0.25).sum())
+        counts += row.null_intruders
+        edge = noise_std * (1 + (m / n) ** 0.5)
+        assert len(row.null_singular_values) == 8
+        assert np.diff(row.null_singular_values).max() <= 0
+        assert min(row.null_singular_values) == pytest.approx(edge)
+    assert counts > 0
+    others = table[table["matrix"] != "merged"]
+    assert others[["null_intruders", "null_singular_values"]].isna().all(axis=None)
+
+
 def test_of_a_dora_merged_is_what_peft_merges(tmp_path, base):
     model = tiny_lora(trained=True, use_dora=True)
     for name, parameter in model.named_parameters():
@@ -71,6 +91,7 @@ def test_of_a_dora_merged_is_what_peft_merges(tmp_path, base):
         found = rows.set_index("matrix").loc["merged"]
         truth = torch.linalg.svdvals(W)[:8].numpy()
         np.testing.assert_allclose(found["singular_values"], truth, rtol=1e-5)
+        assert np.isnan(found["null_intruders"])
         ratio = float((W - W0).norm() / W0.norm())
         assert found["update_to_base_norm"] == pytest.approx(ratio, rel=1e-5)
 

@@ -22,10 +22,10 @@ def test_values_are_those_of_the_factors_and_of_all_masks(run):
         products = (B.norm(dim=0) * A.norm(dim=1)).square().sum()
         sigma = torch.linalg.svdvals(scaling * B @ A)
         rank = A.shape[0]
-        assert row.regulariser == pytest.approx(float(scaling**2 * products), rel=1e-6)
-        assert row.least == pytest.approx(float(sigma.sum() ** 2 / rank), rel=1e-6)
-        assert row.balance_ratio == pytest.approx(row.regulariser / float(sigma.square().sum()))
-        assert row.balance_ratio >= row.least_ratio * (1 - 1e-9)
+        assert row.regularizer == pytest.approx(float(scaling**2 * products), rel=1e-6)
+        assert row.minimum == pytest.approx(float(sigma.sum() ** 2 / rank), rel=1e-6)
+        assert row.balance_ratio == pytest.approx(row.regularizer / float(sigma.square().sum()))
+        assert row.balance_ratio >= row.minimum_ratio * (1 - 1e-9)
         # Var dW_D over all 2^r masks of keep_prob 0.5, rescaled by 2.
         updates = torch.stack(
             [
@@ -51,24 +51,35 @@ def test_penalty_of_equation_2_is_q_times_1_minus_q_of_r(run):
         described = Run(run.path)
         described.description["mask"]["rescale"] = rescale
         table = regulariser.compute(described, steps=[6])
-        np.testing.assert_allclose(table["penalty"], share * table["regulariser"], rtol=1e-9)
+        np.testing.assert_allclose(table["penalty"], share * table["regularizer"], rtol=1e-9)
 
 
 def test_an_update_that_cancels_has_no_ratio(cancelled):
     """PiSSA saved at step 0 for the original base: [B, -B] [A; A]."""
     table = regulariser.compute(Run(cancelled))
-    assert table["balance_ratio"].isna().all() and table["least_ratio"].isna().all()
-    assert (table["least"] == 0).all()
-    assert (table["regulariser"] > 0).all()
+    assert table["balance_ratio"].isna().all() and table["minimum_ratio"].isna().all()
+    assert (table["minimum"] == 0).all()
+    assert (table["regularizer"] > 0).all()
 
 
 def test_a_zero_update_has_no_ratio_and_an_unmasked_adapter_no_penalty(run, adapter, command):
     start = regulariser.compute(run, steps=[0])
-    assert (start["regulariser"] == 0).all()
+    assert (start["regularizer"] == 0).all()
     assert start["balance_ratio"].isna().all()
     done = command("regulariser", "--run", adapter, "--out", adapter.parent / "out")
     assert done.code == 0, done.err
     table = pd.read_parquet(adapter.parent / "out" / "regulariser.parquet")
     assert table["penalty"].isna().all()
-    assert np.isfinite(table["regulariser"]).all()
+    assert np.isfinite(table["regularizer"]).all()
     assert [axis.get_ylabel() for axis in regulariser.plot(table).axes][1] == "R / ‖ΔW‖²"
+
+
+def test_masked_norms_are_summed_over_modules_and_seeds_share_the_band(run):
+    table = regulariser.compute(run, steps=[2, 3]).assign(configuration="all")
+    other = table.assign(run="other", masked=2 * table["masked"])
+    ratio = regulariser.masked_ratio(pd.concat([table, other])).set_index("step")
+    for step, rows in table.groupby("step"):
+        mean = 2 * rows["masked_mean"].sum()
+        assert ratio.loc[step, "ratio"] == pytest.approx(3 * rows["masked"].sum() / mean)
+        half = 1.96 * (2 * rows["masked_std"].pow(2).sum()) ** 0.5 / mean
+        assert ratio.loc[step, "high"] == pytest.approx(1 + half)

@@ -19,9 +19,9 @@ def table(run) -> pd.DataFrame:
     return compute(run)
 
 
-def rows_of(table, step, module, space, side):
+def rows_of(table, step, module, space):
     chosen = (table["step"] == step) & (table["module"] == module)
-    found = table[chosen & (table["space"] == space) & (table["side"] == side)]
+    found = table[chosen & (table["space"] == space)]
     assert len(found) == 1
     return found.iloc[0]
 
@@ -38,7 +38,7 @@ def test_angles_on_weights_equal_dense_ones(run, table, step):
         B, A, _ = dense(run, step, module)
         first, second = (torch.from_numpy(run.mask(s, module)) for s in (step, step + 1))
         for side, X in (("row", A.T), ("column", B)):
-            found = rows_of(table, step, module, "weights", side)
+            found = rows_of(table, step, module, side)
             truth = cosines(X[:, first], X[:, second])
             np.testing.assert_allclose(np.cos(found["angles"]), truth, atol=1e-7)
             assert (np.diff(found["angles"]) >= 0).all()
@@ -47,7 +47,7 @@ def test_angles_on_weights_equal_dense_ones(run, table, step):
 
 
 def test_shared_directions_of_the_row_space_are_exact_zeros(table):
-    rows = table[(table["space"] == "weights") & (table["side"] == "row")]
+    rows = table[table["space"] == "row"]
     assert (rows["shared"] > 0).any()
     for angles, shared in zip(rows["angles"], rows["shared"], strict=True):
         assert (angles[:shared] == 0.0).all()
@@ -58,7 +58,7 @@ def test_coordinate_space_counts_what_the_masks_have_in_common(run, table):
     for step in range(1, 6):
         for module in run.modules["module"]:
             first, second = (set(np.flatnonzero(run.mask(s, module))) for s in (step, step + 1))
-            found = rows_of(table, step, module, "coordinate", "row")
+            found = rows_of(table, step, module, "coordinate")
             shared = len(first & second)
             assert found["next_step"] == step + 1
             assert found["kept"] == len(first) and found["next_kept"] == len(second)
@@ -87,10 +87,10 @@ def test_expectations_follow_the_mask_law(table):
     np.testing.assert_allclose(
         table["expected_jaccard"], (1 / 3) * (1 - 0.5**8) + 0.5**8, rtol=1e-12
     )
-    weights = table[(table["space"] == "weights") & (table["projection"] == "v_proj")]
+    weights = table[(table["space"] != "coordinate") & (table["projection"] == "v_proj")]
     for side, length in (("row", 32), ("column", 16)):  # v_proj is 16 x 32
         null = linalg.null_overlap(length, Bernoulli(0.5).kept_pmf(4)).phi
-        assert weights.loc[weights["side"] == side, "null_phi"].eq(null).all()
+        assert weights.loc[weights["space"] == side, "null_phi"].eq(null).all()
 
 
 @pytest.mark.parametrize("law", [Bernoulli(0.5), ExactK(0.5)])
@@ -119,7 +119,7 @@ def test_the_last_step_has_no_next_mask(run):
 def test_command_writes_lists_that_read_back(command, run, tmp_path):
     found = command("subspace_angles", "--run", run.path, "--out", tmp_path, "--format", "svg")
     assert found.code == 0 and "shared: measured" in found.out
-    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".parquet", ".svg"]
+    assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".parquet", ".svg"}
     table = pd.read_parquet(tmp_path / "subspace_angles.parquet")
     fewer = table[["kept", "next_kept"]].min(axis=1)
     coordinate = table["space"] == "coordinate"

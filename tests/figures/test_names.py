@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from subspace_lab.figures.categories import draw_by_category
-from subspace_lab.figures.curves import draw_curves, looks, sample_note
+from analyses import kit
+from subspace_lab.figures.panels import Panel, draw_panels
 from subspace_lab.figures.style import legend_below, new_figure, paper_style, save
-from tests.figures.test_curves import make_table
+from tests.figures.tables import make_table
 
 NAMES = ["ba$$in", "r$_{x$", "$x$", "_old", "__", "_child", "a&b<c>", "100 %", "ü"]
 
@@ -16,17 +17,16 @@ NAMES = ["ba$$in", "r$_{x$", "$x$", "_old", "__", "_child", "a&b<c>", "100 %", "
 @pytest.mark.parametrize("form", ["svg", "png"])
 def test_names_stand_in_legend_and_title_as_they_are(tmp_path, form):
     table = make_table(dict.fromkeys(NAMES))
+    panels = [Panel("value"), Panel("value", title="by name", by="name", over=None)]
+    first = table["step"] == 0
+    curves = kit.curves_of(panels[:1], table)
+    points = kit.curves_of(panels[1:], table[first].assign(name=table["run"]))
     with paper_style():
-        figure, axes = new_figure(2)
-        look = looks(table, {"value": "value"})
-        draw_curves(axes[0, 0], table, "value", name="value", looks=look)
-        draw_by_category(axes[1, 0], table.assign(name=table["run"]), "value", category="name")
-        figure.suptitle(sample_note(make_table({"r$_{x$": None})))
-        legend_below(figure, axes[:, 0])
+        figure = draw_panels(pd.concat([curves, points]), panels, title="r$_{x$")
         save(figure, tmp_path / f"figure.{form}", format=form)
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts() if text.get_text()] == NAMES
-    ticks = [label.get_text() for label in axes[1, 0].get_xticklabels()]
+    ticks = [label.get_text() for label in figure.axes[1].get_xticklabels()]
     assert ticks == NAMES
     shown = [text for text in figure.findobj(Text) if "$" in text.get_text()]
     assert not any(text.get_parse_math() for text in shown)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+import torch
+
 CONV1D_NAMES = ("c_attn", "q_attn", "c_proj", "c_fc")
 """Names that transformers' models with Conv1D give to it (others give them to linear layers)."""
 
@@ -32,7 +34,6 @@ def is_conv1d(module: str, folder: Path) -> bool | None:
 @functools.cache
 def _layers(folder: Path) -> dict[str, bool]:
     """List the layers with a weight: whether each is Conv1D. Empty for an unknown model."""
-    import torch
     import transformers
     from transformers.pytorch_utils import Conv1D
 

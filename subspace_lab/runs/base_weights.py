@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from analyses._conv1d import CONV1D_NAMES, is_conv1d
-from analyses._dequantized import companion, dequantized
+import pandas as pd
+from huggingface_hub import snapshot_download
+from torch import Tensor
+
+from subspace_lab import files, models
 from subspace_lab.errors import UserError
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from torch import Tensor
-
-    from subspace_lab.linalg.factors import Factors
-    from subspace_lab.runs.run import Run
+from subspace_lab.linalg.factors import Factors, weight_matrix
+from subspace_lab.runs.conv1d import CONV1D_NAMES, is_conv1d
+from subspace_lab.runs.dequantized import companion, dequantized
+from subspace_lab.runs.run import Run
 
 
 class UnreadableWeightError(UserError):
@@ -27,7 +28,7 @@ class BaseWeights:
 
     Args:
         folder: a transformers folder with `*.safetensors`.
-        remark: what has to be said where results are shown, such as that the base is quantised.
+        remark: what has to be said where results are shown, such as that the base is quantized.
 
     Attributes:
         has_conv1d: whether some weights are known to be stored as (in, out).
@@ -37,8 +38,6 @@ class BaseWeights:
     """
 
     def __init__(self, folder: Path, *, remark: str = "") -> None:
-        from subspace_lab import files
-
         self.folder, self.remark, self.has_conv1d = folder, remark, False
         self._file_of: dict[str, Path] = {}
         self._siblings: dict[str, set[str]] = {}
@@ -57,12 +56,12 @@ class BaseWeights:
         if wanted in self._file_of:
             return wanted
         # A checkpoint may leave out, or add, the prefix of the model without its head.
-        found = [
+        names = [
             name
             for name in self._file_of
             if wanted.endswith(f".{name}") or name.endswith(f".{wanted}")
         ]
-        return found[0] if len(found) == 1 else None
+        return names[0] if len(names) == 1 else None
 
     def shape(self, module: str) -> tuple[int, ...] | None:
         """Give the shape of a module's weight as it is stored; None if there is none."""
@@ -72,7 +71,7 @@ class BaseWeights:
         """Name the type of codes that a module's weight is stored as; None for plain numbers.
 
         Raises:
-            UnreadableWeightError: if there is no single weight, or it cannot be dequantised.
+            UnreadableWeightError: if there is no single weight, or it cannot be dequantized.
         """
         name = self.find(module)
         if name is None:
@@ -83,15 +82,12 @@ class BaseWeights:
         return dtype if self._companion(name, dtype) else None
 
     def matrix(self, factors: Factors) -> Tensor:
-        """Read the weight (m, n) that the given factors update; codes are dequantised.
+        """Read the weight (m, n) that the given factors update; codes are dequantized.
 
         Raises:
             UnreadableWeightError: if there is none that can be read without a guess.
             UserError: if it has another shape.
         """
-        from subspace_lab import files
-        from subspace_lab.linalg.factors import weight_matrix
-
         quantized = self.codes(factors.module) is not None
         name = self.find(factors.module)
         assert name is not None  # codes() raises otherwise
@@ -130,8 +126,6 @@ class BaseWeights:
 
     def _header(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Read the type and shape of a stored tensor."""
-        from subspace_lab import files
-
         with files.open_tensors(self._file_of[name]) as tensors:
             stored = tensors.get_slice(name)
             return str(stored.get_dtype()), tuple(stored.get_shape())
@@ -145,8 +139,6 @@ class BaseWeights:
             ) from error
 
     def _dequantized(self, name: str, codes: Tensor) -> Tensor:
-        from subspace_lab import files
-
         scale_name = self._companion(name, self._header(name)[0])
         assert scale_name is not None
         full = name.removesuffix("weight") + scale_name
@@ -159,7 +151,7 @@ class BaseWeights:
             raise UnreadableWeightError(f"{name} of the base {self.folder}: {error}") from error
 
     def _quantization(self) -> str:
-        """Say how the base is quantised, and what to do; empty if it is not, by its config."""
+        """Say how the base is quantized, and what to do; empty if it is not, by its config."""
         quantization = self._config().get("quantization_config")
         if not quantization:
             return ""
@@ -177,8 +169,6 @@ def open_base(run: Run, *, name: str | None = None) -> BaseWeights:
     Raises:
         UserError: if no base is named or available, or scaling * B A is not an update of it.
     """
-    from subspace_lab import models
-
     adapter = run.snapshots[max(run.snapshots)]
     if notes := [note for note in adapter.modules["note"].unique() if "not converted" in note]:
         raise UserError(str(notes[0]))
@@ -193,6 +183,45 @@ def open_base(run: Run, *, name: str | None = None) -> BaseWeights:
     return weights
 
 
+def find_base(
+    run: Run, modules: Iterable[str], *, name: str | None = None
+) -> tuple[BaseWeights | None, str]:
+    """Open the base of a run if it is available, and give what has to be said about it.
+
+    Raises:
+        UserError: if `name` is given, and that base is not available or has none of the weights.
+    """
+    try:
+        weights = open_base(run, name=name)
+        codes, reasons = set[str](), list[UserError]()
+        for module in modules:
+            try:
+                codes.add(weights.codes(module) or "")
+            except UnreadableWeightError as error:
+                reasons.append(error)
+        if not codes:
+            raise UserError(
+                f"the base has none of the modules' weights that can be read: {reasons[0]}"
+            )
+    except UserError as error:
+        if name:
+            raise
+        return None, f"update only: {error}"
+    dequantized = ", ".join(sorted(codes - {""}))
+    remarks = [weights.remark, f"dequantized from {dequantized} codes" if dequantized else ""]
+    return weights, "; ".join(filter(None, remarks))
+
+
+def base_weight(weights: BaseWeights | None, factors: Factors) -> tuple[Tensor | None, str]:
+    """Read the weight that factors update; without one, say why if the base lacks only this one."""
+    if weights is None:
+        return None, ""
+    try:
+        return weights.matrix(factors), ""
+    except UnreadableWeightError as error:
+        return None, f"update only: {error}"
+
+
 def _stores_transposed(weights: BaseWeights, modules: pd.DataFrame) -> bool:
     """Tell whether the shape of some linear weight shows that it is stored as (in, out)."""
     linear = modules[(modules["kind"] == "linear") & (modules["m"] != modules["n"])]
@@ -203,8 +232,6 @@ def _stores_transposed(weights: BaseWeights, modules: pd.DataFrame) -> bool:
 def _folder(location: str) -> Path:
     if Path(location).is_dir():
         return Path(location)
-    from huggingface_hub import snapshot_download
-
     try:
         return Path(snapshot_download(location, allow_patterns=["*.safetensors", "config.json"]))
     except Exception as error:  # each layer below (cache, HTTP, proxy) has errors of its own

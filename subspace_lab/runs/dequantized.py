@@ -1,4 +1,4 @@
-"""The numbers that quantised weights stand for, where the file says so without doubt.
+"""The numbers that quantized weights stand for, where the file says so without doubt.
 
 | stored as | with | weight | written by |
 |---|---|---|---|
@@ -13,12 +13,10 @@ never taken for weights.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from subspace_lab.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of the types that hold weights
 CODES = ("F8_E4M3", "F8_E5M2", "I8")
@@ -34,7 +32,7 @@ def companion(dtype: str, siblings: Collection[str]) -> str | None:
         siblings: names of the module's other tensors, such as `weight_scale`.
 
     Raises:
-        UserError: if the codes cannot be dequantised without doubt.
+        UserError: if the codes cannot be dequantized without doubt.
     """
     beside = [name for name in siblings if name.startswith("weight_") or name == "SCB"]
     if dtype in FLOATS:
