@@ -88,7 +88,7 @@ def method_name(run: Run) -> str:
     return METHODS[method] + " with a mask" * masked
 
 
-def mask_text(settings: Mapping[str, Any]) -> str:
+def mask_text(settings: Mapping[Any, Any]) -> str:
     """Say sampling, where it is not Bernoulli's, granularity and rescale of a mask; "" of none.
 
     >>> mask_text({"granularity": "step", "rescale": False, "sampling": "exact-k"})
@@ -101,7 +101,7 @@ def mask_text(settings: Mapping[str, Any]) -> str:
     return f"{exactly}{settings['granularity']} mask, {scale}"
 
 
-def settings_text(settings: Mapping[str, Any], *, with_rank: bool) -> str:
+def settings_text(settings: Mapping[Any, Any], *, with_rank: bool) -> str:
     """Write the columns of a configuration in words.
 
     >>> settings_text({"rank": 8, "other_settings": "", "granularity": "step", "rescale": True,

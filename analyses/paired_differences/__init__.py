@@ -118,13 +118,13 @@ def _remarks(runs: Sequence[Run], known: dict[str, Configuration], baseline: str
 def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give the paired differences to the baseline, over all tasks where all were scored."""
     return {
-        f"{row.configuration}, {row.task}, {row.measure}": {
-            "difference": row.difference,
-            "low": row.difference_low,
-            "high": row.difference_high,
-            "p_value": row.p_value,
+        f"{row['configuration']}, {row['task']}, {row['measure']}": {
+            "difference": row["difference"],
+            "low": row["difference_low"],
+            "high": row["difference_high"],
+            "p_value": row["p_value"],
         }
-        for row in over_all_tasks(table).itertuples()
+        for row in over_all_tasks(table).to_dict(orient="records")
     }
 
 

@@ -124,7 +124,7 @@ def difference_of(
         other.of_seeds(task, measure, seeds) - baseline.of_seeds(task, measure, seeds)
         for task in tasks
     ]
-    by_seed = _average(differences)
+    by_seed = _average([list(of_task) for of_task in differences])
     # Tasks weigh equally, and their examples are independent samples.
     variance = sum(_variance_of_mean(of_task.mean(axis=0)) for of_task in differences)
     row = {

@@ -96,14 +96,15 @@ def _table_rows(table: Table, results: Sequence[Result]) -> Iterator[dict[str, A
         notes: Mapping[tuple[str, str, str], str] = {}
         if first and published:
             printed, notes = dict(zip(titles, published.printed, strict=True)), table.notes
-        known = published or result
-        place = (known.model, published.label if published else known.method)
+        known, shown = published or result, published if first else result
+        assert known is not None and shown is not None
+        place = (known.model, known.label)
         for title in titles:
             yield {
                 "table": table.number,
                 "model": place[0],
                 "method": place[1],
-                "parameters": (published if first and published else result).parameters,
+                "parameters": shown.parameters,
                 "rank": table.rank,
                 **_settings(result),
                 "column": title,
@@ -124,9 +125,10 @@ def _rank_rows(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
     shown = [result for result in results if result.method in ("LoRA", "DropLoRA")]
     for published, result, first in _beside(TABLE_5, shown, same):
         known = published or result
+        assert known is not None
         yield {
             "table": 5,
-            "model": LLAMA2 if published else result.model,
+            "model": known.model,
             "method": known.method,
             "rank": known.rank,
             "prune_prob": known.prune_prob,

@@ -38,7 +38,7 @@ def draw_pruning_rates(table: pd.DataFrame) -> Figure:
             _draw_level(panel, members[members["method"] == "LoRA"], f"{model}, r {rank}", g)
             masked = members[members["method"] == "DropLoRA"]
             for k, (_, runs) in enumerate(masked.groupby(KIND, sort=False, dropna=False)):
-                first = runs.iloc[0]
+                first = runs.iloc[0].to_dict()
                 kind = ", ".join(filter(None, [first["other_settings"], mask_text(first)]))
                 label = f"{model}, r {rank}: {kind}"
                 _draw_line(panel, runs, "prune_prob", label, color=g, line=k)
@@ -70,7 +70,7 @@ def draw_ranks(table: pd.DataFrame) -> Figure:
     rows = rows[rows["method"].isin(["LoRA", "DropLoRA"])]
     curves = rows.groupby(["model", "method", "keep_prob", *KIND], sort=False, dropna=False)
     for i, (_, members) in enumerate(curves):
-        first = members.iloc[0]
+        first = members.iloc[0].to_dict()
         law = settings_text(first, with_rank=False)
         label = f"{first['model']}: {first['method']}" + (f", {law}" if law else "")
         _draw_line(panel, members, "rank", label, color=i, line=i // len(PALETTE))

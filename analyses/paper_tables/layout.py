@@ -34,7 +34,7 @@ def _one(number: int, rows: pd.DataFrame) -> str:
     described = ["rank", "pruning rate"] if number == 5 else ["# parameters"]
     notes: list[str] = []
     lines = []
-    cells: list[dict[str, Any]] = rows.to_dict(orient="records")
+    cells: list[dict[Any, Any]] = rows.to_dict(orient="records")
     for start in range(0, len(cells), len(columns)):
         row = cells[start : start + len(columns)]
         first = row[0]

@@ -75,6 +75,7 @@ class RankRow:
     rank: int
     prune_prob: float
     accuracy: float
+    model: str = LLAMA2
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,11 @@ class Result:
         return str(self.settings["method"])
 
     @property
+    def label(self) -> str:
+        """The method: a result is never taken from another paper."""
+        return self.method
+
+    @property
     def rank(self) -> int:
         """The rank r; 0 for full fine-tuning."""
         return int(self.settings["rank"])

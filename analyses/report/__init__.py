@@ -96,8 +96,8 @@ def _evaluated(run: Run) -> dict[str, Any]:
 def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give the loss and the exact match after training, of the runs that were evaluated."""
     return {
-        row.run: {"loss": row.last_loss, "exact match": row.last_exact_match}
-        for row in table[table["examples"].notna()].itertuples()
+        row["run"]: {"loss": row["last_loss"], "exact match": row["last_exact_match"]}
+        for row in table[table["examples"].notna()].to_dict(orient="records")
     }
 
 
