@@ -48,8 +48,9 @@ def commands():
     """List the modules that are commands: those with a `main` of their own."""
     for package in (subspace_lab, analyses):
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if found.name.rpartition(".")[2] in ("solution_runner", "closed_root"):
-                continue  # both run inside the checker's sandbox
+            # Both of these run inside the checker's sandbox; an analysis's __main__ has no main.
+            if found.name.rpartition(".")[2] in ("solution_runner", "closed_root", "__main__"):
+                continue
             module = importlib.import_module(found.name)
             main = getattr(module, "main", None)
             if main is not None and inspect.getmodule(main) is module:
