@@ -200,4 +200,5 @@ def _losses(run: Run) -> tuple[dict[str, float], str] | None:
     masks = int((table["predictor"] == "single").sum())
     how = [examples_note(table), f"{masks} mask{'s' * (masks != 1)}"]
     how += sorted(set(table["dtype"].astype(str))) if "dtype" in table else []
-    return table.groupby("predictor")["loss"].mean().to_dict(), ", ".join(how)
+    losses = table.groupby("predictor")["loss"].mean()
+    return {str(name): float(loss) for name, loss in losses.items()}, ", ".join(how)

@@ -72,10 +72,8 @@ def draw(table: pd.DataFrame) -> Figure:
     axes.set_xlim(-OFF_SCALE, OFF_SCALE)
     axes.set_xticks([-2, -1, 0, 1, 2], ["≤ −2", "−1", "0", "1", "≥ 2"])
     axes.set_xlabel("deviation / tolerance")
-    labels = [
-        f"{row.prediction} ({row.statement})" if row.statement else row.prediction
-        for row in order.itertuples()
-    ]
+    names = zip(order["prediction"].astype(str), order["statement"].astype(str), strict=True)
+    labels = [f"{name} ({theorem})" if theorem else name for name, theorem in names]
     axes.set_yticks(list(places.values()), labels, fontsize=5.5)
     axes.set_ylim(-len(places) + 0.4, 0.6)
     axes.tick_params(axis="y", length=0)

@@ -49,7 +49,8 @@ def _read(run: Run, analysis: str) -> pd.DataFrame | None:
     if not path.is_file():
         return None
     table = files.read_table(path)
-    return table[table["step"] == table["step"].max()]
+    last: pd.DataFrame = table[table["step"] == table["step"].max()]
+    return last
 
 
 ENSEMBLES = Need(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,7 @@ from analyses.mask_theory import ANALYSIS, chance, join
 from analyses.mask_theory.comparison import NotTestableError
 from analyses.mask_theory.drawn_masks import disjoint_pairs
 from analyses.mask_theory.figure import compared, disagreements, summarize
+from analyses.mask_theory.prediction import predictions_of
 from analyses.mask_theory.record import groups_of
 from subspace_lab import files
 from subspace_lab.adapters.mask import RankMask
@@ -414,6 +417,15 @@ def test_a_frame_that_is_not_random_is_not_held_against_the_random_null(run):
     run.description["config"] = {"method": "full"}
     assert groups_of(run)[0].starts_at_zero and not groups_of(run)[0].starts_at_random
     assert "T3" not in set(compute(run)["statement"])
+
+
+def test_every_prediction_has_a_name_of_its_own_and_a_theorem_of_the_list():
+    topics = (*mask_theory.TOPICS, mask_theory.against_lora, mask_theory.inference)
+    predictions = list(predictions_of(*topics))
+    assert len({prediction.name for prediction in predictions}) == len(predictions) > 60
+    text = (Path(__file__).parents[2] / "docs" / "theory.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| (T\d+) \|", text.partition("## Conventions")[0], re.MULTILINE))
+    assert {prediction.theorem for prediction in predictions} - {""} <= listed
 
 
 def test_what_a_record_cannot_test_says_why(tmp_path):
