@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +99,7 @@ def compute(
     table = run.modules if modules is None else run.modules[run.modules["module"].isin(modules)]
     weights, remark = find_base(run, table["module"], name=base)
 
-    def of_module(place: dict[str, Any]) -> list[dict[str, Any]]:
+    def of_module(place: dict[Hashable, Any]) -> list[dict[str, Any]]:
         factors = {step: run.factors(step, place["module"]) for step in chosen}
         W0, reason = base_weight(weights, next(iter(factors.values())))
         spectrum = None if W0 is None else Base.of(W0, top_k=top_k)
@@ -206,7 +206,7 @@ def _spectra(table: pd.DataFrame) -> pd.DataFrame:
     pairs = zip(table["singular_values"], table["null_singular_values"], strict=True)
     null = [[np.nan] * len(sigma) if np.ndim(null) == 0 else null for sigma, null in pairs]
     lists = ["singular_values", "null_singular_values"]
-    values = table.assign(null_singular_values=null).explode(lists)
+    values = table.assign(null_singular_values=pd.Series(null, table.index)).explode(lists)
     values = values.astype(dict.fromkeys(lists, float))
     spectrum = values.groupby(["run", "module", "matrix"], observed=True)["singular_values"]
     index, largest = spectrum.cumcount() + 1, spectrum.transform("max")
@@ -224,7 +224,7 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
         update, merged = (last[last["matrix"] == matrix] for matrix in ("update", "merged"))
         summary[f"{run}, step {last['step'].iloc[0]}"] = {
             "largest singular value of the update": float(
-                update["singular_values"].str[0].median()
+                pd.Series([sigma[0] for sigma in update["singular_values"]]).median()
             ),
             "update to base norm": float(update["update_to_base_norm"].median()),
             "intruders": float(merged["intruders"].sum(min_count=1)),
