@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection, Hashable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +99,7 @@ def compute(
     table = run.modules if modules is None else run.modules[run.modules["module"].isin(modules)]
     weights, remark = find_base(run, table["module"], name=base)
 
-    def of_module(place: dict[Hashable, Any]) -> list[dict[str, Any]]:
+    def of_module(place: dict[str, Any]) -> list[dict[str, Any]]:
         factors = {step: run.factors(step, place["module"]) for step in chosen}
         W0, reason = base_weight(weights, next(iter(factors.values())))
         spectrum = None if W0 is None else Base.of(W0, top_k=top_k)
@@ -109,7 +109,8 @@ def compute(
             for row in _rows(update, run.snapshots[step], spectrum, epsilon=epsilon)
         ]
 
-    places = table[["module", "layer", "projection"]].to_dict(orient="records")
+    records = table[["module", "layer", "projection"]].to_dict(orient="records")
+    places = [{str(name): value for name, value in record.items()} for record in records]
     parts = kit.map_parallel(
         of_module, places, total=len(places), unit="module", description=run.name
     )
