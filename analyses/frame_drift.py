@@ -73,23 +73,23 @@ def compute(
     def of_batch(batch: kit.CoreBatch) -> pd.DataFrame:
         frames = (batch.core.row, batch.core.column)
         pairs = [(frame, since) for frame in frames for since in SINCE]
-        shape = (*batch.finite.shape, len(SIDES), len(SINCE))
+        shape = (len(SIDES), len(SINCE))
 
-        def stack(values: list[torch.Tensor], dim: int) -> torch.Tensor:
-            return torch.stack(values, dim=dim).unflatten(dim, shape[2:])
+        def stacked(values: Iterable[torch.Tensor]) -> torch.Tensor:
+            """Stack values of pairs (T, M, ...) to (T, M, side, since, ...)."""
+            together: torch.Tensor = torch.stack(list(values), dim=2).unflatten(2, shape)
+            return together
 
-        angles = [linalg.principal_angles(X.now(), X.before(since)) for X, since in pairs]
-        angles = stack(angles, dim=2)  # (T, M, side, since, r)
-        norms = stack([X.displacement(since).norm for X, since in pairs], dim=2)
+        angles = stacked(linalg.principal_angles(X.now(), X.before(since)) for X, since in pairs)
+        largest = angles.nan_to_num(-1.0).amax(-1)
+        norms = stacked(X.displacement(since).norm for X, since in pairs)
         squares = [X.displacement("previous").coordinates.square().sum(-2) for X in frames]
         dropped = 1 - masks.kept(batch.steps, batch)
         leakage = [(square * dropped).sum(-1) / square.sum(-1) for square in squares]
         none = torch.full_like(norms[..., 0], torch.nan)
         columns = {
             "angles": kit.ragged(angles),
-            "max_angle": angles.nan_to_num(-1.0)
-            .amax(-1)
-            .where(angles.isfinite().any(-1), torch.nan),
+            "max_angle": largest.where(largest >= 0, torch.nan),
             "step_norm": norms,
             "leakage": torch.stack([torch.stack(leakage, dim=-1), none], dim=-1),
             "expected_leakage": [expected, np.nan],
@@ -148,11 +148,14 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
             "expected": late["expected_leakage"],
         }
     )
-    optional = list(numbers.columns[-2:])
-    return {
-        f"{run}, {SIDES[side]}": row.drop(optional if row[optional].isna().all() else []).to_dict()
-        for (run, side), row in numbers.iterrows()
-    }
+    summary: dict[str, dict[str, float]] = {}
+    for run, side in numbers.index:
+        row = numbers.loc[(run, side)]
+        known = row if (run, side) in late.index else row.iloc[:-2]
+        summary[f"{run}, {SIDES[side]}"] = {
+            str(name): float(value) for name, value in known.items()
+        }
+    return summary
 
 
 by_side = functools.partial(kit.Panel, by="side", labels=SIDES)

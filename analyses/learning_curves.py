@@ -94,9 +94,7 @@ def curves(table: pd.DataFrame) -> pd.DataFrame:
 def draw(curves: pd.DataFrame) -> Figure:
     """Draw the curves, a panel for each loss and share."""
     evaluated = "".join(curves["evaluated"].iloc[:1])
-    return draw_panels(
-        curves, PANELS, title=", ".join(filter(None, ("Learning curves", evaluated)))
-    )
+    return draw_panels(curves, PANELS, title=evaluated or "Learning curves")
 
 
 plot = kit.Plot(draw, curves)

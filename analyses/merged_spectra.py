@@ -110,7 +110,8 @@ def compute(
             for row in _rows(update, run.snapshots[step], spectrum, epsilon=epsilon)
         ]
 
-    places = table[["module", "layer", "projection"]].to_dict(orient="records")
+    records = table[["module", "layer", "projection"]].to_dict(orient="records")
+    places = [{str(name): value for name, value in record.items()} for record in records]
     parts = kit.map_parallel(
         of_module, places, total=len(places), unit="module", description=run.name
     )
@@ -207,7 +208,7 @@ def _spectra(table: pd.DataFrame) -> pd.DataFrame:
     pairs = zip(table["singular_values"], table["null_singular_values"], strict=True)
     null = [[np.nan] * len(sigma) if np.ndim(null) == 0 else null for sigma, null in pairs]
     lists = ["singular_values", "null_singular_values"]
-    values = table.assign(null_singular_values=null).explode(lists)
+    values = table.assign(null_singular_values=pd.Series(null, table.index)).explode(lists)
     values = values.astype(dict.fromkeys(lists, float))
     spectrum = values.groupby(["run", "module", "matrix"], observed=True)["singular_values"]
     index, largest = spectrum.cumcount() + 1, spectrum.transform("max")
@@ -225,7 +226,7 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
         update, merged = (last[last["matrix"] == matrix] for matrix in ("update", "merged"))
         summary[f"{run}, step {last['step'].iloc[0]}"] = {
             "largest singular value of the update": float(
-                update["singular_values"].str[0].median()
+                pd.Series([sigma[0] for sigma in update["singular_values"]]).median()
             ),
             "update to base norm": float(update["update_to_base_norm"].median()),
             "intruders": float(merged["intruders"].sum(min_count=1)),

@@ -103,8 +103,9 @@ def masked_ratio(table: pd.DataFrame) -> pd.DataFrame:
     """
     known = table[table["masked_mean"] > 0].dropna(subset="masked")
     group = kit.group_column(table)
-    sums = known.assign(variance=known["masked_std"] ** 2).groupby([group, "step"], observed=True)
-    sums = sums[["masked", "masked_mean", "variance"]].sum(min_count=1).reset_index()
+    known = known.assign(variance=known["masked_std"] ** 2)
+    of_step = known.groupby([group, "step"], observed=True)
+    sums = of_step[["masked", "masked_mean", "variance"]].sum(min_count=1).reset_index()
     half = 1.96 * sums["variance"] ** 0.5 / sums["masked_mean"]
     ratio = sums["masked"] / sums["masked_mean"]
     return sums.assign(run=sums[group], ratio=ratio, expected=1.0, low=1 - half, high=1 + half)

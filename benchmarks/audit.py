@@ -100,7 +100,7 @@ def main() -> None:
         adapter, out = Path(temporary) / "adapter", Path(temporary) / "out"
         write_adapter(adapter, layers=arguments.layers, rank=arguments.rank)
         ours = [sys.executable, "-m", "analyses.effective_rank", "--run", str(adapter)]
-        commands = {
+        commands: dict[str, Sequence[str]] = {
             "effective_rank": [*ours, "--out", str(out), "--format", "none"],
             "gradience audit": [arguments.gradience, "audit", "--peft-dir", str(adapter), "--json"],
         }

@@ -82,8 +82,8 @@ def curve_table(
         return pd.DataFrame()
     alone = table["run"].nunique() == 1 if alone is None else alone
     modules = table["module"].nunique() if "module" in table else 0
-    quartiles = table.groupby(["run", over], observed=True)[value]
-    quartiles = quartiles.quantile(np.array([0.25, 0.5, 0.75])).unstack()
+    by_step = table.groupby(["run", over], observed=True)[value]
+    quartiles = by_step.quantile(np.array([0.25, 0.5, 0.75])).unstack()
     first = table.drop_duplicates("run")
     group_of = pd.Series(first[group_column(table)].astype(str).to_numpy(), index=first["run"])
     parts = []

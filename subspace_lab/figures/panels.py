@@ -26,6 +26,7 @@ from subspace_lab.figures.style import (
     step_axis,
 )
 
+NAMES = {"step": "optimizer step"}  # of horizontal axes
 FEW_STEPS = 20  # up to here each point gets its marker
 Styles = Mapping[tuple[str, str], Mapping[str, Any]]
 
@@ -106,9 +107,10 @@ def draw_panels(curves: pd.DataFrame, panels: Sequence[Panel], *, title: str) ->
         if as_points[panel.name]:
             _draw_points(axis, rows, styles)
         else:
-            _draw_curves(axis, rows, panel.over or "", styles)
+            over = panel.over or ""
+            _draw_curves(axis, rows, over, styles)
             if not share_x or panel is drawn[-1]:
-                step_axis(axis, label="optimizer step" if panel.over == "step" else panel.over)
+                step_axis(axis, label=NAMES.get(over, over))
         if (rows["kind"] == "predicted").any():
             axis.plot([], [], label=panel.expected_label, **PREDICTION)
         _set_vertical_axis(axis, panel)
