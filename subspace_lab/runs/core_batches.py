@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from subspace_lab import files, linalg
+from subspace_lab import linalg
+from subspace_lab import files
 from subspace_lab.linalg.rank_core import Frame, RankCore
 from subspace_lab.runs.stored_cores import stored_names, unpacked
 
