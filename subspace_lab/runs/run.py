@@ -35,6 +35,7 @@ from subspace_lab.runs.described import Described
 from subspace_lab.runs.left_out import coverage, left_out
 from subspace_lab.runs.metrics import evaluations, read_metrics
 from subspace_lab.runs.observed_gates import Gates, read_gates
+from subspace_lab.theory.mask_law import MaskLaw, mask_law
 
 
 class Run(Described):
