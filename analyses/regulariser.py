@@ -1,4 +1,4 @@
-"""What rank masks penalise, over training: the regularizer and its distance from its minimum.
+"""What rank masks penalize, over training: the regularizer and its distance from its minimum.
 
     python -m analyses.regulariser --run RUN [--run RUN2 ...]
 
@@ -132,7 +132,7 @@ plot = kit.curves_over_steps(
 ANALYSIS = kit.Analysis(
     name="regulariser",
     description=__doc__,
-    question="what do masks penalise, and does training reduce it?",
+    question="what do masks penalize, and does training reduce it?",
     compute=compute,
     plot=plot,
     summarize=kit.medians_at_last_step(

@@ -128,7 +128,7 @@ def _regularizer_share(part: int, name: str) -> Prediction:
 
     @of_masked(
         "T7",
-        f"regulariser over norm², {name} third",
+        f"regularizer over norm², {name} third",
         "masks do not add to the update what their regularizer says",
         DROPPED,
         tests="masks drawn",
@@ -159,7 +159,7 @@ UPDATES = Need(lambda group: _updates(group) is not None, "every recorded update
 
 @prediction(
     "T7",
-    "regulariser above its bound",
+    "regularizer above its bound",
     "R is below the squared nuclear norm over r",
     UPDATES,
     tests="identity",

@@ -167,7 +167,7 @@ def _varies(masks: Tensor, *, dim: int) -> Tensor:
 
 
 def _mean_overlap(group: Group, *, dim: int) -> Comparison:
-    """Compare the overlaps of masks (calls, examples, tokens, r) with neighbours along `dim`.
+    """Compare the overlaps of masks (calls, examples, tokens, r) with neighbors along `dim`.
 
     Each mask is in one pair. Checkpointing repeats a pass, with its masks, in the backward pass:
     one pass per step counts.

@@ -31,7 +31,7 @@ class MaskMoments:
 def relative_variance(*, keep_prob: float) -> float:
     """Relative variance λ = Var d / (E d)^2 = (1 - q) / q of one gate d ~ Bernoulli(q).
 
-    It is the variance of a rescaled gate d/q, and so the strength of the masks' regulariser.
+    It is the variance of a rescaled gate d/q, and so the strength of the masks' regularizer.
 
     >>> relative_variance(keep_prob=0.5)
     1.0
@@ -87,7 +87,7 @@ def two_masks(rank: int, *, keep_prob: float) -> MaskMoments:
 
 
 def blocks(rank: int, *, block_size: int, keep_prob: float) -> MaskMoments:
-    """Blocks of neighbouring coordinates, each kept or dropped as one, independently.
+    """Blocks of neighboring coordinates, each kept or dropped as one, independently.
 
     Cov(d)_ij = q (1 - q) if i and j lie in the same block, else 0. One block of size r drops the
     whole update; stacking the factors of several layers that share a mask is this law up to order.
