@@ -46,19 +46,19 @@ def what_is_missing(run: Run, needs: Needs) -> str | None:
         ),
         Needs.CORES: (
             bool(run.steps),
-            "has no rank cores and no saved adapters: record it with --cores or --snapshots",
+            "has no rank cores and no saved adapters: record it with `cores` or `snapshots`",
         ),
         Needs.DISPLACEMENTS: (
             bool(run.core_steps),
-            "has no displacements, only adapters: record a run with --cores",
+            "has no displacements, only adapters: record a run with `cores`",
         ),
         Needs.STEP_MASKS: (
             bool(run.mask_steps or run.steps_without_mask),
-            "has no step masks: train with --method droplora --granularity step",
+            "has no step masks: train with `method` droplora and `granularity` step",
         ),
         Needs.SNAPSHOTS: (
             bool(run.snapshots),
-            "has no saved adapters with factors B and A: record them with --snapshots",
+            "has no saved adapters with factors B and A: record them with `snapshots`",
         ),
         Needs.MODEL: (
             bool(run.adapter_folders),

@@ -19,6 +19,7 @@ from subspace_lab.recording.writer import RunWriter
 from subspace_lab.runs import core_batches
 from subspace_lab.runs.opening import open_runs
 from subspace_lab.runs.run import Run
+from subspace_lab.runs.stored_cores import pack_triangle
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.trainer import train
 
