@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from subspace_lab import files
 from subspace_lab.errors import UserError
 from subspace_lab.module_table import MODULE_COLUMNS
 from subspace_lab.recording.writer import RunWriter
