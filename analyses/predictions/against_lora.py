@@ -83,7 +83,7 @@ def _turns(group: Group) -> dict[int, NDArray[np.float64]]:
     from subspace_lab import linalg
 
     steps, cores = group.cores
-    if cores.row.step is None:
+    if cores.row.previous is None:
         return {}
     angles = linalg.principal_angles(cores.row.now(), cores.row.before("previous"))
     turned = angles.square().mean(-1).sqrt().numpy()

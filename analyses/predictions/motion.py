@@ -230,7 +230,6 @@ def plain_sgd(group: Group) -> Iterator[Row]:
     core = cores[moving]
     sigma = torch.linalg.svdvals(core.change("previous"))
     yield SGD_RANK.never((sigma > RANK_ROUNDING * sigma[..., :1]).sum(-1) > 2 * kept)
-    assert core.row.step is not None
     from subspace_lab import linalg
 
     angles = linalg.principal_angles(core.row.now(), core.row.before("previous"))
@@ -248,7 +247,7 @@ def gauge(group: Group) -> Iterator[Row]:
     if not group.run.recorded or group.optimizer is None:
         return
     steps, cores = group.cores
-    if steps[-1] == 0 or cores.row.step is None or cores.column.step is None:
+    if steps[-1] == 0 or cores.row.previous is None or cores.column.previous is None:
         return
     A_side = cores.row.previous.coordinates.mT @ cores.row.before("previous")
     B_side = cores.column.before("previous").mT @ cores.column.previous.coordinates
