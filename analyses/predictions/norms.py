@@ -252,7 +252,7 @@ def _drawn_masks(group: Group, states: int) -> Tensor:
     assert group.law is not None
     generator = torch.Generator().manual_seed(0)
     draws = torch.rand(DRAWS, states, group.rank, generator=generator, dtype=torch.float64)
-    masks: Tensor = group.law.keep(draws)
+    masks: Tensor = group.law.draw(draws)
     return masks.double()
 
 
