@@ -42,6 +42,7 @@ from subspace_lab.figures.style import legend_below, new_figure
 from subspace_lab.linalg.dora import DoraUpdate, dora_whole_update
 from subspace_lab.linalg.factors import Factors
 from subspace_lab.peft_files.adapter_folder import AdapterFolder
+from subspace_lab.runs.base_svd_cache import cached_base_svd
 from subspace_lab.runs.run import Run
 
 MATRICES = ("update", "base", "merged")  # the first, which no run lacks, carries its label
@@ -152,10 +153,11 @@ def _rows(
     if W0 is not None:
         top_k = min(top_k, *W0.shape)
         small = min(W0.shape) <= ALL_VECTORS_UP_TO
-        svd = linalg.base_svd(
-            W0,
-            rank=None if small else max(SOME_VECTORS, top_k),
-            cache=None if small else models.cache_folder() / "base-svd",
+        cache = models.cache_folder() / "base-svd"
+        svd = (
+            linalg.base_svd(W0)
+            if small
+            else cached_base_svd(W0, rank=max(SOME_VECTORS, top_k), cache=cache)
         )
     for step, f in factors.items():
         counts, relative = {"intruders": nan, "undecided": nan}, nan

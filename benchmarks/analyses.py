@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from subspace_lab.runs.stored_cores import pack_triangle
 
 from benchmarks.machine import write_result
+from subspace_lab.module_table import module_table
 from subspace_lab.recording.writer import RunWriter
 
 ANALYSES = ("effective_rank", "subspace_angles")
@@ -40,13 +40,12 @@ PROJECTIONS = {  # of LLaMA-2-7B: m, n
 def write_run(folder: Path, *, layers: int, rank: int, steps: int) -> None:
     """Write a finished run with Gaussian frames."""
     rows = [
-        (f"model.layers.{layer}.{path}", layer, path.rpartition(".")[2], m, n, rank, 2.0)
+        (f"model.layers.{layer}.{path}", m, n, rank, 2.0)
         for layer in range(layers)
         for path, (m, n) in PROJECTIONS.items()
     ]
-    columns = ["module", "layer", "projection", "m", "n", "r", "scaling"]
     law = {"keep_prob": 0.5, "granularity": "step", "rescale": True, "sampling": "bernoulli"}
-    writer = RunWriter(folder, {"mask": law}, pd.DataFrame(rows, columns=columns))
+    writer = RunWriter(folder, {"mask": law}, module_table(rows))
     generator = torch.Generator().manual_seed(0)
     rng = np.random.default_rng(0)
     for step in range(steps + 1):

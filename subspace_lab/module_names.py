@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 # The blocks of a diffusion transformer count as layers; those inside a U-Net's stages do not, since
 # every stage counts its own from 0.
@@ -34,6 +35,15 @@ def base_name(path: str) -> str:
     return unwrapped(path).removeprefix(PEFT_PREFIX)
 
 
+def lora_key(module: str, side: Literal["A", "B"]) -> str:
+    """Name a factor of a module in an adapter's weights file, as PEFT does.
+
+    >>> lora_key("model.layers.0.mlp.up_proj", "A")
+    'base_model.model.model.layers.0.mlp.up_proj.lora_A.weight'
+    """
+    return f"{PEFT_PREFIX}{module}.lora_{side}.weight"
+
+
 def layer_and_projection(module: str) -> tuple[int, str]:
     """Read the layer index (-1 where there is none) and the last component of a module path.
 
@@ -42,5 +52,5 @@ def layer_and_projection(module: str) -> tuple[int, str]:
     >>> layer_and_projection("lm_head")
     (-1, 'lm_head')
     """
-    found = _LAYER.search(module)
-    return (int(found.group(1)) if found else -1), module.rsplit(".", 1)[-1]
+    match = _LAYER.search(module)
+    return (int(match.group(1)) if match else -1), module.rsplit(".", 1)[-1]

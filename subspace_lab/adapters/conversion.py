@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from subspace_lab.adapters.modules import lora_modules
-from subspace_lab.module_names import PEFT_PREFIX, base_name
+from subspace_lab.module_names import PEFT_PREFIX, base_name, lora_key
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -54,10 +54,9 @@ class SaveOnOriginalBase:
         }
         for module in lora_modules(model, adapter=self._adapter):
             A0, B0 = self._initial[module.name]
-            path = f"{PEFT_PREFIX}{module.name}"
             A, B = module.A.detach().cpu(), module.B.detach().cpu()
-            tensors[f"{path}.lora_A.weight"] = torch.cat([A, A0], dim=0)
-            tensors[f"{path}.lora_B.weight"] = torch.cat([B, -B0], dim=1)
+            tensors[lora_key(module.name, "A")] = torch.cat([A, A0], dim=0)
+            tensors[lora_key(module.name, "B")] = torch.cat([B, -B0], dim=1)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(
             {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},

@@ -12,19 +12,20 @@ each module what is missing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from subspace_lab import files
 from subspace_lab.errors import UserError
-from subspace_lab.module_names import PEFT_PREFIX, layer_and_projection
+from subspace_lab.module_names import lora_key
+from subspace_lab.module_table import module_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from peft import LoraConfig
 
 TRUNCATION_FILE = "truncation.json"
@@ -60,21 +61,17 @@ class FullChange:
         self._ranks: dict[str, int] = {}
         for name, layer in layers.items():
             if layer.weight.dtype != torch.float32:
-                raise UserError("full fine-tuning needs an fp32 base: give --base_dtype fp32")
+                raise UserError("full fine-tuning needs a base in fp32: set `base_dtype` to fp32")
             layer.weight.requires_grad_(True)
             self._initial[name] = layer.weight.detach().cpu().clone()
             self._ranks[name] = min(rank or min(layer.weight.shape), *layer.weight.shape)
 
     @property
-    def modules(self) -> list[dict[str, Any]]:
-        """Rows of the module table, with r = k and scaling 1."""
-        rows = []
-        for name, weight in self._initial.items():
-            layer, projection = layer_and_projection(name)
-            sizes = {"m": weight.shape[0], "n": weight.shape[1], "r": self._ranks[name]}
-            place = {"module": name, "layer": layer, "projection": projection}
-            rows.append(place | sizes | {"scaling": 1.0})
-        return rows
+    def modules(self) -> pd.DataFrame:
+        """The module table, with r = k and scaling 1."""
+        return module_table(
+            (name, *weight.shape, self._ranks[name], 1.0) for name, weight in self._initial.items()
+        )
 
     def __call__(self, model: nn.Module, folder: Path) -> None:
         """Write the singular value decomposition of every dW as a LoRA folder.
@@ -85,9 +82,8 @@ class FullChange:
         missing: dict[str, float] = {}
         for name, W0 in self._initial.items():
             weight = model.get_parameter(f"{name}.weight").detach()
-            B, A, missing[name] = _factorise(weight - W0.to(weight), self._ranks[name])
-            factors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = A
-            factors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = B
+            B, A, missing[name] = _factorize(weight - W0.to(weight), self._ranks[name])
+            factors |= {lora_key(name, "A"): A, lora_key(name, "B"): B}
         folder.mkdir(parents=True, exist_ok=True)
         files.write_tensors(folder / "adapter_model.safetensors", factors)
         files.write_json(folder / TRUNCATION_FILE, missing)
@@ -110,7 +106,7 @@ class FullChange:
         )
 
 
-def _factorise(change: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+def _factorize(change: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     """Give B (m, rank), A (rank, n) in fp32 and the relative Frobenius norm of what is missing."""
     U, S, Vh = torch.linalg.svd(change.double(), full_matrices=False)
     root = S[:rank].sqrt()

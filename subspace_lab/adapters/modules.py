@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import pandas as pd
+from torch import Tensor, nn
 
 from subspace_lab.errors import UserError
 from subspace_lab.module_names import base_name
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from subspace_lab.module_table import module_table
 
 
 @dataclass(frozen=True)
@@ -46,20 +46,27 @@ def lora_modules(model: nn.Module, *, adapter: str = "default") -> list[LoraModu
     """List the adapted linear layers of a PEFT model, in the model's own order.
 
     Raises:
-        UserError: if the model has no LoRA layer of that name, or one that is no linear layer.
+        UserError: if the model has no LoRA layer of that name, or one that is not a linear layer.
     """
-    found = list(_walk(model, adapter))
-    if not found:
+    modules = list(_walk(model, adapter))
+    if not modules:
         raise UserError(
             f"the model has no LoRA layers of the adapter {adapter!r}: "
             "build it with peft.get_peft_model and a LoraConfig first"
         )
-    return found
+    return modules
+
+
+def lora_table(modules: Iterable[LoraModule]) -> pd.DataFrame:
+    """Make the module table of adapted layers."""
+    return module_table(
+        (module.name, module.B.shape[0], module.A.shape[1], module.rank, module.scaling)
+        for module in modules
+    )
 
 
 def _walk(model: nn.Module, adapter: str) -> Iterator[LoraModule]:
     from peft.tuners.lora import LoraLayer
-    from torch import nn
 
     for path, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
@@ -69,7 +76,7 @@ def _walk(model: nn.Module, adapter: str) -> Iterator[LoraModule]:
             adapter in layer.lora_A and not isinstance(layer.lora_A[adapter], nn.Linear)
         ):
             raise UserError(
-                f"{name} is adapted but is no linear layer: rank masks and step records cover "
+                f"{name} is adapted but is not a linear layer: rank masks and step records cover "
                 "linear layers, so leave it out of target_modules"
             )
         if adapter in layer.lora_A:

@@ -71,7 +71,7 @@ def intruder_dimensions(
         W0: base weight (m, n).
         B: left factor (m, r).
         A: right factor (r, n).
-        base: `base_svd(W0)`, best from its cache; None computes all its triplets. With fewer
+        base: `base_svd(W0)`; None computes all its triplets. With fewer
             triplets some vectors may stay undecided.
         top_k: how many singular vectors of the merged weight to test.
         epsilon: cosine below which a vector is an intruder.

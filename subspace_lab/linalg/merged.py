@@ -1,23 +1,17 @@
 """Leading singular triplets of a base weight W0, alone and merged with its update.
 
 Lanczos (ARPACK, through SciPy's svds) needs products x -> W0 x + scaling B D (A x) only, so that
-W0 + scaling B D A is not formed unless most of its triplets are asked for. The
-triplets of W0 itself do not change while an adapter trains, so they can be cached on disk, keyed
-by the content of the weight.
+W0 + scaling B D A is not formed unless most of its triplets are asked for.
 """
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from scipy.sparse.linalg import ArpackError, LinearOperator, svds
 from torch import Tensor
 
@@ -77,31 +71,19 @@ def merged_svd(
     return with_evidence(U, S, Vh, MV=product(Vh.T), MtU=adjoint(U), rounding=rounding)
 
 
-def base_svd(
-    W0: Float[Tensor, "m n"], *, rank: int | None = None, cache: Path | None = None
-) -> LowRankSVD:
-    """The `rank` largest singular triplets of a base weight, from the cache where it has them.
+def base_svd(W0: Float[Tensor, "m n"], *, rank: int | None = None) -> LowRankSVD:
+    """The `rank` largest singular triplets of a base weight.
 
     Args:
         W0: base weight (m, n).
         rank: how many triplets, by Lanczos; None computes all min(m, n) by a dense SVD.
-        cache: a directory, created if need be, with one safetensors file per weight, the file
-            name a hash of the weight's content and the rank; None keeps nothing. All triplets of
-            a 4096 x 4096 weight take 270 MB, 64 of them 4 MB.
 
     Returns:
         A `LowRankSVD` in float64.
     """
     m, n = W0.shape
-    rank = min(m, n) if rank is None else rank
-    path = None if cache is None else cache / f"{_content_hash(W0)}-{rank}.safetensors"
-    if path is not None and path.exists():
-        return LowRankSVD(**load_file(path, device=str(W0.device)))
     nothing = W0.new_zeros(m, 0), W0.new_zeros(0, n)
-    svd = merged_svd(W0, *nothing, rank=rank)
-    if path is not None:
-        _write_atomically(vars(svd), path)
-    return svd
+    return merged_svd(W0, *nothing, rank=min(m, n) if rank is None else rank)
 
 
 def _lanczos(
@@ -140,18 +122,3 @@ def _on_arrays(
     function: Callable[[Tensor], Tensor], device: torch.device
 ) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
     return lambda x: function(torch.from_numpy(x).to(device)).cpu().numpy()
-
-
-def _content_hash(W: Float[Tensor, "m n"]) -> str:
-    digest = hashlib.sha256(f"{W.dtype} {tuple(W.shape)}".encode())
-    digest.update(W.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:32]
-
-
-def _write_atomically(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write beside the goal and rename, so that no reader or crash sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        temporary = Path(file.name)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    temporary.replace(path)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from subspace_lab.errors import UserError
 from subspace_lab.linalg.factors import Factors
-from subspace_lab.module_names import layer_and_projection
+from subspace_lab.module_table import module_table
 from subspace_lab.peft_files.configuration import read_config
 from subspace_lab.peft_files.stored_modules import LeftOut, StoredModule, count, sort_tensors
 from subspace_lab.peft_files.weights import (
@@ -34,8 +34,6 @@ from subspace_lab.peft_files.weights import (
     read_tensors,
     tensor_shapes,
 )
-
-_MODULE_COLUMNS = ["module", "layer", "projection", "m", "n", "r", "scaling", "kind"]
 
 
 class AdapterFolder:
@@ -80,14 +78,11 @@ class AdapterFolder:
         self._stored = {module.name: module for module in stored}
         self.skipped = pd.DataFrame(skipped, columns=["module", "reason", "parameters"])
         self.parameters = count(shapes, (key for module in stored for key in module.keys))
-        self.modules = pd.DataFrame(
-            [
-                (m.name, *layer_and_projection(m.name), m.m, m.n, m.r, m.scaling, m.kind, m.note)
-                for m in stored
-            ],
-            columns=[*_MODULE_COLUMNS, "note"],
+        self.modules = module_table((m.name, m.m, m.n, m.r, m.scaling) for m in stored).assign(
+            kind=[m.kind for m in stored],
+            variant=config.variant,
+            note=[m.note for m in stored],
         )
-        self.modules.insert(len(_MODULE_COLUMNS), "variant", config.variant)
 
     def __repr__(self) -> str:
         return f"AdapterFolder({str(self.path)!r}): {len(self.modules)} modules"

@@ -15,33 +15,27 @@ from __future__ import annotations
 
 import atexit
 import queue
-import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from subspace_lab import files
 from subspace_lab.errors import UserError
-from subspace_lab.runs.observed_gates import GATES_FILE
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from numpy.typing import NDArray
+from subspace_lab.recording.run_folder import forget_after, refuse_if_occupied
 
 SCHEMA_VERSION = 1
 CORE_VALUES_PER_CHUNK = 1 << 24  # 128 MiB of float64
 STEPS_PER_CHUNK = 64
 SECONDS_BETWEEN_FLUSHES = 30.0
-
-OF_THE_RECORD = ("run.json", "metrics.parquet", GATES_FILE, "cores", "masks", "snapshots")
-"""What a recorder writes into a run directory."""
 
 
 class RunWriter:
@@ -164,7 +158,7 @@ class RunWriter:
             self._stop(None)
             raise UserError(
                 f"{self.folder} was moved or deleted while the run was being recorded: nothing "
-                "more is written there; start again with another --out"
+                "more is written there; start again with another folder (`out`)"
             )
 
     def _stop(self, status: str | None) -> None:
@@ -225,76 +219,6 @@ class RunWriter:
             raise self._failure
 
 
-def refuse_if_occupied(folder: Path) -> None:
-    """Refuse to write a run where something is.
-
-    Raises:
-        UserError: if `folder` is a file, or holds anything.
-    """
-    if (folder / "run.json").exists():
-        raise UserError(
-            f"{folder} already holds a run: choose another --out, or continue it with --resume true"
-        )
-    # The Trainer makes its own, still empty, subfolder before the recorder starts.
-    if folder.is_file() or any(path.is_file() for path in folder.rglob("*")):
-        raise UserError(f"{folder} already exists and is not empty: choose another --out")
-
-
-def discard_unfinished(folder: Path) -> None:
-    """Delete a run that was stopped before anything could be resumed from, and what came of it.
-
-    Raises:
-        UserError: if `folder` holds anything else; then nothing is deleted.
-    """
-    known = {*OF_THE_RECORD, "checkpoints", "analyses", "evaluations"}
-    found = sorted(folder.iterdir())
-    others = [path for path in found if path.name not in known and path.suffix != ".unfinished"]
-    if others:
-        raise UserError(
-            f"{folder} was stopped before its first checkpoint and also holds {others[0].name}: "
-            "move that away, or choose another --out"
-        )
-    for path in found:
-        _delete(path)
-
-
-def discard_record(folder: Path) -> None:
-    """Delete what a recorder wrote into a folder, and nothing else."""
-    for name in OF_THE_RECORD:
-        if (folder / name).exists():
-            _delete(folder / name)
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def forget_after(folder: Path, step: int) -> dict[int, dict[str, float]]:
-    """Delete what a run recorded after `step`, or left half-written; give the rows that stay."""
-    for place in ("", "cores", "masks", "snapshots"):
-        for half in (folder / place).glob(".*.unfinished"):
-            _delete(half)
-    for kind in ("cores", "masks"):
-        for chunk in sorted((folder / kind).glob("steps-*.safetensors")):
-            if int(chunk.stem.split("-")[1]) > step:
-                chunk.unlink()
-    for snapshot in sorted((folder / "snapshots").glob("step-*")):
-        if int(snapshot.name.split("-")[1]) > step:
-            shutil.rmtree(snapshot)
-    path = folder / "metrics.parquet"
-    if not path.exists():
-        return {}
-    table = files.read_table(path)
-    rows = table[table["step"] <= step].to_dict(orient="records")
-    return {
-        int(row.pop("step")): {str(k): v for k, v in row.items() if v == v}  # NaN: no value
-        for row in rows
-    }
-
-
 def _copy_to_host(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
     """Start copies to the host; the returned function waits until they have arrived."""
     on_device = [t for t in tensors.values() if t.is_cuda]
@@ -310,6 +234,4 @@ def _copy_to_host(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Callab
 
 
 def _write_metrics(path: Path, rows: list[dict[str, float]]) -> None:
-    import pandas as pd
-
     files.write_table(path, pd.DataFrame(rows))

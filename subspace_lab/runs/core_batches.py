@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from subspace_lab import linalg
-from subspace_lab import files
+from subspace_lab import files, linalg
 from subspace_lab.linalg.rank_core import Frame, RankCore
+from subspace_lab.module_table import MODULE_COLUMNS
 from subspace_lab.runs.stored_cores import stored_names, unpacked
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 CORES_PER_BATCH = 512
 """Cores that are read at once: work on them stays in the processor's cache."""
-
-MODULE_COLUMNS = ["module", "layer", "projection", "m", "n", "r", "scaling"]
 
 
 @dataclass(frozen=True)

@@ -18,18 +18,9 @@ import pandas as pd
 
 from subspace_lab import files
 from subspace_lab.errors import UserError
-from subspace_lab.models import DTYPES
-from subspace_lab import files
-from subspace_lab.runs.core_batches import (
-    MODULE_COLUMNS,
-    CoreBatch,
-    PendingBatch,
-    computed_batches,
-    recorded_batches,
-)
 from subspace_lab.linalg.factors import Factors
-from subspace_lab.runs.left_out import coverage, left_out
-from subspace_lab.peft_files.configuration import CONFIG_FILE
+from subspace_lab.models import DTYPES
+from subspace_lab.module_table import MODULE_COLUMNS
 from subspace_lab.peft_files.adapter_folder import AdapterFolder
 from subspace_lab.peft_files.checkpoints import (
     Checkpoints,
@@ -37,9 +28,17 @@ from subspace_lab.peft_files.checkpoints import (
     open_checkpoints,
     resolve_adapter,
 )
-from subspace_lab.theory.mask_law import MaskLaw, mask_law
+from subspace_lab.peft_files.configuration import CONFIG_FILE
+from subspace_lab.runs.core_batches import (
+    CoreBatch,
+    PendingBatch,
+    computed_batches,
+    recorded_batches,
+)
+from subspace_lab.runs.left_out import coverage, left_out
 from subspace_lab.runs.metrics import evaluations
 from subspace_lab.runs.observed_gates import Gates, read_gates
+from subspace_lab.theory.mask_law import MaskLaw, mask_law
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -307,7 +306,9 @@ class Run:
             displacements: also read the displacements since the previous step and since the start
                 (snapshots of other tools have none).
         """
-        for pending in self.pending_cores(steps=steps, modules=modules, displacements=displacements):
+        for pending in self.pending_cores(
+            steps=steps, modules=modules, displacements=displacements
+        ):
             yield pending.load()
 
     def pending_cores(
@@ -321,7 +322,9 @@ class Run:
         table = self.modules
         chosen = table["module"] if modules is None else modules
         if chunks := self._chunks("cores"):
-            batches = recorded_batches(chunks, table, modules=chosen, steps=steps, displacements=displacements)
+            batches = recorded_batches(
+                chunks, table, modules=chosen, steps=steps, displacements=displacements
+            )
         else:
             ranks = dict(zip(table["module"], table["r"], strict=True)) if self.recorded else {}
             batches = computed_batches(self.snapshots, modules=chosen, steps=steps, ranks=ranks)

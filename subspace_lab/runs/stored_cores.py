@@ -1,8 +1,8 @@
 """How rank cores lie in a chunk: packed arrays `rR/SIDE.NAME` (T, modules, ...) for each rank R.
 
-    rR/SIDE.R                  R's upper triangle, row by row, (r (r + 1) / 2)
-    rR/SIDE.SINCE.along        (r, r), SINCE is `previous` or `start`
-    rR/SIDE.SINCE.across       upper triangle
+rR/SIDE.R                  R's upper triangle, row by row, (r (r + 1) / 2)
+rR/SIDE.SINCE.along        (r, r), SINCE is `previous` or `start`
+rR/SIDE.SINCE.across       upper triangle
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def _read_selection(path: Path, content: Mapping[str, Any]) -> Selection | None:
         return None
     given = {"field": given} if isinstance(given, str) else given
     if not isinstance(given, dict) or not {"field"} <= given.keys() <= {"field", "score"}:
-        raise UserError(f"{path}: select takes `field` and `score`, such as {{field: keep_prob}}")
+        raise UserError(f"{path}: select takes a field and a score, such as {{field: keep_prob}}")
     selection = Selection(**{key: str(value) for key, value in given.items()})
     if selection.field not in {f.name for f in fields(TrainConfig)}:
         raise UserError(f"{path} selects {selection.field!r}, which is no field of a run")

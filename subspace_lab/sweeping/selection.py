@@ -35,7 +35,7 @@ def select(sweep: Sweep, out: Path) -> pd.DataFrame:
 
     selection = sweep.selection
     if selection is None:
-        raise UserError("the sweep file has no `select`: name the field to be selected")
+        raise UserError("the sweep file has no 'select': name the field to be selected")
     scores: dict[tuple[str, Any], list[float]] = {}
     for job in sweep.jobs:
         if selection.field in job.values:

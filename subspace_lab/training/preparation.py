@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -21,12 +21,11 @@ from subspace_lab.adapters.methods import (
     lora_config,
     peft_config_from_file,
 )
-from subspace_lab.adapters.modules import LoraModule, lora_modules
+from subspace_lab.adapters.modules import LoraModule, lora_modules, lora_table
 from subspace_lab.errors import UserError
-from subspace_lab.recording.recorder import module_table
+from subspace_lab.module_table import module_table
+from subspace_lab.recording.snapshots import Save
 from subspace_lab.training.config import TrainConfig
-
-Save = Callable[[nn.Module, Path], None]
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,12 @@ class Prepared:
     Attributes:
         model: the model; its trainable parameters are the method's.
         save: what writes a snapshot that is valid on the original base; None: `save_pretrained`.
-        coreless: None where rank cores can be recorded, else the rows of the module table.
+        modules: None where rank cores can be recorded, else the module table.
     """
 
     model: nn.Module
     save: Save | None = None
-    coreless: list[dict[str, Any]] | None = None
+    modules: pd.DataFrame | None = None
 
 
 def prepare(config: TrainConfig, model: PreTrainedModel, *, device: torch.device) -> Prepared:
@@ -91,7 +90,7 @@ def prepare(config: TrainConfig, model: PreTrainedModel, *, device: torch.device
         warnings.warn(
             f"only metrics and snapshots are recorded, no rank cores: {reason}", stacklevel=2
         )
-        return Prepared(adapted, save, coreless=[])
+        return Prepared(adapted, save, module_table([]))
     return Prepared(adapted, save)
 
 
@@ -105,7 +104,7 @@ def _warn_of_high_ranks(modules: Sequence[LoraModule]) -> None:
     if high:
         warnings.warn(
             f"the rank is above min(m, n) in {len(high)} of {len(modules)} modules, such as "
-            f"{high[0]}: the rank of an update is at most min(m, n), so a smaller --rank will do",
+            f"{high[0]}: the rank of an update is at most min(m, n), so a smaller `rank` will do",
             stacklevel=3,
         )
 
@@ -121,14 +120,13 @@ def restrict_to_shards(config: TrainConfig, prepared: Prepared) -> Prepared:
         raise UserError(f"method {config.method} cannot be recorded under FSDP: train it with DDP")
     if config.cores != "never" or not config.checkpoint_every:
         raise UserError(
-            "FSDP shards the adapter, so it can be read from checkpoints only: give --cores never "
-            "and --checkpoint_every, or train with DDP"
+            "FSDP shards the adapter, so it can be read from checkpoints only: set `cores` to "
+            "never and `checkpoint_every`, or train with DDP"
         )
-    rows = prepared.coreless
-    if rows is None:
-        table = module_table(lora_modules(prepared.model))
-        rows = [{str(k): v for k, v in row.items()} for row in table.to_dict(orient="records")]
-    return replace(prepared, save=_point_to_checkpoints, coreless=rows)
+    modules = prepared.modules
+    if modules is None:
+        modules = lora_table(lora_modules(prepared.model))
+    return replace(prepared, save=_point_to_checkpoints, modules=modules)
 
 
 def _point_to_checkpoints(model: nn.Module, folder: Path) -> None:

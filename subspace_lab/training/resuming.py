@@ -6,7 +6,7 @@ from pathlib import Path
 
 from subspace_lab import files
 from subspace_lab.errors import UserError
-from subspace_lab.recording.writer import discard_unfinished
+from subspace_lab.recording.run_folder import discard_unfinished
 from subspace_lab.training.config import TrainConfig
 
 FINISHED = -1

@@ -25,10 +25,9 @@ from subspace_lab.errors import UserError
 from subspace_lab.evaluation.batching import context_length
 from subspace_lab.provenance import provenance
 from subspace_lab.recording.recorder import SubspaceRecorder
-from subspace_lab.recording.writer import refuse_if_occupied
+from subspace_lab.recording.run_folder import refuse_if_occupied
 from subspace_lab.runs.run import Run
 from subspace_lab.training.config import TrainConfig
-from subspace_lab.training.coreless import CorelessRecorder
 from subspace_lab.training.data import (
     RightPadding,
     data_hash,
@@ -228,15 +227,15 @@ def _recorder(
     description: Mapping[str, Any],
     resume_at: int | None,
 ) -> SubspaceRecorder:
-    shared: dict[str, Any] = {
-        "snapshots": config.snapshots,
-        "description": description,
-        "resume_at": resume_at,
-        "save": prepared.save,
-    }
-    if prepared.coreless is not None:
-        return CorelessRecorder(out, modules=prepared.coreless, **shared)
-    return SubspaceRecorder(out, cores=config.cores, **shared)
+    return SubspaceRecorder(
+        out,
+        cores=config.cores if prepared.modules is None else "never",
+        modules=prepared.modules,
+        snapshots=config.snapshots,
+        description=description,
+        resume_at=resume_at,
+        save=prepared.save,
+    )
 
 
 def training_arguments(

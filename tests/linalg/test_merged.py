@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from subspace_lab.linalg import base_svd, merged_svd
-from subspace_lab.linalg import merged as merged_module
 
 
 def problem(m: int, n: int, r: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -48,26 +47,6 @@ def test_a_loose_tolerance_shows_in_the_residual():
 def test_rank_out_of_range():
     with pytest.raises(ValueError, match=r"rank must be in 1\.\.20"):
         merged_svd(*problem(30, 20), rank=21)
-
-
-def test_base_factorisation_is_computed_once(tmp_path, monkeypatch):
-    W0 = torch.randn(40, 30, dtype=torch.bfloat16)
-    first = base_svd(W0, rank=4, cache=tmp_path / "cache")
-    monkeypatch.setattr(merged_module, "merged_svd", None)  # any further call would fail
-    second = base_svd(W0.clone(), rank=4, cache=tmp_path / "cache")
-    for name, tensor in vars(first).items():
-        assert torch.equal(tensor, getattr(second, name))
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".safetensors"]
-
-
-def test_another_weight_rank_or_type_is_another_entry(tmp_path):
-    W0 = torch.randn(12, 10)
-    changed = W0.clone()
-    changed[3, 4] = torch.nextafter(changed[3, 4], torch.tensor(9.0))
-    for weight in (W0, changed, W0.double(), W0.reshape(10, 12)):
-        base_svd(weight, cache=tmp_path)
-    base_svd(W0, rank=2, cache=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_all_triplets_rebuild_the_weight():

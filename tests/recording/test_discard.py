@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from subspace_lab.errors import UserError
-from subspace_lab.recording.writer import discard_unfinished, forget_after, refuse_if_occupied
+from subspace_lab.recording.run_folder import discard_unfinished, forget_after, refuse_if_occupied
 
 
 def test_a_stopped_run_goes_with_its_analyses_but_not_with_files_of_others(tmp_path):

@@ -13,14 +13,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from subspace_lab.errors import UserError
 from subspace_lab import files
+from subspace_lab.errors import UserError
+from subspace_lab.module_table import MODULE_COLUMNS
+from subspace_lab.recording.writer import RunWriter
 from subspace_lab.runs import core_batches
-from subspace_lab.runs.core_batches import MODULE_COLUMNS
-from subspace_lab.runs.stored_cores import pack_triangle
 from subspace_lab.runs.opening import open_runs
 from subspace_lab.runs.run import Run
-from subspace_lab.recording.writer import RunWriter
+from subspace_lab.runs.stored_cores import pack_triangle
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.trainer import train
 

@@ -15,9 +15,7 @@ RANK = 3
 def batch() -> RankCore:
     """Make cores (2, 4) with displacements since the previous step and since the start."""
     torch.manual_seed(0)
-    row, column = (
-        frame_core(*torch.randn(3, 2, 4, n, RANK, dtype=torch.float64)) for n in (9, 7)
-    )
+    row, column = (frame_core(*torch.randn(3, 2, 4, n, RANK, dtype=torch.float64)) for n in (9, 7))
     return RankCore(row, column, torch.full((2, 4), 0.5, dtype=torch.float64))
 
 

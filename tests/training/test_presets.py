@@ -240,7 +240,7 @@ def test_a_wrong_file_below_a_preset_is_named(write, bottom, message):
 
 
 def test_old_runs_find_their_base_by_its_old_name(monkeypatch, tmp_path):
-    monkeypatch.setattr(models, "_dequantised_smollm2", lambda: tmp_path)
+    monkeypatch.setattr(models, "_dequantized_smollm2", lambda: tmp_path)
     assert models.find_base("bundled") == models.find_base("smollm2")
     assert models.find_base("smollm2").location == str(tmp_path)
 
