@@ -38,7 +38,7 @@ from subspace_lab.runs.core_batches import (
 from subspace_lab.runs.left_out import coverage, left_out
 from subspace_lab.runs.metrics import evaluations
 from subspace_lab.runs.observed_gates import Gates, read_gates
-from subspace_lab.theory.mask_law import MaskLaw, mask_law
+from subspace_lab.theory.mask_law import MaskLaw, mask_law, rescale_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -97,6 +97,8 @@ class Run:
         if "base_dtype" in config and used is not None:
             names = {dtype: name for name, dtype in DTYPES.items()}
             config["base_dtype"] = names.get(used, used)
+        if "rescale" in config:  # a boolean in runs of 0.1.0
+            config["rescale"] = rescale_name(config["rescale"])
         return config
 
     @property
@@ -221,7 +223,8 @@ class Run:
     @property
     def steps_without_mask(self) -> list[int]:
         """The steps whose masks are missing from the record of a run that has one mask a step."""
-        if self.mask_law is None or self.mask_law.granularity != "step":
+        law = self.mask_law
+        if law is None or law.granularity != "step" or not law.binary:
             return []
         recorded = self.mask_steps
         last = max([*recorded, *self.core_steps], default=0)
@@ -247,6 +250,11 @@ class Run:
             steps.append(chunk_steps)
         if not steps and self.steps_without_mask:
             raise UserError(f"{self.path / 'masks'} was deleted: restore it")
+        if not steps and self.mask_law is not None and not self.mask_law.binary:
+            raise UserError(
+                f"{self.path} has no step masks: its gates are {self.mask_law.sampling}, see "
+                "Run.step_gates"
+            )
         if not steps:
             raise UserError(
                 f"{self.path} has no step masks: train with --method droplora --granularity step"
@@ -276,6 +284,20 @@ class Run:
             raise UserError(f"{self.path} has no mask of step {step}: see Run.mask_steps")
         mask: NDArray[np.bool_] = masks[found[0]]
         return mask
+
+    def step_gates(self, step: int) -> dict[str, NDArray[np.float64]]:
+        """Give the gates of optimizer step `step` by module, rescaled: (r,), or (r, r) matrices.
+
+        They follow from the run's law, also where gates are not masks and none were recorded.
+
+        Raises:
+            UserError: if the run has no step gates.
+        """
+        law = self.mask_law
+        if law is None or law.granularity != "step":
+            raise UserError(f"{self.path} has no gates that all rows of a step share")
+        ranks = zip(self.modules["module"], self.modules["r"], strict=True)
+        return {name: law.step_gates(step, name, int(rank)) for name, rank in ranks}
 
     def core(self, step: int, module: str) -> RankCore:
         """Give the rank core of one module at one step, without batch dimensions.

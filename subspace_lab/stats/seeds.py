@@ -6,10 +6,17 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-# Settings that do not tell configurations apart: the seed, and what is recorded when.
-SEED_AND_RECORDING = ("seed", "cores", "snapshots", "eval_every", "checkpoint_every")
+# Settings that do not tell configurations apart: the seeds, and what is recorded when.
+SEED_AND_RECORDING = (
+    "seed", "init_seed", "data_seed", "mask_seed", "noise_seed",
+    "cores", "snapshots", "eval_every", "checkpoint_every",
+)  # fmt: skip
 # Settings that mean nothing to a run without a rank mask.
-MASK_FIELDS = ("keep_prob", "granularity", "rescale", "sampling")
+MASK_FIELDS = (
+    "keep_prob", "granularity", "rescale", "sampling", "block_size", "prefix_geometric",
+    "nested_ranks", "dwell", "keep_prob_schedule", "schedule_steps", "keep_prob_pattern",
+    "shared_mask",
+)  # fmt: skip
 
 
 def label_configurations(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -58,6 +58,7 @@ def load(
     seed: int = 0,
     data_dir: str | Path | None = None,
     label_noise: float = 0.0,
+    noise_seed: int | None = None,
     difficulty: str = "easy",
     draw: bool = True,
 ) -> list[Example]:
@@ -68,10 +69,11 @@ def load(
         split: "train", "validation", "train+validation" or "test".
         size: at most this many rows (None: all, or the built-in default); the tasks of a mixture
             share it equally, the first ones having one more where it does not divide.
-        seed: the drawn rows of a set, the generated rows of a built-in task, and the label noise.
+        seed: the drawn rows of a set, and the generated rows of a built-in task.
         data_dir: folder that holds `commonsense/boolq/train.json`, `math/gsm8k_train.jsonl` and
             so on, as each family's module says; None reads the hub.
         label_noise: share of training rows that get another row's response; `answer` stays true.
+        noise_seed: seed of the label noise; None: `seed`.
         difficulty: "easy", "medium" or "hard", for the built-in tasks.
         draw: whether `size` rows of a set are drawn by `seed`, or are its first ones.
 
@@ -89,6 +91,7 @@ def load(
         "seed": seed,
         "data_dir": data_dir,
         "label_noise": label_noise,
+        "noise_seed": seed if noise_seed is None else noise_seed,
         "difficulty": difficulty,
         "draw": draw,
     }
@@ -111,6 +114,7 @@ def _load_one(
     seed: int,
     data_dir: str | Path | None,
     label_noise: float,
+    noise_seed: int,
     difficulty: str,
     draw: bool,
 ) -> list[Example]:
@@ -121,7 +125,7 @@ def _load_one(
         if size is not None and size < len(examples):
             examples = random.Random(seed).sample(examples, size) if draw else examples[:size]
     if label_noise and split.startswith("train"):
-        examples = with_label_noise(examples, fraction=label_noise, seed=seed)
+        examples = with_label_noise(examples, fraction=label_noise, seed=noise_seed)
     return examples
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from subspace_lab import files
 from subspace_lab.errors import UserError
 from subspace_lab.recording.run_folder import discard_unfinished
-from subspace_lab.training.config import TrainConfig
+from subspace_lab.training.config import TrainConfig, filled_in
 
 FINISHED = -1
 
@@ -24,7 +24,7 @@ def resume_point(config: TrainConfig, out: Path, *, processes: int, base_dtype: 
     if not (out / "run.json").exists():
         return None
     description = files.read_json(out / "run.json")
-    if description.get("config") != config.to_dict():
+    if filled_in(description.get("config", {})) != config.to_dict():
         raise UserError(
             f"{out} holds a run of another configuration (see {out / 'run.json'}): choose another "
             "--out"

@@ -180,8 +180,9 @@ def _load_rows(config: TrainConfig) -> dict[str, list[Example]]:
             config.task,
             config.train_split,
             size=config.train_size,
-            seed=config.seed,
+            seed=config.seed_of("data"),
             label_noise=config.label_noise,
+            noise_seed=config.seed_of("noise"),
             **shared,
         )
     }
@@ -278,7 +279,8 @@ def training_arguments(
         save_steps=config.checkpoint_every or 500,
         save_total_limit=2,
         train_sampling_strategy="group_by_length" if config.group_by_length else "random",
-        seed=config.seed,
+        seed=config.seed_of("noise"),
+        data_seed=config.seed_of("data"),
         report_to=[],
         label_names=["labels"],
         remove_unused_columns=False,
