@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# PEFT still asks transformers by the old name; that is no news for a user of this package.
+# PEFT still asks transformers by the old name; users of this package need not know.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 POCKET = Path(__file__).parent / "pocket"
@@ -41,7 +41,7 @@ DTYPES: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16"}
 
 @dataclass(frozen=True)
 class Base:
-    """A base model that was found: what it was called, and where `from_pretrained` reads it."""
+    """A base model: its name, and where `from_pretrained` reads it."""
 
     name: str
     location: str
@@ -64,7 +64,7 @@ def find_base(name: str) -> Base:
             raise UserError(f"the folder {name} holds no config.json: name a transformers model")
         return Base(name, name)
     if name.startswith((".", "/", "~")):
-        raise UserError(f"there is no model folder {name}")
+        raise UserError(f"the model folder {name} does not exist")
     return Base(name, name)
 
 
@@ -98,7 +98,7 @@ def load_model(base: Base, *, dtype: Precision = "fp32") -> PreTrainedModel:
 
 
 def preferred_device() -> torch.device:
-    """Give the GPU where there is one, else the processor."""
+    """Return the GPU where there is one, else the processor."""
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -142,7 +142,7 @@ def content_hash(base: Base) -> str:
 
 
 def cache_folder() -> Path:
-    """Name the folder for converted models and base factorisations (`SUBSPACE_LAB_CACHE`)."""
+    """Name the folder for converted models and base factorizations (`SUBSPACE_LAB_CACHE`)."""
     return Path(os.environ.get("SUBSPACE_LAB_CACHE", Path.home() / ".cache" / "subspace_lab"))
 
 

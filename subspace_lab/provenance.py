@@ -26,7 +26,7 @@ def provenance() -> dict[str, Any]:
 
 
 def git_state(folder: Path) -> str | None:
-    """Give the commit of `folder`, with `-dirty` for uncommitted changes; None outside git."""
+    """Return the commit of `folder`, with `-dirty` for uncommitted changes; None outside git."""
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -6,7 +6,7 @@ During training the base is W_res = W0 - scaling * B0 A0. The trained weight is 
 
 a plain LoRA of rank 2 r on W0. PEFT's own conversion (`path_initial_model_for_weight_conversion`)
 does the same by loading the initial adapter into the live model at each save; in the middle of
-training, under an optimizer, DDP or torch.compile, the model had better be left alone.
+training, under an optimizer, DDP or torch.compile, the live model should not be touched.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class SaveOnOriginalBase:
     The saved matrices are A' = [A; A0], (2 r, n), and B' = [B, -B0], (m, 2 r).
 
     Args:
-        model: the PEFT model, just initialised: its A and B are taken as A0 and B0.
+        model: the PEFT model, just initialized: its A and B are taken as A0 and B0.
         adapter: name of the adapter.
     """
 
@@ -67,7 +67,7 @@ class SaveOnOriginalBase:
 
 
 def converted_config(config: LoraConfig, *, base: nn.Module) -> LoraConfig:
-    """Give the configuration of the converted adapter: rank 2 r with the same scaling."""
+    """Return the configuration of the converted adapter: rank 2 r with the same scaling."""
     converted = copy.deepcopy(config)
     growth = math.sqrt(2) if config.use_rslora else 2  # keeps alpha / sqrt(r), alpha / r
     converted.init_lora_weights = True

@@ -14,7 +14,7 @@ the first block of the last columns,
     [Z_1]   rows of "X only"
     [Z_2]   rows of "Y only",
 
-are Y's residual, inside X and outside it. Orthonormalising them, [C; S] = [Z_1; Z_2] T^{-1}, gives
+are Y's residual, inside X and outside it. Orthonormalizing them, [C; S] = [Z_1; Z_2] T^{-1}, gives
 the cosines svdvals(C) and the sines svdvals(S). Shared directions are deflated exactly, and what
 is left are the angles of the residual spaces (the partial canonical correlations given the shared
 columns). Every pair costs O(r^3), whatever the length of the columns.

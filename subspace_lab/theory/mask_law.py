@@ -63,8 +63,8 @@ def mask_law(keep_prob: float, *, sampling: str = "bernoulli", **settings: Any) 
         UserError: if there is no such law, it has no such setting, or one is out of range.
     """
     if sampling not in LAWS:
-        raise UserError(f"sampling must be one of {', '.join(LAWS)}, not {sampling!r}")
+        raise UserError(f"`sampling` must be one of {', '.join(LAWS)}, not {sampling!r}")
     kind = LAWS[sampling]
     if unknown := sorted(settings.keys() - inspect.signature(kind).parameters.keys()):
-        raise UserError(f"sampling {sampling} has no setting {', '.join(unknown)}: leave it out")
+        raise UserError(f"`sampling` {sampling} has no setting {', '.join(unknown)}: leave it out")
     return kind(keep_prob, **settings)

@@ -72,25 +72,25 @@ class TrainConfig:
             PEFT's rank_pattern.
         shared_mask: use one draw for all modules.
         task: name of the task (see `subspace_lab.tasks`), or several joined by "+", which share
-            the rows equally.
+            the examples equally.
         data_dir: folder with task files in LLM-Adapters' layout; unset: generated, or the hub.
         difficulty: difficulty of built-in tasks: `easy`, `medium` or `hard`.
-        label_noise: fraction of training rows with another row's response, in [0, 1].
+        label_noise: fraction of training examples with another example's response, in [0, 1].
         train_split: `train`, or `train+validation` once everything has been chosen.
         eval_split: what is evaluated during training: `validation` (held out of the training
             examples), `test` or `none`. Whatever is chosen by these numbers must be chosen on
             `validation`.
         train_size: training examples (unset: all).
         eval_size: examples for evaluations during training (unset: all).
-        max_length: tokens per row at most; longer rows are refused, never cut.
-        drop_long_rows: leave longer rows out, and record how many, instead of refusing them.
-        group_by_length: batch rows of similar length together: less padding, but batches are no
+        max_length: maximum tokens per example; longer ones are refused, never truncated.
+        drop_long_rows: drop longer examples, and record how many, instead of refusing them.
+        group_by_length: batch examples of similar length together: less padding, but batches are no
             longer uniform draws.
         steps: optimizer steps; 0: as many as `epochs` needs.
         epochs: passes over the training set where `steps` is 0.
-        batch_size: rows per device and forward pass.
+        batch_size: examples per device and forward pass.
         accumulation: forward passes per optimizer step.
-        global_batch: rows per optimizer step over all devices and forward passes; sets
+        global_batch: examples per optimizer step over all devices and forward passes; sets
             `accumulation` for the number of processes (unset: batch_size x accumulation x
             processes).
         learning_rate: peak learning rate.
@@ -107,7 +107,8 @@ class TrainConfig:
         mask_seed: seed of the masks.
         noise_seed: seed of the label noise and of the dropout on the adapter's input.
         cores: when to record rank cores: full, light, minimal, never, every:K, log:K or 1,2,5.
-        snapshots: when to save whole adapters, written alike; first and last always are.
+        snapshots: when to save whole adapters (same syntax as `cores`); the first and the last are
+            always saved.
         eval_every: steps between evaluations; 0: only before and after training.
         checkpoint_every: steps between checkpoints to resume from; 0: none.
 
@@ -179,41 +180,41 @@ class TrainConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "rescale", rescale_name(self.rescale))
         if not 0 < self.keep_prob <= 1:
-            raise UserError(f"keep_prob must lie in (0, 1], not {self.keep_prob}")
+            raise UserError(f"`keep_prob` must lie in (0, 1], not {self.keep_prob}")
         for name in (*COUNTS, *NOT_NEGATIVE):
-            value, least = getattr(self, name), 1 if name in COUNTS else 0
-            if value is not None and value < least:
-                raise UserError(f"{name} must be at least {least}, not {value}")
+            value, minimum = getattr(self, name), 1 if name in COUNTS else 0
+            if value is not None and value < minimum:
+                raise UserError(f"`{name}` must be at least {minimum}, not {value}")
         for name in ("alpha", "learning_rate"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise UserError(f"{name} must be above 0, not {value}")
+                raise UserError(f"`{name}` must be above 0, not {value}")
         for name in ("label_noise", "lora_dropout"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+                raise UserError(f"`{name}` must lie in [0, 1], not {getattr(self, name)}")
         if self.steps < 0 or (self.steps == 0 and self.epochs <= 0):
-            raise UserError("give steps or epochs above 0")
+            raise UserError("set `steps` or `epochs` above 0")
         if not self.targets:
-            raise UserError("targets is empty: name at least one linear layer, such as q_proj")
+            raise UserError("`targets` is empty: name at least one linear layer, such as q_proj")
         self._check_combinations()
         if self.masked:
             self.mask_law()
 
     def _check_combinations(self) -> None:
         if self.method == "full" and (self.rank_mask or self.peft_config):
-            raise UserError("method full has no adapter: leave rank_mask and peft_config out")
+            raise UserError("`method` full has no adapter: omit `rank_mask` and `peft_config`")
         if self.method == "full" and self.base_dtype == "bf16":
-            raise UserError("method full trains the base itself, in fp32: leave base_dtype out")
+            raise UserError("`method` full trains the base itself, in fp32: omit `base_dtype`")
         if self.method == "lora" and self.rank_mask:
-            raise UserError("a LoRA with a rank mask is method droplora: give that")
+            raise UserError("for LoRA with a rank mask, use `method` droplora")
         if self.snapshot_rank is not None and self.method != "full":
-            raise UserError("snapshot_rank belongs to method full: leave it out")
+            raise UserError("`snapshot_rank` belongs to `method` full: omit it")
         if self.global_batch is not None and self.accumulation != 1:
-            raise UserError("global_batch sets the accumulation: give one of the two")
+            raise UserError("`global_batch` sets `accumulation`: set only one of the two")
         if self.train_split == "train+validation" and self.eval_split == "validation":
             raise UserError(
-                "with train_split train+validation the validation examples are trained on: choose "
-                "eval_split test or none"
+                "with `train_split` train+validation, the validation examples are part of the "
+                "training set: set `eval_split` to test or none"
             )
 
     @property
@@ -248,7 +249,7 @@ class TrainConfig:
             return self.schedule_steps
         if not self.steps:
             raise UserError(
-                f"keep_prob_schedule {self.keep_prob_schedule} needs steps or schedule_steps"
+                f"`keep_prob_schedule` {self.keep_prob_schedule} needs `steps` or `schedule_steps`"
             )
         return self.steps if self.keep_prob_schedule == "linear" else max(self.steps // 2, 1)
 
@@ -263,7 +264,7 @@ class TrainConfig:
         return default_alpha(self.method, self.rank) if self.alpha is None else self.alpha
 
     def to_dict(self) -> dict[str, Any]:
-        """Give what is trained as plain values: `alpha` and the fields of `peft_config` resolved.
+        """Return what is trained as plain values: `alpha` and the fields of `peft_config` resolved.
 
         Raises:
             UserError: if the file `peft_config` cannot be read.

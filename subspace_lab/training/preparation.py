@@ -1,4 +1,4 @@
-"""What a method does to the base model, and what of it the recorder can keep."""
+"""What a method does to the base model, and what of it can be recorded."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _warn_of_high_ranks(modules: Sequence[LoraModule]) -> None:
 
 
 def restrict_to_shards(config: TrainConfig, prepared: Prepared) -> Prepared:
-    """Give what can be recorded where FSDP shards the adapter: metrics, masks and checkpoints.
+    """Record metrics, masks and checkpoints only, where FSDP shards the adapter.
 
     Raises:
         UserError: if cores are asked for, there would be no checkpoint, or the adapter in the

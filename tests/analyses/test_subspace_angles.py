@@ -107,7 +107,7 @@ def test_null_phi_is_the_mean_over_masks_of_gaussian_frames(law):
 
 
 def test_a_run_without_step_masks_says_what_to_record(adapter):
-    with pytest.raises(UserError, match="--method droplora --granularity step"):
+    with pytest.raises(UserError, match="`method` droplora and `granularity` step"):
         compute(Run(adapter))
 
 

@@ -46,7 +46,7 @@ def rescale_name(rescale: str | bool) -> Rescale:
     for name in get_args(Rescale):
         if name == rescale:
             return name
-    raise UserError(f"rescale must be none, keep_prob or realized, not {rescale!r}")
+    raise UserError(f"`rescale` must be none, keep_prob or realized, not {rescale!r}")
 
 
 @dataclass(frozen=True)
@@ -99,25 +99,25 @@ class MaskLaw(ABC):
         object.__setattr__(self, "rescale", rescale_name(self.rescale))
         for name, q in {"keep_prob": self.keep_prob, **self.keep_prob_pattern}.items():
             if not 0 < q <= 1:
-                raise UserError(f"{name} must lie in (0, 1], not {q}")
+                raise UserError(f"`{name}` must lie in (0, 1], not {q}")
         for name, value, names in (
             ("granularity", self.granularity, get_args(Granularity)),
             ("schedule", self.schedule, get_args(Schedule)),
         ):
             if value not in names:
-                raise UserError(f"{name} must be {_listed(names)}, not {value!r}")
+                raise UserError(f"`{name}` must be {_listed(names)}, not {value!r}")
         if self.dwell < 1:
-            raise UserError(f"dwell must be at least 1, not {self.dwell}")
+            raise UserError(f"`dwell` must be at least 1, not {self.dwell}")
         if self.schedule != "constant" and (self.schedule_steps or 0) < 1:
-            raise UserError(f"schedule {self.schedule} needs schedule_steps of at least 1")
+            raise UserError(f"schedule {self.schedule} needs `schedule_steps` of at least 1")
         if self.rescale not in self.rescales:
             raise UserError(
-                f"rescale {self.rescale} makes no sense for sampling {self.sampling}: choose "
+                f"`rescale` {self.rescale} makes no sense for `sampling` {self.sampling}: choose "
                 f"{_listed(self.rescales)}"
             )
         if not self.uses_keep_prob and (self.schedule != "constant" or self.keep_prob_pattern):
             raise UserError(
-                f"sampling {self.sampling} has no keep_prob: leave out its schedule and pattern"
+                f"`sampling` {self.sampling} has no keep_prob: leave out its schedule and pattern"
             )
 
     @property
@@ -166,7 +166,7 @@ class MaskLaw(ABC):
                 self.at(step, module).check_rank(rank)
         for pattern in self.keep_prob_pattern:
             if not any(_pattern_of(module, [pattern]) for module in ranks):
-                raise UserError(f"keep_prob_pattern names no module: {pattern!r}")
+                raise UserError(f"`keep_prob_pattern` names no module: {pattern!r}")
 
     def step_mask(self, step: int, module: str, rank: int) -> NDArray[np.bool_]:
         """Draw the step mask (r,), True = kept: a pure function of (seed, step, module).
@@ -282,7 +282,7 @@ class MaskLaw(ABC):
 
     def _not_masks(self) -> UserError:
         return UserError(
-            f"gates of sampling {self.sampling} are not masks: no direction is kept or dropped"
+            f"gates of `sampling` {self.sampling} are not masks: no direction is kept or dropped"
         )
 
 

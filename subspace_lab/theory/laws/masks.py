@@ -142,8 +142,8 @@ class Antithetic(Bernoulli):
         super().__post_init__()
         if self.keep_prob != 0.5 or self.schedule != "constant" or self.keep_prob_pattern:
             raise UserError(
-                "a mask and its complement keep half the directions on average: sampling "
-                "antithetic needs keep_prob 0.5 in all modules and steps"
+                "a mask and its complement keep half the directions on average: `sampling` "
+                "antithetic needs `keep_prob` 0.5 in all modules and steps"
             )
 
     @property
@@ -192,7 +192,7 @@ class Blocks(BinaryLaw):
     def check_rank(self, rank: int) -> None:
         """Raise UserError if the rank is no multiple of the block size."""
         if self.block_size < 1 or rank % self.block_size:
-            raise UserError(f"block_size {self.block_size} does not divide the rank {rank}")
+            raise UserError(f"`block_size` {self.block_size} does not divide the rank {rank}")
 
     def draw(self, uniform: Any) -> Any:
         """Keep the blocks whose first number is below q."""
@@ -245,7 +245,7 @@ def kept_directions(law: MaskLaw, rank: int) -> int:
     kept = round(law.keep_prob * rank)
     if abs(kept - law.keep_prob * rank) > 1e-9 or kept == 0:
         raise UserError(
-            f"sampling {law.sampling} needs keep_prob x rank to be a whole number of at least 1, "
+            f"`sampling` {law.sampling} needs keep_prob x rank to be a whole number of at least 1, "
             f"not {law.keep_prob:g} x {rank}"
         )
     return kept

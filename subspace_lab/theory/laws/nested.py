@@ -50,9 +50,9 @@ class Prefix(BinaryLaw):
         super().__post_init__()
         _freeze_ranks(self)
         if self.prefix_geometric is not None and not 0 < self.prefix_geometric < 1:
-            raise UserError(f"prefix_geometric must lie in (0, 1), not {self.prefix_geometric}")
+            raise UserError(f"`prefix_geometric` must lie in (0, 1), not {self.prefix_geometric}")
         if self.prefix_geometric is not None and self.nested_ranks is not None:
-            raise UserError("give prefix_geometric or nested_ranks, not both")
+            raise UserError("set `prefix_geometric` or `nested_ranks`, not both")
 
     def check_rank(self, rank: int) -> None:
         """Raise UserError if a nested rank is above r."""
@@ -174,5 +174,5 @@ def _freeze_ranks(law: Prefix | Fixed) -> None:
 def _check_ranks(ranks: Sequence[int] | None, rank: int) -> None:
     if ranks is not None and not (ranks and 1 <= min(ranks) and max(ranks) <= rank):
         raise UserError(
-            f"nested_ranks must be ranks from 1 to the adapter's, {rank}: not {list(ranks)}"
+            f"`nested_ranks` must be ranks from 1 to the adapter's, {rank}: not {list(ranks)}"
         )
