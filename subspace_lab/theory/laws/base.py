@@ -181,7 +181,7 @@ class MaskLaw(ABC):
     def step_gates(self, step: int, module: str, rank: int) -> NDArray[np.float64]:
         """Draw the gates of a step, rescaled: (r,), or (r, r) of a law that is not diagonal."""
         drawn = self._step_draw(step, module, rank)
-        return np.array(self.at(step, module).rescaled(drawn), dtype=np.float64)
+        return np.asarray(self.at(step, module).rescaled(drawn)).astype(np.float64)
 
     def gates(self, uniform: Any, *, step: int, module: str) -> Any:
         """Turn uniform numbers (..., *noise_shape(r)) into rescaled gates of a step and module."""
