@@ -15,7 +15,6 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from subspace_lab.runs.metrics import evaluations
 
 from analyses import kit
 from subspace_lab.errors import UserError
@@ -27,6 +26,7 @@ from subspace_lab.figures.style import (
     new_figure,
     step_axis,
 )
+from subspace_lab.runs.metrics import evaluations
 from subspace_lab.runs.run import Run
 
 COLUMNS = {

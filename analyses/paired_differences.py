@@ -279,10 +279,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("paired-differences"), help="a folder")
     parser.add_argument("--format", choices=("png", "pdf", "svg"), default="pdf", help="of figures")
     arguments = parser.parse_args()
-    from subspace_lab.runs.opening import open_runs
-
     from analyses._paired_layout import as_markdown, plot
     from analyses.kit import write_comparison
+    from subspace_lab.runs.opening import open_runs
 
     runs = open_runs(arguments.runs)
     table = compute(runs, baseline=arguments.baseline)

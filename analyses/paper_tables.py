@@ -274,11 +274,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("paper-tables"), help="where to write")
     parser.add_argument("--format", choices=("png", "pdf", "svg"), default="pdf", help="of figures")
     arguments = parser.parse_args()
-    from subspace_lab.runs.opening import open_runs
-
     from analyses._paper_figures import draw_pruning_rates, draw_ranks
     from analyses._paper_layout import as_markdown
     from analyses.kit import write_comparison
+    from subspace_lab.runs.opening import open_runs
 
     runs = open_runs(arguments.runs)
     table = compute(runs)

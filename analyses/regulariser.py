@@ -43,7 +43,7 @@ from subspace_lab.figures.curves import (
 from subspace_lab.figures.style import PREDICTION, legend_below, new_figure, step_axis
 from subspace_lab.runs.run import Run
 from subspace_lab.theory import masked_moments
-from subspace_lab.theory.regulariser import explicit_regulariser, nuclear_norm_bound
+from subspace_lab.theory.regularizer import explicit_regularizer, nuclear_norm_bound
 
 LABELS = {"regulariser": "R", "least": "least R of the same ΔW"}
 
@@ -73,7 +73,7 @@ def compute(
         B, A = batch.core.column.R, batch.core.row.R.mT
         squared = batch.core.scaling**2
         norm = (batch.core.norm() ** 2).masked_fill(batch.core.norm() == 0, float("nan"))
-        R, least = squared * explicit_regulariser(B, A), squared * nuclear_norm_bound(B, A)
+        R, least = squared * explicit_regularizer(B, A), squared * nuclear_norm_bound(B, A)
         columns = {
             "regulariser": R,
             "least": least,

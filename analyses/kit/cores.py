@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from subspace_lab.runs.steps import ranges
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,6 +26,7 @@ from subspace_lab.errors import UserError
 from subspace_lab.linalg.rank_core import RankCore
 from subspace_lab.runs.core_batches import CoreBatch
 from subspace_lab.runs.run import Run
+from subspace_lab.runs.steps import ranges
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

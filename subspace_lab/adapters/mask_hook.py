@@ -66,7 +66,7 @@ class MaskHook:
         return self._gated(output, self.multiplier)
 
     def _gated(self, output: Tensor, gates: Tensor) -> Tensor:
-        """Multiply (..., r) by gates that broadcast: (..., r), or symmetric matrices (..., r, r)."""
+        """Multiply (..., r) by gates that broadcast: (..., r), or symmetric (..., r, r)."""
         if self.law.diagonal:
             return (output * gates).to(output.dtype)
         with torch.autocast(output.device.type, enabled=False):

@@ -14,7 +14,7 @@ B A obey closed equations (after Saxe, McClelland, Ganguli 2014, which is q = 1)
                                                              - s (1-q)/r sum_k u_k).
 
 The aligned fixed point is a saddle of the expected loss: pairs of directions rotate into each
-other (`equalisation_rate`). The equalised flow is a Lotka-Volterra competition, whose weak modes
+other (`equalization_rate`). The equalised flow is a Lotka-Volterra competition, whose weak modes
 are suppressed. Stochastic masks follow these equations at small learning rates, from a small
 balanced start; at large ones noise drags the typical growth (`typical_growth_exponent`).
 """
@@ -114,7 +114,7 @@ def lotka_volterra_flow(
     return np.asarray(np.exp(solution.y.T))
 
 
-def equalisation_rate(u1: float, u2: float, *, keep_prob: float, rescale: float) -> float:
+def equalization_rate(u1: float, u2: float, *, keep_prob: float, rescale: float) -> float:
     """Rate at which a pair of directions leaves the aligned fixed point towards equal products.
 
         (s q / 2) [sqrt(S^2 + 4 lam (1+lam) delta^2) - S],
@@ -123,7 +123,7 @@ def equalisation_rate(u1: float, u2: float, *, keep_prob: float, rescale: float)
     the one positive eigenvalue of the linearised flow of the pair: at least s q lam delta^2 / S,
     and 0 for equal modes. u1 and u2 are the fixed point's singular values sigma / s.
 
-    >>> equalisation_rate(2.0, 1.0, keep_prob=1.0, rescale=1.0)
+    >>> equalization_rate(2.0, 1.0, keep_prob=1.0, rescale=1.0)
     0.0
     """
     lam, mean_gate = relative_variance(keep_prob=keep_prob), rescale * keep_prob

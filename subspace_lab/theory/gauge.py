@@ -45,6 +45,13 @@ def gauge_matrix(
     return B.mT @ B - A @ A.mT
 
 
+def balance_slope(
+    A_change: Float[Tensor, " pairs"], B_change: Float[Tensor, " pairs"]
+) -> Float[Tensor, ""]:
+    """Slope of (B^T dB)_ij on (dA A^T)_ij over pairs of kept directions: 1 where C is conserved."""
+    return (A_change * B_change).sum() / A_change.square().sum()
+
+
 def sgd_gauge_step(
     B: Float[Tensor, "m r"],
     A: Float[Tensor, "r n"],

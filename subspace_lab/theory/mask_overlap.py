@@ -126,6 +126,34 @@ def expected_equal_pairs(rank: int, *, keep_prob: float, steps: int) -> float:
     return math.comb(steps, 2) * mask_collision_rate(rank, keep_prob=keep_prob)
 
 
+def equal_pairs_variance(rank: int, *, keep_prob: float, steps: int) -> float:
+    """Variance of the number of pairs of equal masks among T steps.
+
+    C(T, 2) p (1 - p) + T (T - 1) (T - 2) (p_3 - p^2), with p = (q^2 + (1 - q)^2)^r and
+    p_3 = (q^3 + (1 - q)^3)^r: pairs that share a mask are correlated unless q = 1/2.
+    """
+    pair = mask_collision_rate(rank, keep_prob=keep_prob)
+    triple = (keep_prob**3 + (1 - keep_prob) ** 3) ** rank
+    variance = math.comb(steps, 2) * pair * (1 - pair)
+    return variance + steps * (steps - 1) * (steps - 2) * (triple - pair**2)
+
+
+def coverage_pmf(directions: int, *, keep_prob: float) -> Float[np.ndarray, " steps"]:
+    """Law of the step T by which each of R directions has been kept, P(T = 0), P(T = 1), ...
+
+    P(T <= t) = (1 - (1 - q)^t)^R, up to where the rest is below 1e-18.
+
+    >>> coverage_pmf(2, keep_prob=0.5)[:3].tolist()
+    [0.0, 0.25, 0.3125]
+    """
+    check_keep_prob(keep_prob)
+    if keep_prob == 1:
+        return np.array([0.0, 1.0])
+    last = math.ceil(math.log(1e-18 / directions) / math.log1p(-keep_prob))
+    cdf = (-np.expm1(np.arange(last + 1) * math.log1p(-keep_prob))) ** directions
+    return np.diff(cdf, prepend=0)
+
+
 def coverage_time(directions: int, *, keep_prob: float) -> float:
     """Expected number of steps until each of R directions has been kept at least once.
 

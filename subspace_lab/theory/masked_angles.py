@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy import stats
 from torch import Tensor
 
@@ -82,6 +82,24 @@ def expected_right_angles(rank: int, *, keep_prob: float) -> float:
     check_keep_prob(keep_prob)
     tail = stats.binom.sf(np.arange(rank), rank, keep_prob)
     return math.fsum(tail**2) - rank * keep_prob**2
+
+
+def random_squared_cosines(
+    n: Int[Tensor, "*modules"],
+    a: Int[Tensor, "*batch"],
+    b: Int[Tensor, "*batch"],
+    *,
+    shared: Int[Tensor, "*batch"],
+) -> Float[Tensor, "*batch"]:
+    """E sum cos² θ = |I| + a b / (n - |I|) of random subspaces of R^n with |I| common directions.
+
+    The mean of `linalg.random_angle_moments`, for many pairs of a and b further directions.
+
+    >>> two = torch.tensor(2)
+    >>> random_squared_cosines(torch.tensor(5), two, two, shared=torch.tensor(1)).item()
+    2.0
+    """
+    return shared + a * b / (n - shared).clamp(min=1)
 
 
 def right_angles_pmf(rank: int, *, keep_prob: float) -> Float[np.ndarray, " most_plus_1"]:

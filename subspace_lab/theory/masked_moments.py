@@ -47,6 +47,14 @@ def gram_product(
     return (B.mT.double() @ B.double()) * (weighted @ A.mT)
 
 
+def masked_energy(
+    H: Float[Tensor, "*batch r r"], gates: Float[Tensor, "*masks r"]
+) -> Float[Tensor, "*masks"]:
+    """||B diag(d) A Σ^{1/2}||_F^2 = d^T H d for gates d, with H from `gram_product`."""
+    energy: Tensor = torch.einsum("...i,...ij,...j->...", gates, H, gates)
+    return energy
+
+
 def update_mean(
     B: Float[Tensor, "*batch m r"],
     A: Float[Tensor, "*batch r n"],

@@ -15,7 +15,8 @@ COUNTS = (
     "batch_size", "accumulation", "global_batch", "block_size", "dwell", "schedule_steps",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "seed", "init_seed", "data_seed", "mask_seed", "noise_seed", "warmup_steps", "weight_decay", "max_grad_norm", "eval_every", "checkpoint_every",
+    "seed", "init_seed", "data_seed", "mask_seed", "noise_seed",
+    "warmup_steps", "weight_decay", "max_grad_norm", "eval_every", "checkpoint_every",
 )  # fmt: skip
 
 PEFT_NAMES = {

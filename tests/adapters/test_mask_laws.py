@@ -29,14 +29,14 @@ def rank_mask(sampling, granularity="step", **settings):
 
 
 def outputs(sampling, granularity, *, step=3, calls=2, module=0, **settings):
-    """Run `calls` forward passes of one step and give the gated outputs (calls, rows, tokens, r)."""
+    """Run forward passes of one step and give the gated outputs (calls, rows, tokens, r)."""
     model = tiny_lora(rank=16).train()
     mask = rank_mask(sampling, granularity, **settings).attach(model)
     mask.set_step(step)
     torch.nn.init.ones_(lora_modules(model)[module].A_module.weight)
     seen = []
     target = lora_modules(model)[module].A_module
-    target.register_forward_hook(lambda *args: seen.append((args[2] / args[1][0].sum(-1, True))))
+    target.register_forward_hook(lambda *args: seen.append(args[2] / args[1][0].sum(-1, True)))
     with torch.no_grad():
         for _ in range(calls):
             model(**batch())

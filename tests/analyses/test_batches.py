@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from subspace_lab.runs.stored_cores import frame_arrays
 
 from analyses import effective_rank, frame_drift, mask_theory, subspace_angles
 from analyses.kit.cores import StepMasks, map_parallel
@@ -19,6 +18,7 @@ from subspace_lab.linalg.rank_core import frame_core
 from subspace_lab.recording.writer import RunWriter
 from subspace_lab.runs import core_batches
 from subspace_lab.runs.run import Run
+from subspace_lab.runs.stored_cores import frame_arrays
 
 RANKS = {"layers.0.q_proj": 3, "layers.0.v_proj": 5, "layers.1.q_proj": 3, "layers.1.v_proj": 5}
 

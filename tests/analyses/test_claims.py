@@ -7,11 +7,13 @@ import json
 import pandas as pd
 import pytest
 
-from analyses.claims import compute, to_html, to_markdown, to_text
+from analyses import mask_theory
+from analyses.claims import compute
+from analyses.claims.evidence import Evidence
+from analyses.claims.gains import better_than_lora
+from analyses.claims.paper import CLAIMS
+from analyses.claims.texts import to_html, to_markdown, to_text
 from analyses.mask_theory import COLUMNS
-from analyses.predictions.evidence import Evidence
-from analyses.predictions.gains import better_than_lora
-from analyses.predictions.paper import CLAIMS
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.recording.writer import RunWriter
 from subspace_lab.runs.run import Run
@@ -66,8 +68,6 @@ def test_one_run_alone_tests_what_it_can(runs):
 
 
 def test_quoted_numbers_are_those_of_mask_theory(runs):
-    from analyses import mask_theory
-
     row = mask_theory.compute(runs["step"]).set_index("prediction").loc["Jaccard of next masks"]
     shown = compute([runs["step"]]).set_index("name").loc["a subspace a step", "shown"]
     assert f"{row['measured']:.3g} (n = {row['samples']:,})" in shown
@@ -148,7 +148,7 @@ def test_command_prints_and_writes(command, runs, tmp_path):
     assert found.code == 0, found.err
     assert "only the kept learn: contradicted" in found.out
     saved = json.loads((tmp_path / "claims.json").read_text())
-    assert len(saved["claims"]) == len(pd.read_parquet(tmp_path / "claims.parquet")) == 13
+    assert len(saved["summary"]) == len(pd.read_parquet(tmp_path / "claims.parquet")) == 13
     assert (tmp_path / "claims.md").read_text().startswith("| the paper says |")
     assert "<table>" in (tmp_path / "claims.html").read_text()
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from analyses.predictions.dropped import _compare, _usual_gradient
-from analyses.predictions.group import Directions
-from analyses.predictions.optimizer import Optimizer
+from analyses.mask_theory.dropped_directions import _compare, _usual_gradient
+from analyses.mask_theory.optimizer import Optimizer
+from analyses.mask_theory.record import Directions
 
 STEPS, LENGTH, RANK = 40, 30, 6
 

@@ -10,7 +10,8 @@ import torch
 
 from analyses import gate_expansion
 from analyses._gates import GatedLoss
-from analyses.predictions.inference import gate_gap_rows
+from analyses.mask_theory.inference import Tables
+from analyses.mask_theory.inference import gate_gap as predicted_gap
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.likelihood import response_loss
@@ -156,8 +157,8 @@ def test_the_table_and_what_mask_theory_makes_of_it(masked, command, tmp_path):
     assert "measured; second order holds" in [
         text.get_text() for text in gate_expansion.plot(table).legends[0].texts
     ]
-    (row,) = gate_gap_rows(table)
-    assert row.statement == "T11"
+    row = predicted_gap(Tables(None, table))
+    assert predicted_gap.theorem == "T11"
     assert (row.predicted, row.measured) == (end["second"], end["measured"])
 
 
@@ -168,11 +169,11 @@ def test_a_valid_expansion_is_tested_and_an_invalid_one_is_not():
             "excess_error": [0.002], "tolerance": [0.2], "masks": [8],
         }
     )  # fmt: skip
-    (valid,) = gate_gap_rows(table)
+    valid = predicted_gap(Tables(None, table))
     assert valid.agrees
-    (wrong,) = gate_gap_rows(table.assign(measured=0.15))
+    wrong = predicted_gap(Tables(None, table.assign(measured=0.15)))
     assert wrong.agrees is False
-    (invalid,) = gate_gap_rows(table.assign(fourth=0.08))
+    invalid = predicted_gap(Tables(None, table.assign(fourth=0.08)))
     assert invalid.agrees is None
     assert "fourth order" in invalid.basis
 

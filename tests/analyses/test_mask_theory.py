@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 import torch
 
-from analyses.mask_theory import compute, disagreements, join, plot, summarize
-from analyses.predictions import masks as mask_predictions
-from analyses.predictions.group import groups_of
-from analyses.predictions.rows import Prediction
+from analyses import mask_theory
+from analyses.mask_theory import ANALYSIS, chance, join
+from analyses.mask_theory.comparison import NotTestableError
+from analyses.mask_theory.drawn_masks import disjoint_pairs
+from analyses.mask_theory.figure import compared, disagreements, summarize
+from analyses.mask_theory.record import groups_of
 from subspace_lab import files
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.errors import UserError
@@ -24,6 +26,11 @@ from subspace_lab.theory.enumeration import all_masks
 from subspace_lab.theory.mask_law import Bernoulli, ExactK, MaskLaw
 from tests.analyses import wrong_masks
 from tests.analyses.wrong_masks import Fault, train
+
+
+def compute(run: Run, **arguments) -> pd.DataFrame:
+    """Give the predictions that the run's record can test."""
+    return compared(mask_theory.compute(run, **arguments))
 
 
 def caught(table: pd.DataFrame) -> set[str]:
@@ -379,21 +386,19 @@ def test_regulariser_over_training_is_that_of_all_masks(sampling, tmp_path):
 def test_disjoint_pairs_share_no_mask():
     for lag in (1, 2, 3):
         for steps in range(9):
-            first, second = mask_predictions.disjoint_pairs(np.arange(steps), lag=lag)
+            first, second = disjoint_pairs(np.arange(steps), lag=lag)
             assert (second - first == lag).all()
             used = [*first.tolist(), *second.tolist()]
             assert len(set(used)) == len(used)
 
 
 def test_pooling_keeps_all_draws_and_says_nothing_of_few():
-    prediction, pmf = (
-        Prediction("law", "T1", "masks drawn", "wrong"),
-        np.array([0.01, 0.49, 0.49, 0.01]),
-    )
+    pmf = np.array([0.01, 0.49, 0.49, 0.01])
     draws = np.repeat([1, 2], 50)
-    (row,) = prediction.law(draws, pmf=pmf)
+    row = chance.distribution_of_counts(draws, pmf=pmf)
     assert (row.predicted, row.measured) == (1, 0)  # cells {0, 1} and {2, 3}, 50 expected in each
-    assert not list(prediction.law(draws[:4], pmf=pmf))
+    with pytest.raises(NotTestableError, match="4 draws are too few"):
+        chance.distribution_of_counts(draws[:4], pmf=pmf)
 
 
 def test_an_adapter_of_another_tool_is_tested_on_what_it_has(adapter):
@@ -409,6 +414,24 @@ def test_a_frame_that_is_not_random_is_not_held_against_the_random_null(run):
     run.description["config"] = {"method": "full"}
     assert groups_of(run)[0].starts_at_zero and not groups_of(run)[0].starts_at_random
     assert "T3" not in set(compute(run)["statement"])
+
+
+def test_what_a_record_cannot_test_says_why(tmp_path):
+    runs = [train(tmp_path / name, mask, steps=4) for name, mask in TESTABLE_BY.items()]
+    table = mask_theory.compute(runs[0]).set_index("prediction")
+    reasons = table.loc[table["kind"] == "not testable", "basis"]
+    assert reasons["overlap of two tokens, mean"] == "the run has no masks per token"
+    assert reasons["best inference scale"] == "analyses.ensemble_vs_single was not run"
+    assert reasons["A's turn per step over LoRA's"].startswith("no LoRA run")
+    assert table.loc[reasons.index, ["measured", "agrees", "power"]].isna().all(axis=None)
+    for run in runs[1:]:
+        reasons = mask_theory.compute(run).set_index("prediction")["basis"]
+        assert reasons["kept directions, mean"] == "no step masks were recorded"
+    names = {tuple(mask_theory.compute(run)["prediction"]) for run in runs}
+    assert len(names) == 1  # every run lists every prediction
+
+
+TESTABLE_BY = {"step": RankMask(0.5), "token": RankMask(0.5, granularity="token"), "lora": None}
 
 
 def test_a_masked_run_is_compared_with_the_lora_run_of_its_configuration(tmp_path):
@@ -470,7 +493,7 @@ def test_command_writes_table_figure_and_sentences(command, tmp_path):
 
 def test_figure_shows_every_prediction_once(run):
     table = compute(run)
-    axes = plot(table).axes[0]
+    axes = ANALYSIS.plot(table).axes[0]
     labels = [text.get_text() for text in axes.get_yticklabels()]
     assert len(labels) == table["prediction"].nunique()
     drawn = sum(len(line.get_xdata()) for line in axes.lines if line.get_linestyle() == "None")

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.predictions import gains, judges
-from analyses.predictions.evidence import Comparison, Evidence, seeds_needed
-from analyses.predictions.paper import CLAIMS
+from analyses.claims import gains, verdicts
+from analyses.claims.differences import Difference, seeds_needed
+from analyses.claims.evidence import Evidence
+from analyses.claims.paper import CLAIMS
+from analyses.mask_theory import observed_gates
 from analyses.published import TABLE_1
 from subspace_lab.stats.multiple import holm
 from subspace_lab.theory.mask_law import MaskLaw, mask_law
@@ -21,7 +23,7 @@ RANK, Q = 8, 0.5
 
 @dataclass(eq=False)
 class Stub:
-    """What judges read of a run besides the table of mask_theory."""
+    """What verdicts read of a run besides the table of mask_theory."""
 
     name: str
     mask_law: MaskLaw | None = None
@@ -41,20 +43,20 @@ def row(run: str, prediction: str, measured: float, **fields: Any) -> dict[str, 
     return known | {"samples": 100, "agrees": pd.NA} | fields
 
 
-def verdict(judge, runs: list[Stub], rows: list[dict[str, Any]]) -> str:
+def verdict(finding, runs: list[Stub], rows: list[dict[str, Any]]) -> str:
     columns = ["run", "prediction", "measured", "predicted", "samples", "agrees"]
     table = pd.DataFrame(rows, columns=list(dict.fromkeys([*columns, *(rows[0] if rows else [])])))
-    return judge(Evidence(runs, table.astype({"agrees": "boolean"}))).verdict  # type: ignore[arg-type]
+    return finding(Evidence(runs, table.astype({"agrees": "boolean"}))).verdict  # type: ignore[arg-type]
 
 
 def gates(run: str, *, tokens_share: bool, token_masks: bool, factor: float) -> list[dict]:
     """Rows about the gates of a run: whether tokens share a mask, and the factor on it."""
     if token_masks:
         overlap = RANK * Q if tokens_share else RANK * Q**2
-        shared = row(run, judges.TOKENS_DIFFER, overlap, predicted=RANK * Q**2)
+        shared = row(run, observed_gates.tokens_differ.name, overlap, predicted=RANK * Q**2)
     else:
-        shared = row(run, judges.OVER_TOKENS, 0 if tokens_share else 7)
-    return [shared, row(run, judges.RESCALE, factor)]
+        shared = row(run, observed_gates.over_tokens.name, 0 if tokens_share else 7)
+    return [shared, row(run, observed_gates.rescale.name, factor)]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_same_method(step, token, expected):
             share, factor = known
             rows += gates(name, tokens_share=share, token_masks=name == "token", factor=factor)
     runs = [masked("step", "step"), masked("token", "token")]
-    assert verdict(judges.same_method, runs, rows) == expected
+    assert verdict(verdicts.same_method, runs, rows) == expected
 
 
 @pytest.mark.parametrize(
@@ -97,12 +99,12 @@ def test_one_subspace_a_step(jaccard, varies, left, expected):
     if jaccard is not None:
         rows += [
             row("step", "Jaccard of next masks", jaccard),
-            row("step", judges.OVER_ROWS, varies),
+            row("step", observed_gates.over_rows.name, varies),
         ]
     if left is not None:
         rows += [row("token", "directions that step 1 left", left)]
     runs = [masked("step", "step"), masked("token", "token")]
-    assert verdict(judges.one_subspace_a_step, runs, rows) == expected
+    assert verdict(verdicts.one_subspace_a_step, runs, rows) == expected
 
 
 @pytest.mark.parametrize(
@@ -122,9 +124,9 @@ def test_half_the_rank(kept, exceptions, entropy, stable, expected):
         row("step", "masked entropy rank over full", entropy),
         row("step", "masked stable rank over full", stable),
     ]
-    assert verdict(judges.half_the_rank, [masked("step")], rows) == expected
-    assert verdict(judges.half_the_rank, [masked("step", keep_prob=0.7)], rows) == "not tested"
-    assert verdict(judges.half_the_rank, [masked("step")], rows[1:]) == "not tested"
+    assert verdict(verdicts.half_the_rank, [masked("step")], rows) == expected
+    assert verdict(verdicts.half_the_rank, [masked("step", keep_prob=0.7)], rows) == "not tested"
+    assert verdict(verdicts.half_the_rank, [masked("step")], rows[1:]) == "not tested"
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_half_the_rank(kept, exceptions, entropy, stable, expected):
 def test_only_the_kept(adam, sgd, expected):
     rows = [] if adam is None else [row("step", "B's displacement while masked", adam)]
     rows += [] if sgd is None else [row("sgd", "masked directions stand still", sgd)]
-    assert verdict(judges.only_the_kept, [masked("step"), masked("sgd")], rows) == expected
+    assert verdict(verdicts.only_the_kept, [masked("step"), masked("sgd")], rows) == expected
 
 
 @pytest.mark.parametrize(
@@ -157,15 +159,15 @@ def test_only_the_kept(adam, sgd, expected):
 def test_unlike_dropout(granularity, share, factor, law, expected):
     token = granularity == "token"
     rows = gates("run", tokens_share=share, token_masks=token, factor=factor)
-    assert verdict(judges.unlike_dropout, [masked("run", granularity, **law)], rows) == expected
+    assert verdict(verdicts.unlike_dropout, [masked("run", granularity, **law)], rows) == expected
 
 
 def test_unlike_dropout_in_part_and_untested():
     rows = gates("token", tokens_share=False, token_masks=True, factor=2.0)
     rows += gates("step", tokens_share=True, token_masks=False, factor=2.0)
     runs = [masked("token", "token"), masked("step")]
-    assert verdict(judges.unlike_dropout, runs, rows) == "supported in part"
-    assert verdict(judges.unlike_dropout, runs, []) == "not tested"
+    assert verdict(verdicts.unlike_dropout, runs, rows) == "supported in part"
+    assert verdict(verdicts.unlike_dropout, runs, []) == "not tested"
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,7 @@ def test_unlike_dropout_in_part_and_untested():
     ],
 )
 def test_moving_subspace(plain, moving, expected):
-    assert judges.moving_verdict(plain, moving) == expected
+    assert verdicts.moving_verdict(plain, moving) == expected
 
 
 @pytest.mark.parametrize(
@@ -199,29 +201,29 @@ def test_no_subspace_twice(masks, expected):
         run.modules = pd.DataFrame({"r": [2]})
         run.masks_of_rank = lambda rank, drawn=drawn: (None, np.array(drawn, dtype=bool)[:, None])
         runs.append(run)
-    assert verdict(judges.never_twice, runs, []) == expected
+    assert verdict(verdicts.never_twice, runs, []) == expected
 
 
 def test_a_run_that_fails_gives_no_verdict_but_one_about_identities_does():
     rows = gates("token", tokens_share=False, token_masks=True, factor=2.0)
     run = [masked("token", "token")]
     failed = row("token", "some prediction", 3.0, agrees=False)
-    assert verdict(judges.unlike_dropout, run, [*rows, failed]) == "not tested"
+    assert verdict(verdicts.unlike_dropout, run, [*rows, failed]) == "not tested"
     about = [{**one, "tests": "training"} for one in [*rows, failed]]
-    assert verdict(judges.unlike_dropout, run, about) == "not tested"
+    assert verdict(verdicts.unlike_dropout, run, about) == "not tested"
     about = [{**one, "tests": "identity"} for one in [*rows, failed]]
-    assert verdict(judges.unlike_dropout, run, about) == "contradicted"
+    assert verdict(verdicts.unlike_dropout, run, about) == "contradicted"
 
 
 # Differences to LoRA
 
 
-def comparison(differences: list[float], label: str = "masked", **config: Any) -> Comparison:
+def comparison(differences: list[float], label: str = "masked", **config: Any) -> Difference:
     by_seed = dict(enumerate(differences))
-    return Comparison(label, "exact match", by_seed, "100 test examples", config)
+    return Difference(label, "exact match", by_seed, "100 test examples", config)
 
 
-def with_gains(*gains_: Comparison) -> Evidence:
+def with_gains(*gains_: Difference) -> Evidence:
     evidence = Evidence([], pd.DataFrame({"agrees": pd.array([], dtype="boolean"), "run": []}))
     evidence.__dict__["gains"] = list(gains_)
     return evidence
@@ -273,7 +275,7 @@ def test_better_on_every_task(tasks, expected):
     assert gains.all_tasks(evidence).verdict == expected
 
 
-def at_ranks(means: dict[int, float], **config: Any) -> list[Comparison]:
+def at_ranks(means: dict[int, float], **config: Any) -> list[Difference]:
     draw = np.random.default_rng(0)
     return [
         comparison(

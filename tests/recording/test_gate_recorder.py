@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from subspace_lab.runs.observed_gates import GATES_FILE, read_gates
 from torch import nn
 
 from subspace_lab import files
@@ -15,6 +14,7 @@ from subspace_lab.recording.gate_recorder import (
     GateRecorder,
     observed_steps,
 )
+from subspace_lab.runs.observed_gates import GATES_FILE, read_gates
 from tests.tiny import batch, tiny_lora
 
 

@@ -10,7 +10,6 @@ import pytest
 import scipy.linalg
 import torch
 from peft import PeftModel
-from subspace_lab.runs.opening import open_runs
 from transformers import TrainerCallback
 
 from subspace_lab import files, linalg
@@ -18,6 +17,7 @@ from subspace_lab.errors import UserError
 from subspace_lab.linalg.rank_core import frame_core
 from subspace_lab.recording import writer
 from subspace_lab.recording.gate_recorder import MODULES
+from subspace_lab.runs.opening import open_runs
 from subspace_lab.runs.run import Run
 from tests.recording.conftest import train_tiny
 from tests.tiny import StopAfter, batch, tiny_llama

@@ -148,7 +148,7 @@ def test_a_run_named_in_many_ways_is_opened_once(run, tmp_path, monkeypatch):
 @pytest.fixture
 def masked(mixed, masks) -> Run:
     """Give the run of three chunks a description of its masks: one a step."""
-    description = mixed.description | {"mask": {"granularity": "step"}}
+    description = mixed.description | {"mask": {"keep_prob": 0.5}}
     files.write_json(mixed.path / "run.json", description)
     return Run(mixed.path)
 

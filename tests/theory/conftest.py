@@ -25,7 +25,7 @@ from scipy import optimize
 from torch import Tensor
 
 from subspace_lab.theory.mask_moments import MaskMoments
-from subspace_lab.theory.regulariser import expected_squared_loss
+from subspace_lab.theory.regularizer import expected_squared_loss
 
 START, END = "<!-- theory table: start -->", "<!-- theory table: end -->"
 HEADER = (
@@ -67,7 +67,7 @@ def deviation(request: pytest.FixtureRequest) -> Callable[[str, object, float, f
 
 
 @pytest.fixture
-def minimise_masked_loss() -> Callable[..., tuple[Tensor, Tensor]]:
+def minimize_masked_loss() -> Callable[..., tuple[Tensor, Tensor]]:
     """Minimise the exact expected loss over (B, A) by BFGS: the independent route to an optimum."""
 
     def minimise(

@@ -6,7 +6,7 @@ from scipy.linalg import hadamard
 
 from subspace_lab.theory.deep_linear import (
     aligned_strength,
-    equalisation_rate,
+    equalization_rate,
     lotka_volterra_field,
     lotka_volterra_flow,
     typical_growth_exponent,
@@ -118,7 +118,7 @@ def test_limit_is_the_soft_threshold(q, s, deviation):
 
 
 @pytest.mark.parametrize(("q", "s"), LAWS)
-def test_equalisation_rate_is_the_unstable_eigenvalue(q, s, deviation):
+def test_equalization_rate_is_the_unstable_eigenvalue(q, s, deviation):
     sigma = np.array([3.0, 1.0])
     u = sigma / s
     M = torch.from_numpy(np.diag(sigma))
@@ -132,10 +132,10 @@ def test_equalisation_rate_is_the_unstable_eigenvalue(q, s, deviation):
     point = torch.stack([root, root]).flatten()
     assert torch.func.grad(loss)(point).abs().max() < 1e-14  # a fixed point
     unstable = torch.linalg.eigvalsh(-torch.func.hessian(loss)(point))
-    found = equalisation_rate(u[0].item(), u[1].item(), keep_prob=q, rescale=s)
+    found = equalization_rate(u[0].item(), u[1].item(), keep_prob=q, rescale=s)
     deviation(
         "T14: equalisation rate = unstable eigenvalue of the aligned fixed point",
-        equalisation_rate,
+        equalization_rate,
         abs(found - unstable[-1].item()),
         1e-12,
     )

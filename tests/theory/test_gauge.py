@@ -6,6 +6,7 @@ import torch
 
 from subspace_lab.theory.enumeration import all_masks, mask_probabilities
 from subspace_lab.theory.gauge import (
+    balance_slope,
     expected_gauge_drift,
     expected_haar_gauge_drift,
     gauge_drift,
@@ -218,3 +219,12 @@ def test_haar_penalty_reaches_the_nuclear_norm_in_the_balanced_gauge(deviation):
 def test_refuses_impossible_projectors():
     with pytest.raises(ValueError, match="kept 4"):
         haar_moments(3, kept=4)
+
+
+def test_balance_slope_is_1_for_kept_pairs_of_a_masked_sgd_step(deviation):
+    B, A, X, Y = problem()
+    P = torch.diag(torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64))
+    grad_B, grad_A = gradients(B, A, X, Y, P, 2.0)
+    kept = torch.outer(P.diagonal(), P.diagonal()) > 0
+    slope = balance_slope((grad_A @ A.mT)[kept], (B.mT @ grad_B)[kept])
+    deviation("T13: slope of B^T dB on dA A^T, kept pairs", balance_slope, abs(slope - 1), 1e-13)

@@ -18,10 +18,10 @@ def problem():
 
 
 @pytest.mark.parametrize("rescale", [1.0, 1 / KEEP_PROB])
-def test_optimal_scale_at_the_trained_optimum(deviation, minimise_masked_loss, rescale):
+def test_optimal_scale_at_the_trained_optimum(deviation, minimize_masked_loss, rescale):
     X, Y = problem()
     law = mask_moments.bernoulli(3, keep_prob=KEEP_PROB)
-    B, A = minimise_masked_loss(X, Y, law, scaling=0.5, rescale=rescale)
+    B, A = minimize_masked_loss(X, Y, law, scaling=0.5, rescale=rescale)
     ratio = float(balance_ratio(B, A, second_moment=X @ X.T / 30))
     predicted = optimal_inference_scale(ratio, keep_prob=KEEP_PROB, rescale=rescale)
     scales = np.linspace(0.5, 2, 7)

@@ -34,7 +34,9 @@ def prefix(weight):
 
 def whole_blocks(mask):
     pairs = mask.reshape(-1, 2)
-    return 0.7 ** pairs[:, 0].sum() * 0.3 ** (~pairs[:, 0]).sum() * (pairs[:, 0] == pairs[:, 1]).all()
+    return (
+        0.7 ** pairs[:, 0].sum() * 0.3 ** (~pairs[:, 0]).sum() * (pairs[:, 0] == pairs[:, 1]).all()
+    )
 
 
 ENUMERATED = {
@@ -108,7 +110,9 @@ def test_gates_have_the_moments_that_are_stated(name, rescale):
     law = with_rescale(law, rescale)
     gates = factors[rescale][:, None] * MASKS
     np.testing.assert_allclose(law.rescaled(MASKS), gates, rtol=1e-14)
-    torch.testing.assert_close(law.rescaled(torch.from_numpy(MASKS)).double(), torch.from_numpy(gates))
+    torch.testing.assert_close(
+        law.rescaled(torch.from_numpy(MASKS)).double(), torch.from_numpy(gates)
+    )
     mean, covariance = moments_of(gates, weights)
     np.testing.assert_allclose(law.gate_moments(RANK).mean, mean, atol=1e-13)
     np.testing.assert_allclose(law.gate_moments(RANK).covariance, covariance, atol=1e-13)
@@ -138,7 +142,7 @@ def test_prefix_gates_are_scaled_by_alpha_over_b():
 
 
 def test_the_fixed_diagonal_is_that_of_matryoshka_lora():
-    """Its Algorithm 1: P_i sums the scales alpha / r_j of all nested ranks that hold direction i."""
+    """Its Algorithm 1: P_i sums the scales alpha / r_j of the nested ranks that hold i."""
     alpha, ranks = 12, [1, 2, 4, 6]
     P = [sum(alpha / rank for rank in ranks if rank > i) for i in range(RANK)]
     law = mask_law(1.0, sampling="fixed", rescale="realized")

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from subspace_lab.theory.mask_overlap import (
+    coverage_pmf,
     coverage_time,
+    equal_pairs_variance,
     exact_k_overlap_pmf,
     expected_equal_pairs,
     jaccard_moments,
@@ -105,6 +107,18 @@ def test_empty_equal_and_untouched(deviation, rank, keep_prob):
     deviation("T1: no token of N keeps a coordinate", untouched_probability, error, 1e-14)
 
 
+def test_variance_of_equal_pairs_by_counting_every_sequence(deviation):
+    rank, keep_prob, steps = 1, 0.3, 5
+    mean = square = 0.0
+    for sequence in itertools.product([0, 1], repeat=steps):
+        weight = np.prod([keep_prob if kept else 1 - keep_prob for kept in sequence])
+        pairs = sum(a == b for a, b in itertools.combinations(sequence, 2))
+        mean, square = mean + weight * pairs, square + weight * pairs**2
+    variance = equal_pairs_variance(rank, keep_prob=keep_prob, steps=steps)
+    error = abs(variance - (square - mean**2))
+    deviation("T1: variance of the pairs of equal masks", equal_pairs_variance, error, 1e-13)
+
+
 def test_equal_pairs_by_counting_every_sequence(deviation):
     keep_prob, expected = 0.3, 0.0
     for sequence in itertools.product([0, 1], repeat=4):
@@ -128,6 +142,15 @@ def test_coverage_time(deviation, directions, keep_prob):
         )
         error = float(abs(coverage_time(directions, keep_prob=keep_prob) / true - 1))
     deviation("T1: coverage time of R directions (relative)", coverage_time, error, 1e-13)
+
+
+def test_law_of_the_slowest_direction(deviation):
+    for directions, keep_prob in [(1, 0.3), (7, 0.5), (40, 0.9)]:
+        pmf = coverage_pmf(directions, keep_prob=keep_prob)
+        mean = pmf @ np.arange(len(pmf))
+        error = abs(mean / coverage_time(directions, keep_prob=keep_prob) - 1)
+        deviation("T1: mean of the law of coverage (relative)", coverage_pmf, error, 1e-12)
+    assert coverage_pmf(3, keep_prob=1.0).tolist() == [0, 1]
 
 
 def test_coverage_time_where_inclusion_exclusion_fails(deviation):

@@ -8,6 +8,7 @@ from subspace_lab.theory.masked_moments import (
     bernstein_bound,
     expected_output_energy,
     gram_product,
+    masked_energy,
     output_energy_variance,
     update_covariance,
     update_mean,
@@ -183,3 +184,12 @@ def test_balance_ratio_under_cancellation():
         assert balance_ratio(B, A).item() == pytest.approx(float(direct), rel=1e-5)
     assert balance_ratio(B, torch.stack([a, a])).isnan()
     assert balance_ratio(0 * B, torch.stack([a, a])).isnan()
+
+
+def test_energy_of_one_masked_update(factors, law, deviation):
+    B, A, _ = factors
+    updates, _ = enumerated(factors, law)
+    masks = law[1].double()
+    energies = (SCALING * RESCALE) ** 2 * masked_energy(gram_product(B, A), masks)
+    error = (energies - updates.square().sum((-2, -1))).abs().max()
+    deviation("T5: ||B D A||_F^2 = d^T H d", masked_energy, error, 1e-12)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from subspace_lab.theory import mask_moments
-from subspace_lab.theory.regulariser import equalised_factors, expected_squared_loss
+from subspace_lab.theory.regularizer import equalised_factors, expected_squared_loss
 from subspace_lab.theory.shrinkage import dropout_minimiser, dropout_spectrum, optimal_prune_prob
 
 
@@ -19,12 +19,12 @@ def problem(m=6, n=5, tokens=40, whitened=True, seed=0):
 
 @pytest.mark.parametrize("whitened", [True, False])
 @pytest.mark.parametrize(("rank", "keep_prob"), [(3, 0.9), (4, 0.5), (6, 0.7), (6, 0.3)])
-def test_minimiser_against_bfgs(deviation, minimise_masked_loss, whitened, rank, keep_prob):
+def test_minimiser_against_bfgs(deviation, minimize_masked_loss, whitened, rank, keep_prob):
     X, Y, _ = problem(whitened=whitened)
     second_moment = X @ X.T / X.shape[1]
     least_squares = Y @ X.T @ torch.linalg.inv(X @ X.T)
     law = mask_moments.bernoulli(rank, keep_prob=keep_prob)
-    B, A = minimise_masked_loss(X, Y, law, scaling=0.8, rescale=1 / keep_prob)
+    B, A = minimize_masked_loss(X, Y, law, scaling=0.8, rescale=1 / keep_prob)
     found = dropout_minimiser(
         least_squares, rank=rank, keep_prob=keep_prob, second_moment=second_moment
     )
@@ -36,11 +36,11 @@ def test_minimiser_against_bfgs(deviation, minimise_masked_loss, whitened, rank,
     deviation("T8: all ||b_i|| ||a_i|| are ||dW||_* / r", dropout_minimiser, error, 1e-6)
 
 
-def test_minimiser_without_rescale(deviation, minimise_masked_loss):
+def test_minimiser_without_rescale(deviation, minimize_masked_loss):
     X, Y, _ = problem()
     least_squares = Y @ X.T / X.shape[1]
     law = mask_moments.bernoulli(3, keep_prob=0.6)
-    B, A = minimise_masked_loss(X, Y, law, scaling=0.8, rescale=1.0)
+    B, A = minimize_masked_loss(X, Y, law, scaling=0.8, rescale=1.0)
     found = dropout_minimiser(least_squares, rank=3, keep_prob=0.6) / 0.6
     error = (0.8 * B @ A - found).abs().max()
     deviation("T8: Eq. 2 overshoots by 1/q, against BFGS", dropout_minimiser, error, 1e-6)

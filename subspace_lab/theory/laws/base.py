@@ -25,11 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subspace_lab.errors import UserError
-from subspace_lab.theory.laws.schedule import Schedule, scheduled_keep_prob
+from subspace_lab.theory.laws.schedule import Schedule, matching_pattern, scheduled_keep_prob
 from subspace_lab.theory.mask_moments import MaskMoments
 
 Granularity = Literal["step", "sample", "token"]
 Rescale = Literal["none", "keep_prob", "realized"]
+_RESCALES: dict[str, Rescale] = {name: name for name in get_args(Rescale)}
 
 
 def rescale_name(rescale: str | bool) -> Rescale:
@@ -43,10 +44,9 @@ def rescale_name(rescale: str | bool) -> Rescale:
     """
     if isinstance(rescale, bool):
         return "keep_prob" if rescale else "none"
-    for name in get_args(Rescale):
-        if name == rescale:
-            return name
-    raise UserError(f"`rescale` must be none, keep_prob or realized, not {rescale!r}")
+    if rescale not in _RESCALES:
+        raise UserError(f"`rescale` must be {_listed(tuple(_RESCALES))}, not {rescale!r}")
+    return _RESCALES[rescale]
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,12 @@ class MaskLaw(ABC):
         return {"none": 1.0, "keep_prob": 1 / self.keep_prob}.get(str(self.rescale), float("nan"))
 
     @property
+    def one_factor(self) -> bool:
+        """Whether all kept gates of the run have one factor."""
+        varies = self.schedule != "constant" or bool(self.keep_prob_pattern)
+        return self.binary and self.rescale != "realized" and not varies
+
+    @property
     def dependence(self) -> str:
         """Why draws are not independent ones of one law, in words; empty where they are."""
         if self.schedule != "constant" or self.keep_prob_pattern:
@@ -150,9 +156,15 @@ class MaskLaw(ABC):
         )
 
     def one_draw(self) -> MaskLaw:
-        """Give the law of single draws: each step and module with its own, of constant keep_prob."""
-        constant = {"schedule": "constant", "schedule_steps": None, "keep_prob_pattern": {}}
-        return replace(self, dwell=1, shared=False, **constant)
+        """Give the law of single draws: one for each step and module, of constant keep_prob."""
+        return replace(
+            self,
+            dwell=1,
+            schedule="constant",
+            schedule_steps=None,
+            keep_prob_pattern={},
+            shared=False,
+        )
 
     def check_rank(self, rank: int) -> None:  # noqa: B027
         """Raise UserError if the law cannot gate r directions; most can gate any number."""
@@ -165,7 +177,7 @@ class MaskLaw(ABC):
             for step in range(1, steps + 1):
                 self.at(step, module).check_rank(rank)
         for pattern in self.keep_prob_pattern:
-            if not any(_pattern_of(module, [pattern]) for module in ranks):
+            if not any(matching_pattern(module, [pattern]) for module in ranks):
                 raise UserError(f"`keep_prob_pattern` names no module: {pattern!r}")
 
     def step_mask(self, step: int, module: str, rank: int) -> NDArray[np.bool_]:
@@ -273,7 +285,7 @@ class MaskLaw(ABC):
         return "" if self.shared else module
 
     def _module_keep_prob(self, module: str) -> float:
-        pattern = _pattern_of(module, list(self.keep_prob_pattern))
+        pattern = matching_pattern(module, list(self.keep_prob_pattern))
         return self.keep_prob if pattern is None else self.keep_prob_pattern[pattern]
 
     def _require_masks(self) -> None:
@@ -284,16 +296,6 @@ class MaskLaw(ABC):
         return UserError(
             f"gates of `sampling` {self.sampling} are not masks: no direction is kept or dropped"
         )
-
-
-def _pattern_of(module: str, patterns: list[str]) -> str | None:
-    """Find the first pattern that a module's name ends with or matches, as PEFT does."""
-    if not patterns:
-        return None
-    from peft.utils.other import get_pattern_key
-
-    found = get_pattern_key(patterns, module)
-    return found if found in patterns else None
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -1,12 +1,13 @@
 """Gates that are no masks: Gaussian numbers, and random projectors of the rank dimension.
 
-They tell what is special about dropping directions: Gaussian gates have the mean and the covariance
-of Bernoulli masks and drop nothing; Haar projectors drop as many directions as exact-k masks, but in
-a random basis, so that no direction is singled out.
+They show what is special about dropping directions: Gaussian gates have the mean and covariance of
+Bernoulli masks and drop nothing; Haar projectors drop as many directions as exact-k masks, but in a
+random basis, so that no direction is singled out.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -38,7 +39,7 @@ class Gaussian(MaskLaw):
     def draw(self, uniform: Any) -> Tensor:
         """Turn uniform numbers into normal ones."""
         q = self.keep_prob
-        return q + (q * (1 - q)) ** 0.5 * _normal(uniform)
+        return _normal(uniform) * math.sqrt(q * (1 - q)) + q
 
     def moments(self, rank: int) -> MaskMoments:
         """E[d] = q, Cov(d) = q (1 - q) I."""

@@ -1,4 +1,4 @@
-"""Laws of masks d in {0, 1}^r that single out no direction: coin flips, fixed sizes, blocks, pairs."""
+"""Laws of masks d in {0, 1}^r without an order of directions: coin flips, fixed sizes, blocks."""
 
 from __future__ import annotations
 

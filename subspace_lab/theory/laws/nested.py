@@ -1,4 +1,4 @@
-"""Nested directions, the first ones more important: DyLoRA's prefixes and MatryoshkaLoRA's diagonal.
+"""Nested directions, the first ones more important: DyLoRA's prefixes, MatryoshkaLoRA's diagonal.
 
 DyLoRA (Valipour et al. 2023) draws a rank b and trains the first b directions with the scaling
 alpha / b: prefix masks with the rescale `realized`, as alpha / b = (alpha / r) (r / b). Two
@@ -6,7 +6,7 @@ reimplementations that carry its name train something else, which is no law of g
 
     LyCORIS     the first b directions at alpha / b, of which only the last (block) gets gradients;
                 with blocks it divides by their number, not by their directions
-    kohya       all r directions at alpha / r sqrt(r / b), of which only the b-th (unit) gets gradients
+    kohya       all r directions at alpha / r sqrt(r / b), of which only the b-th (unit) gets them
 
 The first is like DyLoRA's own option of freezing the directions before b.
 """
@@ -172,7 +172,7 @@ def _freeze_ranks(law: Prefix | Fixed) -> None:
 
 
 def _check_ranks(ranks: Sequence[int] | None, rank: int) -> None:
-    if ranks is not None and not (ranks and 1 <= min(ranks) and max(ranks) <= rank):
+    if ranks is not None and not (ranks and min(ranks) >= 1 and max(ranks) <= rank):
         raise UserError(
             f"`nested_ranks` must be ranks from 1 to the adapter's, {rank}: not {list(ranks)}"
         )

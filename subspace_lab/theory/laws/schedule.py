@@ -1,4 +1,4 @@
-"""How keep_prob changes over training.
+"""How keep_prob changes over training and between modules.
 
 Early and late dropout are those of Liu et al. 2023 ("Dropout Reduces Underfitting"), where early
 dropout, which falls linearly to none, lowers even the training loss of models that underfit.
@@ -26,3 +26,13 @@ def scheduled_keep_prob(keep_prob: float, step: int, schedule: Schedule, steps: 
         return 1 - (1 - keep_prob) * max(0.0, 1 - (step - 1) / steps)
     masked = {"constant": True, "early": step <= steps, "late": step > steps}[schedule]
     return keep_prob if masked else 1.0
+
+
+def matching_pattern(module: str, patterns: list[str]) -> str | None:
+    """Find the first pattern that a module's name ends with or matches, as PEFT does."""
+    if not patterns:
+        return None
+    from peft.utils.other import get_pattern_key
+
+    found = get_pattern_key(patterns, module)
+    return found if found in patterns else None

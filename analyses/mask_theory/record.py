@@ -1,29 +1,31 @@
-"""What a run recorded about its modules of one rank, in the arrays that predictions are held to."""
+"""What a run recorded about its modules of one rank, in the arrays that predictions need."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
-from analyses.predictions.optimizer import Optimizer, optimizer_of
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from analyses.mask_theory.optimizer import Optimizer, optimizer_of
 from subspace_lab.errors import UserError
+from subspace_lab.linalg.rank_core import Frame, RankCore
+from subspace_lab.runs.observed_gates import Gates
+from subspace_lab.runs.run import Run
+from subspace_lab.runs.steps import ranges
+from subspace_lab.theory.mask_law import MaskLaw
 
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    from numpy.typing import NDArray
-    from subspace_lab.runs.observed_gates import Gates
+MAX_CORES = 4096
+"""Spectra and angles are taken at evenly spread steps, of at most this many cores in all."""
 
-    from subspace_lab.linalg.rank_core import Frame, RankCore
-    from subspace_lab.runs.run import Run
-    from subspace_lab.theory.mask_law import MaskLaw
-    from subspace_lab.theory.mask_moments import MaskMoments
-
-MOST_CORES = 4096
-"""Spectra and angles are taken at evenly spread steps, of at most so many cores in all."""
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -44,22 +46,22 @@ class Directions:
 
 
 @dataclass(frozen=True)
-class Motions:
-    """The motion of A's rows and B's columns over consecutive steps 1..T."""
+class Displacements:
+    """The displacements of A's rows and B's columns in consecutive steps 1..T."""
 
     steps: NDArray[np.int64]
     row: Directions
     column: Directions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """The modules of one rank.
 
     Attributes:
         run: the run.
         modules: their rows (M) of the module table.
-        steps: steps whose cores may be used; None: all. Masks are always taken whole.
+        steps: steps whose cores may be used; None: all. All masks are always used.
     """
 
     run: Run
@@ -88,13 +90,11 @@ class Group:
 
     @cached_property
     def optimizer(self) -> Optimizer | None:
-        """The optimizer; None where it is not known, or has no laws here."""
+        """The optimizer; None where it is not known, or not covered by theory."""
         return optimizer_of(self.run)
 
     def learning_rates(self, steps: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """Give the learning rates (T,) of steps; None unless all were logged."""
-        import numpy as np
-
         rates = self._logged("learning_rate", steps)
         return None if np.isnan(rates).any() else rates
 
@@ -103,8 +103,6 @@ class Group:
         return self._logged("gradient_norm", steps)
 
     def _logged(self, name: str, steps: NDArray[np.int64]) -> NDArray[np.float64]:
-        import numpy as np
-
         table = self.run.metrics.set_index("step")
         if name not in table:
             return np.full(len(steps), np.nan)
@@ -113,8 +111,6 @@ class Group:
     @cached_property
     def mask_steps(self) -> NDArray[np.int64]:
         """The steps (T,) whose masks were recorded."""
-        import numpy as np
-
         return np.array(self.run.mask_steps, dtype=np.int64)
 
     @cached_property
@@ -131,9 +127,6 @@ class Group:
         Raises:
             UserError: if the mask of a step is missing.
         """
-        import numpy as np
-        from subspace_lab.runs.steps import ranges
-
         if self.masks is None:
             return np.ones((len(steps), len(self.modules), self.rank), dtype=bool)
         if missing := steps[~np.isin(steps, self.mask_steps)].tolist():
@@ -146,25 +139,7 @@ class Group:
     @cached_property
     def gates(self) -> list[Gates]:
         """The observed gates of these modules."""
-        return [seen for seen in self.run.gates if seen.module in set(self.names)]
-
-    @cached_property
-    def moments(self) -> MaskMoments:
-        """Mean and covariance of the masks' law."""
-        assert self.law is not None
-        return self.law.moments(self.rank)
-
-    @cached_property
-    def kept_pmf(self) -> NDArray[np.float64]:
-        """The law of the number of kept directions, P(0), ..., P(r)."""
-        assert self.law is not None
-        return self.law.kept_pmf(self.rank)
-
-    @cached_property
-    def overlap_pmf(self) -> NDArray[np.float64]:
-        """The law of the number of directions that two independent masks both keep."""
-        assert self.law is not None
-        return self.law.overlap_pmf(self.rank)
+        return [observed for observed in self.run.gates if observed.module in set(self.names)]
 
     @cached_property
     def core_steps(self) -> list[int]:
@@ -195,12 +170,10 @@ class Group:
     @cached_property
     def cores(self) -> tuple[NDArray[np.int64], RankCore]:
         """Cores of evenly spread steps: the steps (T,), and one batch (T, M)."""
-        import numpy as np
-
         steps = np.array(self.core_steps)
-        most = max(2, MOST_CORES // len(self.modules))
-        if len(steps) > most:
-            steps = steps[np.linspace(0, len(steps) - 1, most).round().astype(int)]
+        count = max(2, MAX_CORES // len(self.modules))
+        if len(steps) > count:
+            steps = steps[np.linspace(0, len(steps) - 1, count).round().astype(int)]
         return steps, self._read(steps.tolist(), displacements=self.run.recorded)
 
     def core(self, step: int) -> RankCore:
@@ -209,38 +182,23 @@ class Group:
 
     def _read(self, steps: list[int], *, displacements: bool) -> RankCore:
         """Read cores into one batch (T, M)."""
-        from subspace_lab.linalg.rank_core import RankCore
-
-        rows: dict[int, list[RankCore]] = {step: [] for step in steps}
+        of_step: dict[int, list[RankCore]] = {step: [] for step in steps}
         for batch in self.run.cores(steps=steps, modules=self.names, displacements=displacements):
             for place, step in enumerate(batch.steps.tolist()):
-                rows[step].append(batch.core[place])
-        return RankCore.stack([RankCore.cat(parts) for parts in rows.values()])
+                of_step[step].append(batch.core[place])
+        return RankCore.stack([RankCore.cat(parts) for parts in of_step.values()])
 
     @cached_property
-    def motions(self) -> Motions | None:
+    def displacements(self) -> Displacements | None:
         """How the directions moved; None unless cores of all steps 1, 2, ... were recorded."""
-        import numpy as np
-
-        if not self.run.recorded:
-            return None
         steps = [step for step in self.core_steps if step > 0]
-        if not steps or steps != list(range(1, len(steps) + 1)):
+        if not self.run.recorded or not steps or steps != list(range(1, len(steps) + 1)):
             return None
-        sides: dict[str, list[Directions]] = {"row": [], "column": []}
+        rows, columns = [], []
         for batch in self.run.cores(steps=steps, modules=self.names):
-            for side, found in sides.items():
-                found.append(_directions(getattr(batch.core, side)))
-        row, column = (
-            Directions(
-                *(
-                    np.concatenate([getattr(part, name) for part in found])
-                    for name in ("size", "step", "start", "along")
-                )
-            )
-            for found in sides.values()
-        )
-        return Motions(np.array(steps), row, column)
+            rows.append(_directions(batch.core.row))
+            columns.append(_directions(batch.core.column))
+        return Displacements(np.array(steps), _joined(rows), _joined(columns))
 
     @cached_property
     def starts_at_zero(self) -> bool:
@@ -266,19 +224,38 @@ def groups_of(
     ]
 
 
-def _hash(values: NDArray[Any]) -> str:
-    import numpy as np
+def once(quantity: Callable[[Group], Value]) -> Callable[[Group], Value]:
+    """Compute a quantity of a group once, and keep it with the group for other predictions."""
 
+    @functools.wraps(quantity)
+    def kept(group: Group) -> Value:
+        memory: dict[Any, Value] = group.__dict__.setdefault("memory", {})
+        if quantity not in memory:
+            memory[quantity] = quantity(group)
+        return memory[quantity]
+
+    return kept
+
+
+def _hash(values: NDArray[Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:12]
 
 
 def _directions(frame: Frame) -> Directions:
-    import torch
-
-    assert frame.previous is not None and frame.start is not None
+    previous, start = frame.displacement("previous"), frame.displacement("start")
     return Directions(
         size=frame.norms.numpy(),
-        step=torch.linalg.vector_norm(frame.previous.coordinates, dim=-2).numpy(),
-        start=torch.linalg.vector_norm(frame.start.coordinates, dim=-2).numpy(),
-        along=(frame.R * frame.previous.along).sum(-2).numpy(),
+        step=torch.linalg.vector_norm(previous.coordinates, dim=-2).numpy(),
+        start=torch.linalg.vector_norm(start.coordinates, dim=-2).numpy(),
+        along=(frame.R * previous.along).sum(-2).numpy(),
+    )
+
+
+def _joined(parts: list[Directions]) -> Directions:
+    """Join directions of successive steps."""
+    return Directions(
+        *(
+            np.concatenate([getattr(part, field.name) for part in parts])
+            for field in fields(Directions)
+        )
     )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from subspace_lab.runs.run import Run
+import torch
+
+from subspace_lab.runs.run import Run
 
 CLASSES = {"adamw": "AdamW", "sgd": "SGD"}
 """torch's class for each optimizer that a configuration can name."""
@@ -61,6 +61,4 @@ def optimizer_of(run: Run) -> Optimizer | None:
 
 
 def _rounding(dtypes: list[str]) -> float:
-    import torch
-
     return max(torch.finfo(getattr(torch, dtype)).eps for dtype in dtypes) / 2

@@ -2,27 +2,28 @@
 
 It has no gradient, so the optimizer carries on with what it has: AdamW repeats the direction's last
 step, shortened by a known factor, and SGD leaves it where it is, but for weight decay, which acts
-on every direction. So the recorded displacements tell which directions were really dropped, from
-the first step to the last. Kept directions get a gradient, and do not follow that law.
+on every direction. So the recorded displacements show which directions were dropped, from the first
+step to the last. Kept directions get a gradient, and do not follow that law.
 
 Masks per sample or per token drop no direction for a whole batch, and other optimizers (or SGD with
-momentum) have other laws: there are no such rows for them.
+momentum) have other laws: that is not testable here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from analyses.predictions.rows import Prediction, Row
+import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from analyses.predictions.group import Directions, Group
-    from analyses.predictions.optimizer import Optimizer
+from analyses.mask_theory import chance
+from analyses.mask_theory.comparison import Comparison, NotTestableError, no_exceptions
+from analyses.mask_theory.needs import ADAMW, LEARNING_RATES, SGD, STEP_MASKS
+from analyses.mask_theory.optimizer import Optimizer
+from analyses.mask_theory.prediction import known, prediction
+from analyses.mask_theory.record import Directions, Group, once
+from subspace_lab.theory.adam import dropped_step
 
 RESOLVED = 0.01  # of the step expected; coarser rounding of the weights hides whether it was taken
 ARITHMETIC = 1e-5  # relative, of an optimizer that computes in float32
@@ -30,70 +31,69 @@ COINCIDENCE = 1e-3  # relative; a step with a gradient comes so close to one wit
 BY_CHANCE = 0.01  # share of steps that may
 VANISHING = 0.1  # norm of a gradient beside earlier ones, below which it may not show
 
-DROPPED = Prediction(
-    "steps of dropped directions",
+UNRESOLVED = "the rounding of the weights hides the steps"
+
+of_every_step = functools.partial(prediction, always=(STEP_MASKS, LEARNING_RATES), tests="training")
+
+
+@of_every_step(
     "T16",
-    "training",
+    "steps of dropped directions",
     "directions that the record says were dropped got a gradient: the layers were not masked, or "
     "by other masks than the recorded ones",
+    ADAMW,
 )
-KEPT = Prediction(
-    "kept directions without a gradient",
+def dropped(group: Group) -> Comparison:
+    """Under AdamW dropped directions repeat their last step, shortened."""
+    kept, sides = group.masks_of(known(group.displacements).steps), _under_adamw(group)
+    wrong = np.concatenate([~side.allowed[side.resolved & ~kept] for side in sides])
+    if not wrong.size:
+        raise NotTestableError(UNRESOLVED)
+    return no_exceptions(wrong)
+
+
+@of_every_step(
     "T16",
-    "training",
+    "kept directions without a gradient",
     "directions that the record says were kept got no gradient: the layers were masked by other "
     "masks than the recorded ones, or the loss has no gradient any more",
+    ADAMW,
 )
-STILL = Prediction(
-    "masked directions stand still",
+def kept(group: Group) -> Comparison:
+    """Kept directions do not repeat their last step."""
+    steps = known(group.displacements).steps
+    usual = _usual_gradient(group.gradient_norms(steps), known(group.optimizer))
+    kept = group.masks_of(steps) & usual[:, None, None]
+    repeated = [side.repeated[side.resolved & kept] for side in _under_adamw(group)]
+    if not sum(map(len, repeated)):
+        raise NotTestableError(UNRESOLVED)
+    why = "a step with a gradient comes so close once in a hundred times at most"
+    return chance.at_most(np.concatenate(repeated), probability=BY_CHANCE, why=why)
+
+
+@of_every_step(
     "T15",
-    "training",
+    "masked directions stand still",
     "SGD moved directions whose gradient should be zero",
+    SGD,
 )
-
-
-def under_adamw(group: Group) -> Iterator[Row]:
-    """Dropped directions repeat their last step, shortened; kept ones do not."""
-    import numpy as np
-
-    motions, optimizer = group.motions, group.optimizer
-    if motions is None or group.masks is None or optimizer is None or optimizer.name != "AdamW":
-        return
-    rates = group.learning_rates(motions.steps)
-    if rates is None:
-        return
-    kept = group.masks_of(motions.steps)
-    sides = [_compare(side, rates, optimizer) for side in (motions.row, motions.column)]
-    dropped = np.concatenate([~side.allowed[side.resolved & ~kept] for side in sides])
-    if dropped.size:
-        yield DROPPED.never(dropped)
-    kept &= _usual_gradient(group.gradient_norms(motions.steps), optimizer)[:, None, None]
-    repeated = np.concatenate([side.repeated[side.resolved & kept] for side in sides])
-    if repeated.size:
-        why = "a step with a gradient comes so close once in a hundred times at most"
-        yield KEPT.at_most(repeated, probability=BY_CHANCE, why=why)
-
-
-def under_sgd(group: Group) -> Iterator[Row]:
+def still(group: Group) -> Comparison:
     """Without momentum a dropped direction moves by -lr wd X_{t-1}: not at all without decay."""
-    import numpy as np
-
-    motions, optimizer = group.motions, group.optimizer
-    if motions is None or group.masks is None or optimizer is None or optimizer.name != "SGD":
-        return
-    rates = group.learning_rates(motions.steps)
-    if optimizer.momentum or rates is None:
-        return
-    dropped = ~group.masks_of(motions.steps)
-    decays = rates * optimizer.weight_decay
+    displacements, optimizer = known(group.displacements), known(group.optimizer)
+    dropped = ~group.masks_of(displacements.steps)
+    decays = known(group.learning_rates(displacements.steps)) * optimizer.weight_decay
     moved = []
-    for side in (motions.row, motions.column):
+    for side in (displacements.row, displacements.column):
         rounding = optimizer.rounding * side.size if optimizer.weight_decay else 0 * side.size
         moved.append((_without_decay(side, decays).length > 2 * rounding)[dropped])
-    yield STILL.never(np.concatenate(moved))
+    return no_exceptions(np.concatenate(moved))
 
 
-PREDICTIONS = (under_adamw, under_sgd)
+@once
+def _under_adamw(group: Group) -> list[_Steps]:
+    displacements, optimizer = known(group.displacements), known(group.optimizer)
+    rates = known(group.learning_rates(displacements.steps))
+    return [_compare(side, rates, optimizer) for side in (displacements.row, displacements.column)]
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,6 @@ def _without_decay(side: Directions, decays: NDArray[np.float64]) -> _Step:
 
     All inner products follow from |X_t|, |Delta_t| and X_t^T Delta_t, as X_{t-1} = X_t - Delta_t.
     """
-    import numpy as np
-
     decay = decays[:, None, None]
     displaced = side.along - side.step**2  # X_{t-1}^T Delta_t
     before = side.size**2 - 2 * side.along + side.step**2
@@ -133,7 +131,7 @@ def _without_decay(side: Directions, decays: NDArray[np.float64]) -> _Step:
 
 
 @dataclass(frozen=True)
-class _Comparison:
+class _Steps:
     """Steps of directions against the law of those without a gradient, all (T, M, r).
 
     Attributes:
@@ -147,7 +145,7 @@ class _Comparison:
     repeated: NDArray[np.bool_]
 
 
-def _compare(side: Directions, rates: NDArray[np.float64], optimizer: Optimizer) -> _Comparison:
+def _compare(side: Directions, rates: NDArray[np.float64], optimizer: Optimizer) -> _Steps:
     """Compare the steps with AdamW's law u_t = c u_{t-1}, least <= c <= factor for each entry.
 
     Of the vectors the cores hold two numbers, so both are compared: the length, which must lie
@@ -155,10 +153,6 @@ def _compare(side: Directions, rates: NDArray[np.float64], optimizer: Optimizer)
     |x^T (u_t - factor u_{t-1})| <= (factor - least) |u_{t-1}|. Rounding adds its relative size
     times |X_t| to a step, twice that where a decay was rounded before.
     """
-    import numpy as np
-
-    from subspace_lab.theory.adam import dropped_step
-
     step = _without_decay(side, rates * optimizer.weight_decay)
     last_length, last_along = _previous(step.length), _previous(step.along_after)
     factor, least = np.zeros((2, len(rates), 1, 1))
@@ -176,7 +170,7 @@ def _compare(side: Directions, rates: NDArray[np.float64], optimizer: Optimizer)
     unit = np.divide(1, step.before, out=np.zeros_like(expected), where=step.before > 0)
     off = np.abs(step.along - factor * last_along) * unit
     close = COINCIDENCE * expected + slack
-    return _Comparison(
+    return _Steps(
         resolved=slack < RESOLVED * expected,
         allowed=(step.length <= expected + slack)
         & (step.length >= least * last_length - slack)
@@ -190,8 +184,6 @@ def _usual_gradient(norms: NDArray[np.float64], optimizer: Optimizer) -> NDArray
 
     After a gradient that is much smaller than earlier ones a kept direction, too, repeats its step.
     """
-    import numpy as np
-
     usual = np.ones(len(norms), dtype=bool)
     remembered = 0.0
     for place, norm in enumerate(norms.tolist()):
@@ -202,6 +194,4 @@ def _usual_gradient(norms: NDArray[np.float64], optimizer: Optimizer) -> NDArray
 
 def _previous(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Give each step the values of the step before it, and step 1 zeros."""
-    import numpy as np
-
     return np.concatenate([np.zeros_like(values[:1]), values[:-1]])

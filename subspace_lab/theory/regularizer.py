@@ -66,7 +66,7 @@ def expected_squared_loss(
         input_penalty = λ_x tr(W diag(Σ) W^T).
 
     For Bernoulli(q) masks the mask penalty is γ^2 s^2 q (1 - q) R, with R from
-    `explicit_regulariser`: λ γ^2 R, λ = (1 - q) / q, with s = 1/q, and q (1 - q) γ^2 R without a
+    `explicit_regularizer`: λ γ^2 R, λ = (1 - q) / q, with s = 1/q, and q (1 - q) γ^2 R without a
     rescale (s = 1). Input dropout is per element and rescaled by 1/q_x, as `nn.Dropout`.
     """
     B, A, X, Y = B.double(), A.double(), X.double(), Y.double()
@@ -81,7 +81,7 @@ def expected_squared_loss(
     )
 
 
-def explicit_regulariser(
+def explicit_regularizer(
     B: Float[Tensor, "*batch m r"],
     A: Float[Tensor, "*batch r n"],
     *,

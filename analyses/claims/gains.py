@@ -6,24 +6,20 @@ that any of them is called a difference by chance is at most 5 %.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+import json
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
-from analyses.predictions.evidence import (
-    LEVEL,
-    Comparison,
-    Evidence,
-    Finding,
-    Measurement,
-    Verdict,
-    kind_of,
-    needs,
-    seeds_needed,
-)
+import numpy as np
+
+from analyses.claims.differences import LEVEL, Difference, Measurement, seeds_needed
+from analyses.claims.evidence import Evidence, Finding, Verdict, needs
+from analyses.kit import rows_note
+from analyses.mask_theory.inference import read_tables
+from subspace_lab.runs.run import Run
+from subspace_lab.stats.multiple import holm
+from subspace_lab.stats.seeds import MASK_FIELDS, SEED_AND_RECORDING
 from subspace_lab.theory.mask_law import DEFAULT_LAW
-
-if TYPE_CHECKING:
-    from subspace_lab.runs.run import Run
 
 MIN_RANKS = 3
 
@@ -42,8 +38,6 @@ class Effect(Protocol):
 
 def signs(effects: Sequence[Effect]) -> list[int]:
     """Sign of each effect that differs from zero after Holm's correction over all; else 0."""
-    from subspace_lab.stats.multiple import holm
-
     adjusted = holm([effect.p_value for effect in effects])
     return [
         0 if not p < LEVEL else 1 if effect.estimate > 0 else -1
@@ -53,12 +47,12 @@ def signs(effects: Sequence[Effect]) -> list[int]:
 
 def decide(effects: Sequence[Effect]) -> Verdict:
     """Say whether effects are positive: all, some and none negative, none and all negative."""
-    found = set(signs(effects))
-    if found == {1}:
+    directions = set(signs(effects))
+    if directions == {1}:
         return "supported"
-    if found == {-1}:
+    if directions == {-1}:
         return "contradicted"
-    return "supported in part" if found == {1, 0} else "undecided"
+    return "supported in part" if directions == {1, 0} else "undecided"
 
 
 def like_an_ensemble(evidence: Evidence) -> Finding:
@@ -96,7 +90,7 @@ def like_an_ensemble(evidence: Evidence) -> Finding:
 
 def better_than_lora(evidence: Evidence) -> Finding:
     """Compare exact match with LoRA's over seeds, corrected for all configurations."""
-    return _judge_gains(evidence, decide)
+    return _finding(evidence, decide)
 
 
 def all_tasks(evidence: Evidence) -> Finding:
@@ -109,14 +103,15 @@ def all_tasks(evidence: Evidence) -> Finding:
             f"tables); these runs are on {named}"
         )
 
-    def verdict(gains: Sequence[Comparison]) -> Verdict:
-        found = signs(gains)
-        if -1 in found:
+    def verdict(gains: Sequence[Difference]) -> Verdict:
+        directions = signs(gains)
+        if -1 in directions:
             return "contradicted"
-        ahead = {str(gain.config["task"]) for gain, sign in zip(gains, found, strict=True) if sign}
-        return "supported" if ahead == set(tasks) and all(found) else "undecided"
+        signed = zip(gains, directions, strict=True)
+        ahead = {str(gain.config["task"]) for gain, sign in signed if sign}
+        return "supported" if ahead == set(tasks) and all(directions) else "undecided"
 
-    return _judge_gains(evidence, verdict)
+    return _finding(evidence, verdict)
 
 
 def less_gain_at_small_rank(evidence: Evidence) -> Finding:
@@ -132,40 +127,38 @@ def less_gain_at_small_rank(evidence: Evidence) -> Finding:
     return Finding(decide(enough), "; ".join(map(str, enough)) + ".")
 
 
-def gain_slopes(gains: Sequence[Comparison]) -> list[Comparison]:
+def gain_slopes(gains: Sequence[Difference]) -> list[Difference]:
     """Slope of the gain over log2(rank) by seed, for each kind of mask with enough ranks."""
-    import numpy as np
-
-    kinds: dict[str, list[Comparison]] = {}
+    kinds: dict[str, list[Difference]] = {}
+    unused = (*SEED_AND_RECORDING, "rank", "alpha")
     for gain in gains:
-        kinds.setdefault(kind_of(gain.config, but=("rank", "alpha")), []).append(gain)
+        kind = {name: value for name, value in gain.config.items() if name not in unused}
+        kinds.setdefault(json.dumps(kind, sort_keys=True, default=str), []).append(gain)
     slopes = []
-    for kind in kinds.values():
-        kind.sort(key=lambda gain: gain.config["rank"])
-        ranks = [gain.config["rank"] for gain in kind]
-        common = set.intersection(*(set(gain.by_seed) for gain in kind))
+    for alike in kinds.values():
+        alike.sort(key=lambda gain: gain.config["rank"])
+        ranks = [gain.config["rank"] for gain in alike]
+        common = set.intersection(*(set(gain.by_seed) for gain in alike))
         if len(set(ranks)) < MIN_RANKS or not common:
             continue
         by_seed = {
             seed: round(
-                float(np.polyfit(np.log2(ranks), [gain.by_seed[seed] for gain in kind], 1)[0]), 12
+                float(np.polyfit(np.log2(ranks), [gain.by_seed[seed] for gain in alike], 1)[0]), 12
             )
-            for seed in kind[0].by_seed
+            for seed in alike[0].by_seed
             if seed in common
         }
         means = ", ".join(
-            f"{gain.estimate:+.3f} at r = {rank}" for gain, rank in zip(kind, ranks, strict=True)
+            f"{gain.estimate:+.3f} at r = {rank}" for gain, rank in zip(alike, ranks, strict=True)
         )
         quantity = f"exact match for each doubling of the rank ({means})"
-        slopes.append(
-            Comparison(
-                _mask_text(kind[0].config), quantity, by_seed, kind[0].conditions, kind[0].config
-            )
-        )
+        config = alike[0].config
+        mask = ", ".join(f"{name} {config[name]}" for name in MASK_FIELDS if name in config)
+        slopes.append(Difference(mask or "masked", quantity, by_seed, alike[0].conditions, config))
     return slopes
 
 
-def _judge_gains(evidence: Evidence, verdict: Callable[[Sequence[Comparison]], Verdict]) -> Finding:
+def _finding(evidence: Evidence, verdict: Callable[[Sequence[Difference]], Verdict]) -> Finding:
     gains = evidence.gains
     wanted = seeds_needed(len(gains))
     if not gains:
@@ -190,13 +183,6 @@ def _judge_gains(evidence: Evidence, verdict: Callable[[Sequence[Comparison]], V
     )
 
 
-def _mask_text(config: Mapping[str, Any]) -> str:
-    from subspace_lab.stats.seeds import MASK_FIELDS
-
-    text = ", ".join(f"{name} {config[name]}" for name in MASK_FIELDS if name in config)
-    return text or "masked"
-
-
 def _gain_over_single(run: Run) -> Measurement | None:
     """Loss of single masks minus that of the full model, under masks of LoRA's test law."""
     law = run.mask_law
@@ -210,14 +196,9 @@ def _gain_over_single(run: Run) -> Measurement | None:
 
 def _losses(run: Run) -> tuple[dict[str, float], str] | None:
     """Mean losses by predictor, and of what, from the run's table of `ensemble_vs_single`."""
-    from analyses.kit.tables import rows_note
-    from subspace_lab import files
-
-    path = run.output_folder / "ensemble_vs_single.parquet"
-    if not path.is_file():
+    table = read_tables(run).ensembles
+    if table is None:
         return None
-    table = files.read_table(path)
-    table = table[table["step"] == table["step"].max()]
     masks = int((table["predictor"] == "single").sum())
     how = [rows_note(table), f"{masks} mask{'s' * (masks != 1)}"]
     how += sorted(set(table["dtype"].astype(str))) if "dtype" in table else []

@@ -5,10 +5,10 @@ import torch
 
 from subspace_lab.theory import mask_moments
 from subspace_lab.theory.enumeration import all_masks, mask_probabilities
-from subspace_lab.theory.regulariser import (
+from subspace_lab.theory.regularizer import (
     equalised_factors,
     expected_squared_loss,
-    explicit_regulariser,
+    explicit_regularizer,
     nuclear_norm_bound,
 )
 
@@ -48,9 +48,9 @@ def test_expected_loss_by_enumeration(deviation, granularity, rescale):
     statement = f"T7: expected squared loss, mask per {name} (relative)"
     deviation(statement, expected_squared_loss, error, 1e-13)
     penalty = (SCALING * rescale) ** 2 * KEEP_PROB * (1 - KEEP_PROB)
-    penalty *= explicit_regulariser(B, A, second_moment=X @ X.T / 2)
+    penalty *= explicit_regularizer(B, A, second_moment=X @ X.T / 2)
     error = abs(found.mask_penalty / penalty - 1)
-    deviation("T7: R is the mask's penalty (relative)", explicit_regulariser, error, 1e-13)
+    deviation("T7: R is the mask's penalty (relative)", explicit_regularizer, error, 1e-13)
 
 
 def test_expected_loss_with_input_dropout(deviation):
@@ -70,12 +70,12 @@ def test_expected_loss_with_input_dropout(deviation):
     deviation(
         "T7: expected loss with input dropout (relative)", expected_squared_loss, error, 1e-13
     )
-    regulariser = explicit_regulariser(
+    regulariser = explicit_regularizer(
         B, A, second_moment=X @ X.T / 2, input_keep_prob=input_keep_prob
     )
     penalty = (SCALING * 1.5) ** 2 * KEEP_PROB * (1 - KEEP_PROB) * regulariser
     error = abs(found.mask_penalty / penalty - 1)
-    deviation("T7: R with input dropout (relative)", explicit_regulariser, error, 1e-13)
+    deviation("T7: R with input dropout (relative)", explicit_regularizer, error, 1e-13)
 
 
 def test_expected_loss_of_correlated_masks(deviation):
@@ -98,7 +98,7 @@ def test_nuclear_norm_bound_holds_in_random_gauges(deviation):
     generator, excess = torch.Generator().manual_seed(2), 0.0
     for _ in range(50):
         T = torch.randn(4, 4, generator=generator, dtype=torch.float64)
-        penalty = explicit_regulariser(B @ torch.linalg.inv(T), T @ A, second_moment=second_moment)
+        penalty = explicit_regularizer(B @ torch.linalg.inv(T), T @ A, second_moment=second_moment)
         excess = max(excess, float(bound - penalty))
     deviation("T7: R >= nuclear-norm bound, excess", nuclear_norm_bound, excess, 0.0)
 
@@ -111,7 +111,7 @@ def test_equalised_gauge_attains_the_bound(deviation, rank, weighted):
     factors = equalised_factors(B @ A, rank=rank, second_moment=second_moment)
     error = (factors.B @ factors.A - B @ A).abs().max()
     deviation("T7: equalised factors multiply to the update", equalised_factors, error, 1e-12)
-    found = explicit_regulariser(factors.B, factors.A, second_moment=second_moment)
+    found = explicit_regularizer(factors.B, factors.A, second_moment=second_moment)
     bound = nuclear_norm_bound(B, A, second_moment=second_moment) * 3 / rank
     error = abs(found / bound - 1)
     deviation("T7: equalised gauge attains the bound (relative)", equalised_factors, error, 1e-12)
@@ -123,4 +123,4 @@ def test_equalised_gauge_attains_the_bound(deviation, rank, weighted):
 def test_wrong_keep_prob():
     B, A, _, _ = problem()
     with pytest.raises(ValueError, match="keep_prob"):
-        explicit_regulariser(B, A, input_keep_prob=0.0)
+        explicit_regularizer(B, A, input_keep_prob=0.0)

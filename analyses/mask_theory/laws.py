@@ -1,7 +1,7 @@
 """Laws of the statistics that are tested: what chance allows, and what it does not hide.
 
 A `Law` is a frozen distribution of scipy's (or a `Lattice`) with the values that its statistic can
-take at all. From it follow the limits of agreement, the probability of a deviation as large as the
+take. From it follow the limits of agreement, the probability of a deviation as large as the
 one measured, and the power: the smallest shift that leaves the limits in 80 % of runs.
 """
 
@@ -10,17 +10,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
 
 LEVEL = 1e-4
 """Probability with which a right run leaves the limits of one prediction."""
 
 POWER = 0.8
-MOST_OUTCOMES = 2**18  # of a lattice that is summed exactly
+MAX_OUTCOMES = 2**18  # of a lattice that is summed exactly
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,15 @@ class Lattice:
 
     @cached_property
     def _below(self) -> NDArray[np.float64]:
-        import numpy as np
-
         return np.cumsum(self.pmf)
 
     @cached_property
     def _above(self) -> NDArray[np.float64]:
         """P(X > x), summed from the far end: small tails keep their digits."""
-        import numpy as np
-
         return np.append(np.cumsum(self.pmf[::-1])[::-1][1:], 0.0)
 
     def mean(self) -> float:
         """Mean of the law."""
-        import numpy as np
-
         return float(self.pmf @ np.arange(len(self.pmf)))
 
     def cdf(self, value: float) -> float:
@@ -58,14 +52,10 @@ class Lattice:
 
     def ppf(self, probability: float) -> float:
         """Smallest x with P(X <= x) >= probability."""
-        import numpy as np
-
         return min(float(np.searchsorted(self._below, probability)), len(self.pmf) - 1)
 
     def isf(self, probability: float) -> float:
         """Smallest x with P(X > x) <= probability."""
-        import numpy as np
-
         return float(np.flatnonzero(self._above <= probability)[0])
 
 
@@ -75,14 +65,14 @@ class Law:
 
     Attributes:
         of: frozen distribution with mean, cdf, sf, ppf and isf.
-        least: smallest value that the statistic can take.
-        most: largest value that it can take.
+        minimum: smallest value that the statistic can take.
+        maximum: largest value that it can take.
         whole: whether it takes whole numbers only.
     """
 
     of: Any
-    least: float = -math.inf
-    most: float = math.inf
+    minimum: float = -math.inf
+    maximum: float = math.inf
     whole: bool = False
 
     @property
@@ -93,7 +83,7 @@ class Law:
     def limits(self, level: float = LEVEL) -> tuple[float, float]:
         """Limits that the statistic leaves with probability `level` at most, half on each side."""
         low, high = float(self.of.ppf(level / 2)), float(self.of.isf(level / 2))
-        return max(low, self.least), min(high, self.most)
+        return max(low, self.minimum), min(high, self.maximum)
 
     def probability(self, value: float) -> float:
         """Probability of a deviation as large as this one, twice the smaller of the two tails."""
@@ -107,13 +97,13 @@ class Law:
     def caught_above(self) -> float:
         """Smallest upward shift that leaves the limits with probability 80 %; inf: none can."""
         shift = self.limits()[1] - float(self.of.ppf(1 - POWER)) + self.whole
-        return shift if self.mean + shift <= self.most else math.inf
+        return shift if self.mean + shift <= self.maximum else math.inf
 
     @property
     def caught_below(self) -> float:
         """Smallest downward shift that leaves the limits with probability 80 %; inf: none can."""
         shift = float(self.of.ppf(POWER)) - self.limits()[0] + self.whole
-        return shift if self.mean - shift >= self.least else math.inf
+        return shift if self.mean - shift >= self.minimum else math.inf
 
 
 def law_of_sum(pmf: NDArray[np.float64], draws: int) -> Law:
@@ -124,12 +114,10 @@ def law_of_sum(pmf: NDArray[np.float64], draws: int) -> Law:
     Raises:
         ValueError: if there is no draw.
     """
-    import numpy as np
-
     if draws < 1:
         raise ValueError(f"a sum needs at least one draw, not {draws}")
     outcomes = draws * (len(pmf) - 1)
-    if outcomes < MOST_OUTCOMES:
+    if outcomes < MAX_OUTCOMES:
         power = np.fft.rfft(pmf, outcomes + 1) ** draws
         summed = np.fft.irfft(power, outcomes + 1).clip(min=0)
         return Law(Lattice(summed / summed.sum()), 0, outcomes, whole=True)
@@ -141,14 +129,12 @@ def law_of_sum(pmf: NDArray[np.float64], draws: int) -> Law:
 
 
 def law_of_cumulants(
-    mean: float, variance: float, third: float, *, least: float = -math.inf
+    mean: float, variance: float, third: float, *, minimum: float = -math.inf
 ) -> Law:
     """The law with these cumulants that is a shifted gamma (Pearson's type III): normal if third 0.
 
     It is exact for sums of squares of normal numbers, and close in the tails for sums of many
     terms that are bounded or nearly so.
     """
-    from scipy import stats
-
     deviation = math.sqrt(variance)
-    return Law(stats.pearson3(third / deviation**3, loc=mean, scale=deviation), least)
+    return Law(stats.pearson3(third / deviation**3, loc=mean, scale=deviation), minimum)

@@ -1,12 +1,12 @@
-"""The paper's claims, what theory says of each, and the function that holds runs against it."""
+"""The paper's claims, what theory says of each, and what decides on them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from analyses.predictions import gains, judges
-from analyses.predictions.evidence import Evidence, Finding
+from analyses.claims import gains, verdicts
+from analyses.claims.evidence import Evidence, Finding
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,14 @@ class Claim:
         claim: what the paper says, in other words.
         theory: what theory says of it.
         statements: the theorems behind that.
-        judge: gives the finding of a set of runs.
+        finding: what a set of runs shows of it.
     """
 
     name: str
     claim: str
     theory: str
     statements: str
-    judge: Callable[[Evidence], Finding]
+    finding: Callable[[Evidence], Finding]
 
 
 CLAIMS = (
@@ -36,7 +36,7 @@ CLAIMS = (
         "second-order regulariser differs. Only the mean squared loss of a linear layer agrees, "
         "after rescaling.",
         "T7, T9, T10, T11",
-        judges.same_method,
+        verdicts.same_method,
     ),
     Claim(
         "a subspace a step",
@@ -44,7 +44,7 @@ CLAIMS = (
         "With a mask per step, successive masks share q² r directions, Jaccard index q / (2 - q). "
         "With a mask per token every direction is updated in every step.",
         "T1",
-        judges.one_subspace_a_step,
+        verdicts.one_subspace_a_step,
     ),
     Claim(
         "no subspace twice",
@@ -52,7 +52,7 @@ CLAIMS = (
         "True with high probability at r >= 32 and keep_prob 0.5; at r = 8 masks come back all the "
         "time.",
         "T1",
-        judges.never_twice,
+        verdicts.never_twice,
     ),
     Claim(
         "half the rank",
@@ -62,7 +62,7 @@ CLAIMS = (
         "the stable rank falls less (Gaussian factors 0.65), and hardly changes on spiky ones "
         "(trained adapters keep 0.83 to 0.86 of it).",
         "T6",
-        judges.half_the_rank,
+        verdicts.half_the_rank,
     ),
     Claim(
         "two masks are one",
@@ -70,7 +70,7 @@ CLAIMS = (
         "Draw by draw they are; as a law they keep q² instead of q, with three times the penalty "
         "at q = 0.5.",
         "T17",
-        judges.two_masks,
+        verdicts.two_masks,
     ),
     Claim(
         "only the kept learn",
@@ -79,7 +79,7 @@ CLAIMS = (
         "gradients are stationary, they make b1 (1 - q) of the mean displacement (45 % at q = "
         "0.5) and b1² (1 - q) of the squared step length (40.5 %).",
         "T15, T16",
-        judges.only_the_kept,
+        verdicts.only_the_kept,
     ),
     Claim(
         "an ensemble",
@@ -99,7 +99,7 @@ CLAIMS = (
         "B A, with dropout's nuclear-norm regulariser. With a mask per step all tokens share one "
         "draw, and without a rescale the mean is another.",
         "T7",
-        judges.unlike_dropout,
+        verdicts.unlike_dropout,
     ),
     Claim(
         "a moving subspace",
@@ -107,7 +107,7 @@ CLAIMS = (
         "To first order it takes LoRA's own directions, in LoRA's frame, and ends at rank r. New "
         "directions enter by frame drift only, and LoRA's frame drifts too.",
         "T15",
-        judges.static_subspace,
+        verdicts.static_subspace,
     ),
     Claim(
         "less rank is better",

@@ -1,0 +1,71 @@
+"""The table of claims as text: for a terminal, in Markdown and in HTML."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from collections.abc import Callable
+
+import pandas as pd
+
+HEADS = {
+    "claim": "the paper says",
+    "theory": "theory says",
+    "shown": "these runs show",
+    "verdict": "verdict of these runs",
+}
+
+
+def to_text(table: pd.DataFrame) -> str:
+    """Render the claims for a terminal."""
+    blocks = []
+    for row in table.itertuples():
+        lines = [f"{row.name}: {row.verdict}"]
+        for head, text in (
+            ("claim", row.claim),
+            ("theory", f"{row.theory} ({row.statements})"),
+            ("runs", row.shown),
+        ):
+            lines += textwrap.wrap(
+                f"{head:<7} {text}", 96, initial_indent="  ", subsequent_indent=" " * 10
+            )
+        blocks.append("\n".join(lines))
+    return "\n".join(blocks + _remarks(table))
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """Render the claims as a Markdown table."""
+    rows = [list(HEADS.values()), ["---"] * len(HEADS), *_cells(table, lambda text: text)]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([*lines, "", *_remarks(table)]).rstrip() + "\n"
+
+
+def to_html(table: pd.DataFrame) -> str:
+    """Render the claims as an HTML table."""
+    head = "".join(f"<th>{name}</th>" for name in HEADS.values())
+    body = "".join(
+        f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n"
+        for row in _cells(table, html.escape)
+    )
+    remarks = "".join(f"<p class='remark'>{html.escape(text)}</p>\n" for text in _remarks(table))
+    return f"<table><tr>{head}</tr>\n{body}</table>\n{remarks}"
+
+
+def _cells(table: pd.DataFrame, escape: Callable[[str], str]) -> list[list[str]]:
+    return [
+        [
+            escape(str(row.claim)),
+            escape(f"{row.theory} ({row.statements})"),
+            escape(str(row.shown)),
+            escape(str(row.verdict)),
+        ]
+        for row in table.itertuples()
+    ]
+
+
+def _remarks(table: pd.DataFrame) -> list[str]:
+    return [
+        f"{run} is excluded, because mask_theory shows that it was not trained as it says: "
+        f"{'; '.join(failed)}."
+        for run, failed in table.attrs.get("excluded", {}).items()
+    ]

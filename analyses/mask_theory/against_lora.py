@@ -1,0 +1,128 @@
+"""T15 and T16: a masked run beside a LoRA run of the same configuration.
+
+Under AdamW a masked coordinate's mean step is sqrt(q) times LoRA's, whatever its noise; so frames
+should move and turn less by that much. Indicative: the two runs see different gradients soon.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyses.mask_theory.comparison import Comparison, NotTestableError, indicative
+from analyses.mask_theory.prediction import Need, Prediction, known, prediction
+from analyses.mask_theory.record import Group
+from subspace_lab import linalg
+from subspace_lab.runs.run import Run
+from subspace_lab.stats.seeds import MASK_FIELDS
+from subspace_lab.theory.adam import effective_step_ratio
+
+MASK_SETTINGS = ("method", "rank_mask", "mask_seed", *MASK_FIELDS)
+WHY = "masked and plain runs soon see different gradients"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A group of modules, and the same modules of a LoRA run (None: no such run)."""
+
+    masked: Group
+    lora: Group | None
+
+
+MASKED = Need(lambda pair: pair.masked.law is not None, "the run has no rank mask")
+LORA = Need(
+    lambda pair: pair.lora is not None and pair.lora.names == pair.masked.names,
+    "no LoRA run that differs in the mask only is among the runs",
+    MASKED,
+)
+ADAMW = Need(
+    lambda pair: pair.masked.config.get("optimizer") == "adamw",
+    "the run is not configured to use AdamW",
+)
+EVERY_STEP = Need(
+    lambda pair: pair.masked.displacements is not None and pair.lora.displacements is not None,
+    "it takes recorded cores of every step from 1 on, of both runs",
+)
+
+COVERED_LAW = Need(
+    lambda pair: (
+        pair.masked.law.exchangeable
+        and pair.masked.law.one_factor
+        and not pair.masked.law.dependence
+    ),
+    "the theory does not cover the law of the masks",
+    MASKED,
+)
+
+beside_lora = functools.partial(prediction, always=(LORA, ADAMW, COVERED_LAW), tests="training")
+
+
+def find_lora(run: Run, runs: Sequence[Run]) -> Run | None:
+    """Find a LoRA run that differs from a masked `run` in its mask only."""
+    if run.mask_law is None or run.config.get("method") != "droplora":
+        return None
+    settings = _without_mask(run)
+    loras = (other for other in runs if other.config.get("method") == "lora")
+    return next((other for other in loras if _without_mask(other) == settings), None)
+
+
+def _without_mask(run: Run) -> dict[str, object]:
+    settings = {name: value for name, value in run.config.items() if name not in MASK_SETTINGS}
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _length(factor: str, side: str) -> Prediction:
+    """Predict the norm of a factor's displacement over LoRA's."""
+
+    @beside_lora(
+        "T16",
+        f"{factor}'s displacement over LoRA's",
+        f"masks slow {factor} by another factor",
+        EVERY_STEP,
+    )
+    def length(pair: Pair) -> Comparison:
+        masked, plain = known(pair.masked.displacements), known(known(pair.lora).displacements)
+        last = min(len(masked.steps), len(plain.steps)) - 1
+        a, b = (getattr(of_run, side).start[last] for of_run in (masked, plain))
+        return _indicative(pair, float(np.linalg.norm(a) / np.linalg.norm(b)), samples=a.size)
+
+    return length
+
+
+length_b, length_a = _length("B", "column"), _length("A", "row")
+
+
+@beside_lora("T15", "A's turn per step over LoRA's", "masks slow the frame by another factor")
+def turn(pair: Pair) -> Comparison:
+    """The frame of A turns less, too."""
+    turns = [_turns(pair.masked), _turns(known(pair.lora))]
+    common = sorted(turns[0].keys() & turns[1].keys())
+    if not common:
+        raise NotTestableError("the runs have no displacements of common steps")
+    a, b = (np.stack([of_run[step] for step in common]) for of_run in turns)
+    return _indicative(pair, float(np.median(a) / np.median(b)), samples=a.size)
+
+
+def _indicative(pair: Pair, measured: float, *, samples: int) -> Comparison:
+    law = known(pair.masked.law)
+    # With many tokens or samples in a batch, their masks average out: T16's ratio is close to 1.
+    ratio = 1.0
+    if law.granularity == "step":
+        ratio = effective_step_ratio(keep_prob=law.keep_prob)
+    return indicative(ratio, measured, scale=0.25 * ratio, why=WHY, samples=samples)
+
+
+def _turns(group: Group) -> dict[int, NDArray[np.float64]]:
+    """Root mean square angle (M,) between row(A) before and after each step."""
+    if not group.core_steps:
+        return {}
+    steps, cores = group.cores
+    if cores.row.previous is None:
+        return {}
+    angles = linalg.principal_angles(cores.row.now(), cores.row.before("previous"))
+    turned = angles.square().mean(-1).sqrt().numpy()
+    return {step: turned[place] for place, step in enumerate(steps.tolist()) if step > 0}

@@ -1,0 +1,202 @@
+"""T9, T11 and T12: what masks do to the trained model, from the tables of two other analyses.
+
+The inference scale and the mask ensemble come from `ensemble_vs_single`, the cost of random gates
+from `gate_expansion`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+from scipy import stats
+
+from analyses.mask_theory.comparison import (
+    Comparison,
+    NotTestableError,
+    indicative,
+    no_exceptions,
+    within_limits,
+    within_rounding,
+)
+from analyses.mask_theory.laws import Law
+from analyses.mask_theory.prediction import Need, known, prediction
+from subspace_lab import files
+from subspace_lab.runs.run import Run
+from subspace_lab.theory.inference_scale import fit_inference_scale
+
+FLOAT32 = 1e-5  # relative, of losses summed over tokens
+PREDICTORS = {"full", "single", "geometric", "arithmetic"}
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Tables of other analyses about a run, at its last step; None where they were not made."""
+
+    ensembles: pd.DataFrame | None
+    gates: pd.DataFrame | None
+
+
+def read_tables(run: Run) -> Tables:
+    """Read the tables that lie in the run's folder of analyses."""
+    return Tables(*(_read(run, name) for name in ("ensemble_vs_single", "gate_expansion")))
+
+
+def _read(run: Run, analysis: str) -> pd.DataFrame | None:
+    path = run.output_folder / f"{analysis}.parquet"
+    if not path.is_file():
+        return None
+    table = files.read_table(path)
+    return table[table["step"] == table["step"].max()]
+
+
+ENSEMBLES = Need(
+    lambda tables: tables.ensembles is not None, "analyses.ensemble_vs_single was not run"
+)
+SEVERAL_MASKS = Need(
+    lambda tables: (
+        set(tables.ensembles["predictor"]) >= PREDICTORS
+        and (tables.ensembles["predictor"] == "single").sum() > 1
+    ),
+    "analyses.ensemble_vs_single was run with fewer than two masks",
+    ENSEMBLES,
+)
+GATES = Need(lambda tables: tables.gates is not None, "analyses.gate_expansion was not run")
+
+of_ensembles = functools.partial(prediction, "T12", always=(SEVERAL_MASKS,))
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """Mean losses of the predictors in nats per token, and the Jensen gap of the masks."""
+
+    full: float
+    single: float
+    geometric: float
+    arithmetic: float
+    jensen_gap: float
+    masks: int
+
+
+def _losses(tables: Tables) -> _Losses:
+    table = known(tables.ensembles)
+    losses = table.groupby("predictor")["loss"].mean()
+    geometric = table[table["predictor"] == "geometric"]
+    return _Losses(
+        **{name: float(losses[name]) for name in PREDICTORS},
+        jensen_gap=float(geometric["jensen_gap"].iloc[0]),
+        masks=int((table["predictor"] == "single").sum()),
+    )
+
+
+@of_ensembles(
+    "single = geometric + Jensen gap", "masks do not cost what their spread says", tests="identity"
+)
+def jensen(tables: Tables) -> Comparison:
+    """The mean loss of single masks is that of their geometric ensemble plus the Jensen gap."""
+    losses = _losses(tables)
+    return within_rounding(
+        losses.geometric + losses.jensen_gap,
+        losses.single,
+        tolerance=FLOAT32 * losses.single,
+        basis="nats per token; rounding of float32 logits",
+        samples=losses.masks,
+    )
+
+
+@of_ensembles(
+    "arithmetic ensemble <= single", "an ensemble loses against its members", tests="identity"
+)
+def convex(tables: Tables) -> Comparison:
+    """Averaging probabilities does not lose against single masks."""
+    losses = _losses(tables)
+    return no_exceptions([losses.arithmetic > losses.single * (1 + FLOAT32)])
+
+
+@of_ensembles(
+    "single masks' gap is the Jensen gap",
+    "the full model is not the geometric ensemble",
+    tests="trained model",
+)
+def jensen_alone(tables: Tables) -> Comparison:
+    """The full model is the geometric ensemble, so that masks cost the Jensen gap."""
+    losses = _losses(tables)
+    return indicative(
+        losses.jensen_gap,
+        losses.single - losses.full,
+        scale=0.25 * losses.jensen_gap,
+        why="exact for adapters on the logits only, with rescaled masks",
+        samples=losses.masks,
+    )
+
+
+@prediction(
+    "T9",
+    "best inference scale",
+    "the update is not shrunk as a linear layer's is",
+    ENSEMBLES,
+    tests="trained model",
+)
+def scale(tables: Tables) -> Comparison:
+    """The loss is smallest at the scale of a linear layer with a squared loss."""
+    table = known(tables.ensembles)
+    curve = table[table["predictor"].isin(["base", "scaled", "full"])]
+    curve = curve.dropna(subset="scale").sort_values("scale")
+    predicted = float(table["predicted_scale"].iloc[0])
+    if math.isnan(predicted) or len(curve) < 3:
+        raise NotTestableError(
+            "theory predicts no scale for this run, or fewer than three were tried"
+        )
+    best = int(curve["loss"].to_numpy().argmin())
+    near = curve.iloc[max(0, min(best - 1, len(curve) - 3)) :][:3]
+    try:
+        fit = fit_inference_scale(near["scale"].to_numpy(), near["loss"].to_numpy())
+    except ValueError as no_minimum:
+        raise NotTestableError("the loss has no minimum among these scales") from no_minimum
+    return indicative(
+        predicted,
+        fit.scale,
+        scale=0.25 * predicted,
+        why="exact for one linear layer with a squared loss at a stationary point",
+        samples=int(table["examples"].iloc[0]),
+    )
+
+
+@prediction(
+    "T11",
+    "gates' gap is its second order",
+    "the regularizer is not what masks cost this network",
+    GATES,
+    tests="trained model",
+)
+def gate_gap(tables: Tables) -> Comparison:
+    """The measured gap is the second order of its expansion, the regularizer.
+
+    It may be compared with the run only where the third and fourth order are small beside it; then
+    their size, and what chance does, are what it may miss by.
+    """
+    last = known(tables.gates).iloc[-1]
+    predicted, measured = float(last["second"]), float(last["measured"])
+    orders = {name: abs(float(last[name])) for name in ("third", "fourth")}
+    large = [name for name, size in orders.items() if size > last["tolerance"] * predicted]
+    samples = int(last["masks"])
+    if large:
+        why = f"the expansion is not valid: its {large[0]} order is not small beside the second"
+        scale = abs(predicted) or 1.0
+        return indicative(predicted, measured, scale=scale, why=why, samples=samples)
+    # With few masks the standard error itself is uncertain.
+    chance = Law(stats.t(samples - 1, loc=predicted, scale=float(last["excess_error"])))
+    low, high = chance.limits()
+    higher = sum(orders.values())
+    return within_limits(
+        predicted,
+        measured,
+        limits=(low - higher, high + higher),
+        probability=chance.probability(measured),
+        power=chance.caught_above + higher,
+        unit="of measured",
+        basis="Student's quantile over masks, and the third and fourth order",
+        samples=samples,
+    )
