@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from subspace_lab.errors import UserError
 from subspace_lab.stats.seeds import MASK_FIELDS, SEED_AND_RECORDING, setting_text
+from subspace_lab.theory.mask_law import LAWS, rescale_name
 
 if TYPE_CHECKING:
     from subspace_lab.runs.run import Run
@@ -113,6 +114,8 @@ def mask_settings(config: Mapping[str, Any]) -> str:
     >>> mask_settings({"granularity": "step", "rescale": False, "keep_prob": 0.5})
     'step mask, not rescaled, keep_prob 0.5'
     """
-    scale = "rescaled" if config["rescale"] else "not rescaled"
-    exactly = "exact-k " if config.get("sampling") == "exact-k" else ""
-    return f"{exactly}{config['granularity']} mask, {scale}, keep_prob {config['keep_prob']}"
+    scales = {"none": "not rescaled", "keep_prob": "rescaled", "realized": "rescaled by its mean"}
+    sampling = config.get("sampling", "bernoulli")
+    kind = "" if sampling == "bernoulli" else f"{sampling} "
+    text = f"{kind}{config['granularity']} mask, {scales[rescale_name(config['rescale'])]}"
+    return text + f", keep_prob {config['keep_prob']}" * LAWS[sampling].uses_keep_prob

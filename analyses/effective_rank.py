@@ -102,7 +102,7 @@ def compute(
         known = ", ".join(get_args(linalg.Measure))
         raise UserError(f"there is no measure {', '.join(sorted(unknown))}: choose among {known}")
     masks = kit.StepMasks(run) if run.mask_steps else None
-    keep_prob = run.mask_law.keep_prob if run.mask_law else float("nan")
+    law = run.mask_law
     remark = remark_on_product(run)
     product = "product" if remark else "update"
 
@@ -113,7 +113,9 @@ def compute(
             torch.stack([linalg.effective_rank(s, measure=m) for m in measures], dim=-1)
             for s in sigma.values()
         ]
-        expected = keep_prob * int(batch.modules["r"].iloc[0])
+        expected = np.nan
+        if law is not None and law.binary and law.constant:
+            expected = law.moments(int(batch.modules["r"].iloc[0])).mean.sum()
         columns = {
             "value": torch.stack(values, dim=-2),  # (T, M, matrix, measure)
             "kept": kept[..., None, None],

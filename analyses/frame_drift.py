@@ -90,7 +90,7 @@ def compute(
         stacked = torch.stack(angles, dim=-2).unflatten(-2, shape[-2:])  # (T, M, side, since, r)
         largest = stacked.nan_to_num(-1.0).amax(-1)
         expected = np.nan
-        if law is not None:
+        if law is not None and law.plain:
             expected = squared_leakage(keep_prob=law.keep_prob)
         columns = {
             "angles": kit.ragged(stacked.flatten(0, -2).numpy()).reshape(shape),

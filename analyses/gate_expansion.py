@@ -82,10 +82,10 @@ def compute(
     if modules is not None:
         raise UserError("gate_expansion is about whole models: leave --modules out")
     law = run.mask_law or DEFAULT_LAW
-    if not law.independent_gates:
+    if not (law.plain and law.independent_gates):
         raise UserError(
-            f"{run.path} draws exactly k directions: the expansion is of independent gates, so "
-            "take a run with --sampling bernoulli"
+            f"{run.path} does not have independent masks of one keep_prob, which the expansion is "
+            "of: choose a run with `sampling` bernoulli"
         )
     chosen = [None] if steps is None else list(steps)
     return pd.DataFrame([_at_step(run, step, law, masks, examples, seed) for step in chosen])

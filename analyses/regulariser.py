@@ -92,18 +92,19 @@ def _under_masks(
     B, A = batch.core.column.R, batch.core.row.R.mT
     names = ("penalty", "masked", "masked_mean", "masked_std")
     columns = {name: torch.full(B.shape[:-2], torch.nan, dtype=torch.float64) for name in names}
-    if law is not None:
-        moments, factor = law.moments(B.shape[-1]), (batch.core.scaling * law.factor) ** 2
-        columns["penalty"] = factor * masked_moments.output_energy_variance(B, A, moments)
-        columns["masked_mean"] = factor * masked_moments.expected_output_energy(B, A, moments)
-        if law.independent_gates:
+    if law is not None and law.diagonal and law.constant:
+        moments, squared = law.gate_moments(B.shape[-1]), batch.core.scaling**2
+        columns["penalty"] = squared * masked_moments.output_energy_variance(B, A, moments)
+        columns["masked_mean"] = squared * masked_moments.expected_output_energy(B, A, moments)
+        if law.binary and law.independent_gates:
             variance = masked_moments.variance_of_output_energy(B, A, keep_prob=law.keep_prob)
-            columns["masked_std"] = factor * variance.sqrt()
+            columns["masked_std"] = squared * law.factor**2 * variance.sqrt()
         if masks is not None:
             known = masks.has(batch.steps + 1)
-            d = torch.from_numpy(masks.at(batch.steps[known] + 1, batch.modules["module"])).double()
+            kept = torch.from_numpy(masks.at(batch.steps[known] + 1, batch.modules["module"]))
+            d = law.rescaled(kept).double()
             H = masked_moments.gram_product(B, A)[known]
-            columns["masked"][known] = factor[known] * torch.einsum("tmi,tmij,tmj->tm", d, H, d)
+            columns["masked"][known] = squared[known] * torch.einsum("tmi,tmij,tmj->tm", d, H, d)
     return columns
 
 

@@ -32,6 +32,11 @@ CLAIMS_READING = (
     "What theory says of each claim, and what these few runs show. A verdict never says more than "
     "the runs do: one seed each, a small model and a small task."
 )
+RESCALES = {
+    "none": "not rescaled",
+    "keep_prob": "× 1/keep_prob",
+    "realized": "× 1/the share kept",
+}
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem;
        color: #222; background: #fff }
@@ -122,8 +127,9 @@ def _facts(run: Run) -> list[str]:
         evaluated = f"{examples} {run.evaluated_split} rows"
     mask = "none"
     if law is not None:
-        rescale = "× 1/keep_prob" if law.rescale else "not rescaled"
-        mask = f"per {law.granularity}, keep_prob {law.keep_prob:g}, {rescale}"
+        kind = "" if law.sampling == "bernoulli" else f"{law.sampling}, "
+        share = f"keep_prob {law.keep_prob:g}, " if law.uses_keep_prob else ""
+        mask = f"{kind}per {law.granularity}, {share}{RESCALES[str(law.rescale)]}"
     size = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
     return [
         run.name,

@@ -150,7 +150,7 @@ def _describe(angles: torch.Tensor) -> dict[str, Any]:
 def _expected(run: Run, batch: kit.CoreBatch) -> dict[str, Any]:
     """Columns of expectations under the run's mask law, (T, M, space, side) or a number."""
     law, rank = run.mask_law, int(batch.modules["r"].iloc[0])
-    if law is None:
+    if law is None or not law.plain:
         return dict.fromkeys(EXPECTATIONS, np.nan)
     mean = law.moments(rank).mean
     shape = (len(batch.steps), len(batch.modules), 2, len(SIDES))

@@ -49,11 +49,7 @@ EVERY_STEP = Need(
 )
 
 COVERED_LAW = Need(
-    lambda pair: (
-        pair.masked.law.exchangeable
-        and pair.masked.law.one_factor
-        and not pair.masked.law.dependence
-    ),
+    lambda pair: pair.masked.law.plain,
     "the theory does not cover the law of the masks",
     MASKED,
 )

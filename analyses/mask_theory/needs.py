@@ -48,7 +48,7 @@ EXCHANGEABLE = Need(
     "the mask law does not treat all directions alike",
     INDEPENDENT_DRAWS,
 )
-COVERED_LAW = Need(ONE_FACTOR.is_met, ONE_FACTOR.otherwise, EXCHANGEABLE)
+COVERED_LAW = Need(lambda group: group.law.plain, ONE_FACTOR.otherwise, EXCHANGEABLE)
 INDEPENDENT_GATES = Need(
     lambda group: group.law.independent_gates,
     "the mask law draws the directions of a mask together",

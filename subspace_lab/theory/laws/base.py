@@ -115,7 +115,7 @@ class MaskLaw(ABC):
                 f"`rescale` {self.rescale} makes no sense for `sampling` {self.sampling}: choose "
                 f"{_listed(self.rescales)}"
             )
-        if not self.uses_keep_prob and (self.schedule != "constant" or self.keep_prob_pattern):
+        if not (self.uses_keep_prob or self.constant):
             raise UserError(
                 f"`sampling` {self.sampling} has no keep_prob: leave out its schedule and pattern"
             )
@@ -129,15 +129,27 @@ class MaskLaw(ABC):
         return {"none": 1.0, "keep_prob": 1 / self.keep_prob}.get(str(self.rescale), float("nan"))
 
     @property
+    def constant(self) -> bool:
+        """Whether keep_prob is the same in all steps and modules."""
+        return self.schedule == "constant" and not self.keep_prob_pattern
+
+    @property
     def one_factor(self) -> bool:
-        """Whether all kept gates of the run have one factor."""
-        varies = self.schedule != "constant" or bool(self.keep_prob_pattern)
-        return self.binary and self.rescale != "realized" and not varies
+        """Whether gates are masks times one factor in all steps and modules."""
+        return self.binary and self.constant and self.rescale != "realized"
+
+    @property
+    def plain(self) -> bool:
+        """Whether gates are what most formulas in keep_prob assume.
+
+        That is independent masks that treat all directions alike, times one factor.
+        """
+        return self.one_factor and self.exchangeable and not self.dependence
 
     @property
     def dependence(self) -> str:
         """Why draws are not independent ones of one law, in words; empty where they are."""
-        if self.schedule != "constant" or self.keep_prob_pattern:
+        if not self.constant:
             return "keep_prob differs between steps or modules"
         if self.dwell > 1:
             return f"one draw serves {self.dwell} steps"
@@ -145,7 +157,7 @@ class MaskLaw(ABC):
 
     def at(self, step: int, module: str) -> MaskLaw:
         """Give the law of one step in one module: that with the keep_prob it has there."""
-        if self.schedule == "constant" and not self.keep_prob_pattern:
+        if self.constant:
             return self
         first = self._slot(step) * self.dwell + 1  # a draw stays as it is while it dwells
         q = scheduled_keep_prob(

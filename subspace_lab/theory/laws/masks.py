@@ -140,7 +140,7 @@ class Antithetic(Bernoulli):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.keep_prob != 0.5 or self.schedule != "constant" or self.keep_prob_pattern:
+        if self.keep_prob != 0.5 or not self.constant:
             raise UserError(
                 "a mask and its complement keep half the directions on average: `sampling` "
                 "antithetic needs `keep_prob` 0.5 in all modules and steps"
