@@ -159,7 +159,7 @@ def predictors(run: Run, model: PeftModel, *, masks: int, seed: int) -> dict[Pre
 
 
 def _leaving_the_start(mask: RankMask, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Extend gates of the trained directions, (r,) or (r, r), by ones for the subtracted start's."""
+    """Extend gates of the trained directions, (r,) or (r, r), by ones for the start's."""
     ones = {name: torch.ones(mask.ranks[name] - len(gate)) for name, gate in gates.items()}
     if mask.law.diagonal:
         return {name: torch.cat([gate, ones[name]]) for name, gate in gates.items()}

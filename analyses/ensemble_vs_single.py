@@ -133,7 +133,8 @@ def predicted_scale(run: Run, step: int) -> float:
     """Give the inference scale that theory (T9) predicts for the mask law and white inputs.
 
     c* = s [q + (1 - q) rho], rho = sum ||b_i||^2 ||a_i||^2 / ||B A||^2, summed over modules;
-    nan for a run without masks, or of another law. Exact for one linear layer with squared loss, indicative here.
+    nan for a run without masks, or of a law that the formula does not cover. Exact for one linear
+    layer with squared loss, indicative here.
     """
     law = run.mask_law
     if law is None or not law.plain:

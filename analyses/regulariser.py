@@ -43,6 +43,7 @@ from subspace_lab.figures.curves import (
 from subspace_lab.figures.style import PREDICTION, legend_below, new_figure, step_axis
 from subspace_lab.runs.run import Run
 from subspace_lab.theory import masked_moments
+from subspace_lab.theory.mask_law import MaskLaw
 from subspace_lab.theory.regularizer import explicit_regularizer, nuclear_norm_bound
 
 LABELS = {"regulariser": "R", "least": "least R of the same ΔW"}
