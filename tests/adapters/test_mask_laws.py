@@ -220,3 +220,13 @@ def test_gates_that_are_no_masks_leave_nothing_kept(sampling):
     assert mask.kept == {}
     with pytest.raises(UserError, match="are not masks"):
         mask.masks(1)
+
+
+@RANDOM
+def test_keep_prob_by_module_and_step_holds_for_samples_and_tokens(granularity):
+    settings = {"keep_prob_pattern": {"v_proj": 1.0}, "schedule": "late", "schedule_steps": 2}
+    for module, step, masked in ((0, 2, False), (0, 3, True), (1, 3, False)):
+        found = set(
+            outputs("bernoulli", granularity, module=module, step=step, **settings).unique()
+        )
+        assert {round(float(gate), 4) for gate in found} == ({0.0, 2.0} if masked else {1.0})
