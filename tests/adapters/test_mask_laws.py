@@ -163,10 +163,11 @@ def test_bf16_projectors_keep_their_precision(granularity):
     assert abs(exact.mean()) < 1e-3  # entries are rounded once, without a bias
 
 
-def test_evaluation_takes_masks_with_the_rescale_and_gates_as_they_are():
+@pytest.mark.parametrize("rescale", ["keep_prob", "realized"])
+def test_evaluation_takes_masks_with_the_rescale_and_gates_as_they_are(rescale):
     model = tiny_lora(trained=True).eval()
     with pytest.warns(UserWarning, match="not zero"):
-        mask = rank_mask("bernoulli", rescale="realized").attach(model)
+        mask = rank_mask("bernoulli", rescale=rescale).attach(model)
     kept = {name: torch.from_numpy(kept) for name, kept in mask.masks(2).items()}
     gates = {name: torch.from_numpy(gate) for name, gate in mask.gates(2).items()}
     logits = []
