@@ -95,7 +95,7 @@ def compute(
     if unknown := set(measures) - set(get_args(linalg.Measure)):
         known = ", ".join(get_args(linalg.Measure))
         raise UserError(f"unknown measure {', '.join(sorted(unknown))}: choose among {known}")
-    masks, remark = kit.StepMasks(run), remark_on_product(run)
+    masks, remark, law = kit.StepMasks(run), remark_on_product(run), run.mask_law
     product = "product" if remark else "update"
 
     def rows(
@@ -128,8 +128,9 @@ def compute(
         masked = rows(
             inside, {f"masked_{product}": inside.core.singular_values(mask)}, mask.sum(-1)
         )
-        keep_prob = run.mask_law.keep_prob if run.mask_law else np.nan
-        return kit.concatenate([table, masked.assign(expected_rank=keep_prob * int(rank))])
+        covered = law is not None and law.binary and law.constant
+        expected = law.moments(int(rank)).mean.sum() if law and covered else np.nan
+        return kit.concatenate([table, masked.assign(expected_rank=expected)])
 
     table = kit.concatenate(
         kit.over_batches(run, of_batch, steps=steps, modules=modules, displacements=remark == SPLIT)

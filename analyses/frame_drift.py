@@ -67,7 +67,7 @@ def compute(
     moved = [step for step in (run.steps if steps is None else steps) if step > 0]
     masks, law = kit.StepMasks(run), run.mask_law
     expected = np.nan
-    if law is not None and run.mask_steps and run.config.get("optimizer") == "adamw":
+    if law is not None and law.plain and run.mask_steps and run.config.get("optimizer") == "adamw":
         expected = squared_leakage(keep_prob=law.keep_prob)
 
     def of_batch(batch: kit.CoreBatch) -> pd.DataFrame:

@@ -79,10 +79,10 @@ def compute(
     if modules is not None:
         raise UserError("gate_expansion evaluates whole models: omit `modules`")
     law = run.mask_law or DEFAULT_LAW
-    if not law.independent_gates:
+    if not (law.plain and law.independent_gates):
         raise UserError(
-            f"{run.path} draws exactly k directions, and the expansion is of independent gates: "
-            "choose a run with `sampling` bernoulli"
+            f"{run.path} does not have independent masks of one keep_prob, which the expansion is "
+            "of: choose a run with `sampling` bernoulli"
         )
     evaluated = evaluation_examples(run, size=examples)
     rows = []

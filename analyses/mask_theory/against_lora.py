@@ -47,7 +47,13 @@ EVERY_STEP = Need(
     "it takes recorded cores of every step from 1 on, of both runs",
 )
 
-beside_lora = functools.partial(prediction, always=(LORA, ADAMW), tests="training")
+COVERED_LAW = Need(
+    lambda pair: pair.masked.law.plain,
+    "the theory does not cover the law of the masks",
+    MASKED,
+)
+
+beside_lora = functools.partial(prediction, always=(LORA, ADAMW, COVERED_LAW), tests="training")
 
 
 def find_lora(run: Run, runs: Sequence[Run]) -> Run | None:

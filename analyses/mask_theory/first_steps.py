@@ -21,6 +21,7 @@ from analyses.mask_theory.comparison import (
 )
 from analyses.mask_theory.needs import (
     ADAMW,
+    COVERED_LAW,
     DRAWN_IN_PASSES,
     FROM_ZERO,
     LEARNING_RATES,
@@ -57,6 +58,7 @@ first_columns = of_first_steps(
     "directions without a gradient are not as many as by chance",
     FROM_ZERO,
     DRAWN_IN_PASSES,
+    COVERED_LAW,
     BATCH_KNOWN,
     tests="training",
 )

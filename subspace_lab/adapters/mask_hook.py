@@ -1,4 +1,4 @@
-"""What a rank mask puts on each adapted layer: a forward hook that multiplies by the gates."""
+"""What a rank mask puts on each adapted layer: a forward hook that applies the gates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REMEMBERED = 256
 
 
 class MaskHook:
-    """The forward hook on one `lora_A`: multiplies its output (..., r) by gates in training.
+    """The forward hook on one `lora_A`: applies gates to its output (..., r) in training.
 
     Args:
         owner: the rank mask that the hook belongs to.
@@ -26,8 +26,9 @@ class MaskHook:
         B_module: its `lora_B`.
 
     Attributes:
-        multiplier: the step mask in use times the rescale, (r,).
-        in_evaluation: masks that stay on in evaluation, (r,) or (K, r), rescaled; None: none.
+        multiplier: the step's gates in use, rescaled: (r,), or (r, r) of a law that is not
+            diagonal.
+        in_evaluation: gates that stay on in evaluation, of that shape or (K, ...); None: none.
         calls: training forward passes since the step began; compiled graphs with a step mask do
             not count theirs.
     """
@@ -41,7 +42,8 @@ class MaskHook:
         self.A_module = A_module
         self.B_module = B_module
         A = A_module.weight
-        self.multiplier = A.new_ones(len(A), dtype=torch.promote_types(A.dtype, torch.float32))
+        ones = A.new_ones(len(A), dtype=torch.promote_types(A.dtype, torch.float32))
+        self.multiplier = ones if law.diagonal else ones.diag()
         self.in_evaluation: Tensor | None = None
         self.begin(1)
 
@@ -52,16 +54,23 @@ class MaskHook:
         self._pending: deque[tuple[int, int]] = deque(maxlen=_REMEMBERED)
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """Give the output (..., r) times the gates."""
+        """Give the output (..., r) under the gates."""
         if not module.training:
             return output if self.in_evaluation is None else self._chosen(output)
         if self.law.granularity != "step":
             gates: Tensor = self._draw(output)
-            return output * gates * self.law.factor
+            return self._gated(output, gates)
         if not torch.compiler.is_compiling():
             self._count_call()
         self.move(output.device)
-        return (output * self.multiplier).to(output.dtype)
+        return self._gated(output, self.multiplier)
+
+    def _gated(self, output: Tensor, gates: Tensor) -> Tensor:
+        """Multiply (..., r) by gates that broadcast: (..., r), or symmetric (..., r, r)."""
+        if self.law.diagonal:
+            return (output * gates).to(output.dtype)
+        with torch.autocast(output.device.type, enabled=False):
+            return (output.to(gates.dtype).unsqueeze(-2) @ gates).squeeze(-2).to(output.dtype)
 
     def move(self, device: torch.device) -> None:
         """Follow the module to the device to which the model was moved."""
@@ -80,12 +89,16 @@ class MaskHook:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # pytorch #198333: random numbers in a graph
     def _draw(self, output: Tensor) -> Tensor:
-        """Draw sample or token gates, bool, that broadcast against `output`."""
+        """Draw sample or token gates, rescaled, that broadcast against `output`."""
         several = distributed.is_available() and distributed.is_initialized()
         process = distributed.get_rank() if several else 0
         seed = self.law.draw_seed(self._step, self.module, call=self._call(), process=process)
         generator = torch.Generator(output.device).manual_seed(seed)
-        return draw_gates(self.law, output, generator)
+        law = self.law.at(self._step, self.module)
+        uniform = draw_uniform(law, output, generator)
+        with torch.autocast(output.device.type, enabled=False):
+            gates: Tensor = law.gates(uniform, step=self._step, module=self.module)
+        return gates
 
     def _call(self) -> int:
         """Number this forward pass; a recomputation in the backward pass gets its original's.
@@ -106,28 +119,32 @@ class MaskHook:
     def _chosen(self, output: Tensor) -> Tensor:
         assert self.in_evaluation is not None
         chosen = self.in_evaluation.to(output)
-        if chosen.dim() == 1:
-            return output * chosen
+        if chosen.dim() == self.multiplier.dim():
+            return self._gated(output, chosen)
         if output.shape[0] % chosen.shape[0]:
             raise UserError(
                 f"a batch of {output.shape[0]} rows cannot be split among {chosen.shape[0]} masks"
             )
         rows = chosen.repeat_interleave(output.shape[0] // chosen.shape[0], dim=0)
-        return output * rows.view(-1, *[1] * (output.dim() - 2), rows.shape[-1])
+        shared = [1] * (output.dim() - 2)
+        return self._gated(output, rows.view(len(rows), *shared, *rows.shape[1:]))
 
 
-def draw_gates(law: MaskLaw, output: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw sample or token masks, bool, that broadcast against `output` (batch, ..., r).
+def draw_uniform(law: MaskLaw, output: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw the uniform numbers of which sample or token gates on `output` (batch, ..., r) are made.
 
-    Uniform numbers are fp32 whatever the dtype of `output`: bf16 has 256 of them, and ties.
+    They are drawn in fp32 whatever the dtype of `output`: bf16 has 256 of them, and ties.
+
+    Returns:
+        Numbers (batch, ..., *noise_shape(r)) in fp32, or in the dtype of `output` if that is wider;
+        of samples the dimensions between are 1.
     """
-    rank = output.shape[-1]
-    per_sample = (output.shape[0], *[1] * (output.dim() - 2), rank)
+    shared = [1] * (output.dim() - 2)
+    draws = (output.shape[0], *shared) if law.granularity == "sample" else output.shape[:-1]
     uniform = torch.rand(
-        per_sample if law.granularity == "sample" else output.shape,
+        (*draws, *law.noise_shape(output.shape[-1])),
         generator=generator,
         device=output.device,
         dtype=torch.float32,
     )
-    gates: Tensor = law.keep(uniform)
-    return gates
+    return uniform.to(torch.promote_types(output.dtype, torch.float32))

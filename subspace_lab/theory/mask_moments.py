@@ -101,3 +101,20 @@ def blocks(rank: int, *, block_size: int, keep_prob: float) -> MaskMoments:
     block = np.arange(rank) // block_size
     covariance = keep_prob * (1 - keep_prob) * (block[:, None] == block)
     return MaskMoments(np.full(rank, keep_prob), covariance)
+
+
+def haar_diagonal(rank: int, *, kept: int) -> MaskMoments:
+    """The diagonal of a Haar-random projector P of rank k = `kept` in R^r.
+
+    P_ii ~ Beta(k / 2, (r - k) / 2), and the diagonal sums to k:
+
+        E P_ii = k / r,  Var P_ii = 2 k (r - k) / (r^2 (r + 2)),  Cov(P_ii, P_jj) = -Var / (r - 1).
+
+    Raises:
+        ValueError: unless 0 <= kept <= rank.
+    """
+    check_kept(kept, rank)
+    variance = 2 * kept * (rank - kept) / (rank**2 * (rank + 2))
+    covariance = np.full((rank, rank), -variance / max(rank - 1, 1))
+    np.fill_diagonal(covariance, variance)
+    return MaskMoments(np.full(rank, kept / rank), covariance)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from subspace_lab.adapters.methods import Method, default_alpha, read_peft_fields
 from subspace_lab.errors import UserError
+from subspace_lab.theory.mask_law import MaskLaw, Rescale, Schedule, mask_law, rescale_name
 
 COUNTS = (
     "rank", "snapshot_rank", "train_size", "eval_size", "max_length",
-    "batch_size", "accumulation", "global_batch",
+    "batch_size", "accumulation", "global_batch", "block_size", "dwell", "schedule_steps",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "seed", "warmup_steps", "weight_decay", "max_grad_norm", "eval_every", "checkpoint_every",
+    "seed", "init_seed", "data_seed", "mask_seed", "noise_seed",
+    "warmup_steps", "weight_decay", "max_grad_norm", "eval_every", "checkpoint_every",
 )  # fmt: skip
 
 PEFT_NAMES = {
@@ -51,8 +54,24 @@ class TrainConfig:
         keep_prob: probability that a rank direction is kept, in (0, 1] (the paper calls its
             complement the pruning rate).
         granularity: what shares one mask: an optimizer `step`, a `sample`, or a `token`.
-        rescale: multiply kept directions by 1 / keep_prob.
-        sampling: `bernoulli`, or `exact-k` (always keep_prob x rank directions).
+        rescale: multiply what is kept by 1 / keep_prob (`keep_prob`, or true), by 1 / the share
+            that the draw keeps (`realized`), or not at all (`none`, or false).
+        sampling: law of the gates: `bernoulli` masks, `exact-k` (always keep_prob x rank
+            directions), `antithetic` (a mask, then its complement), `two` (masks in turn), `blocks`
+            of directions, `prefix` (DyLoRA), `fixed` (MatryoshkaLoRA), `gaussian` numbers, `haar`
+            projectors; `prefix` and `fixed` have no keep_prob.
+        block_size: directions in a block of `blocks`.
+        prefix_geometric: draw the length b of a `prefix` with probability ~ (1 - p)^(b - 1), p in
+            (0, 1), instead of uniformly.
+        nested_ranks: ranks among which `prefix` draws, and over which `fixed` takes the mean.
+        dwell: optimizer steps that use one draw.
+        keep_prob_schedule: `constant`, `linear` (pruning fades out), `early` (masks in the first
+            steps only) or `late` (none in them).
+        schedule_steps: steps that the schedule takes (unset: all of `steps` for `linear`, half of
+            them for `early` and `late`).
+        keep_prob_pattern: keep_prob of some modules, by name endings or regular expressions, as in
+            PEFT's rank_pattern.
+        shared_mask: use one draw for all modules.
         task: name of the task (see `subspace_lab.tasks`), a .jsonl file of your own, or a single
             generator (`reasoning_gym:gcd`); several joined by "+" share the examples equally.
         data_dir: folder with task files in LLM-Adapters' layout; unset: generated, or the hub.
@@ -84,8 +103,11 @@ class TrainConfig:
         max_grad_norm: gradients are clipped to this norm; 0: not at all.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
         compile: compile the model with torch.compile.
-        seed: seed of initialization, data order, masks and training data; what is evaluated is
-            the same for all seeds.
+        seed: seed of all that is random in training; what is evaluated is the same for all seeds.
+        init_seed: seed of the adapter's first weights (unset: `seed`, as for those that follow).
+        data_seed: seed of the training examples and of their order.
+        mask_seed: seed of the masks.
+        noise_seed: seed of the label noise and of the dropout on the adapter's input.
         cores: when to record rank cores: full, light, minimal, never, every:K, log:K or 1,2,5.
         snapshots: when to save whole adapters (same syntax as `cores`); the first and the last are
             always saved.
@@ -111,8 +133,18 @@ class TrainConfig:
     snapshot_rank: int | None = None
     keep_prob: float = 0.5
     granularity: Literal["step", "sample", "token"] = "step"
-    rescale: bool = True
-    sampling: Literal["bernoulli", "exact-k"] = "bernoulli"
+    rescale: Rescale | bool = "keep_prob"
+    sampling: Literal[
+        "bernoulli", "exact-k", "antithetic", "two", "blocks", "prefix", "fixed", "gaussian", "haar"
+    ] = "bernoulli"
+    block_size: int | None = None
+    prefix_geometric: float | None = None
+    nested_ranks: list[int] | None = None
+    dwell: int = 1
+    keep_prob_schedule: Schedule = "constant"
+    schedule_steps: int | None = None
+    keep_prob_pattern: dict[str, float] | None = None
+    shared_mask: bool = False
     task: str = "pocket"
     data_dir: str | None = None
     difficulty: str = "easy"
@@ -138,12 +170,17 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     compile: bool = False
     seed: int = 0
+    init_seed: int | None = None
+    data_seed: int | None = None
+    mask_seed: int | None = None
+    noise_seed: int | None = None
     cores: str = "full"
     snapshots: str = "never"
     eval_every: int = 0
     checkpoint_every: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "rescale", rescale_name(self.rescale))
         if not 0 < self.keep_prob <= 1:
             raise UserError(f"`keep_prob` must lie in (0, 1], not {self.keep_prob}")
         for name in (*COUNTS, *NOT_NEGATIVE):
@@ -162,6 +199,8 @@ class TrainConfig:
         if not self.targets:
             raise UserError("`targets` is empty: name at least one linear layer, such as q_proj")
         self._check_combinations()
+        if self.masked:
+            self.mask_law()
 
     def _check_combinations(self) -> None:
         if self.method == "full" and (self.rank_mask or self.peft_config):
@@ -185,6 +224,42 @@ class TrainConfig:
         """Whether a rank mask is on in training."""
         return self.method == "droplora" or self.rank_mask
 
+    def mask_law(self) -> MaskLaw:
+        """Make the law of the gates.
+
+        Raises:
+            UserError: if the settings do not fit together.
+        """
+        own = {"block_size", "prefix_geometric", "nested_ranks"}
+        settings = {name: value for name in own if (value := getattr(self, name)) is not None}
+        return mask_law(
+            self.keep_prob,
+            sampling=self.sampling,
+            granularity=self.granularity,
+            rescale=self.rescale,
+            seed=self.seed_of("mask"),
+            dwell=self.dwell,
+            schedule=self.keep_prob_schedule,
+            schedule_steps=self._schedule_steps(),
+            keep_prob_pattern=self.keep_prob_pattern or {},
+            shared=self.shared_mask,
+            **settings,
+        )
+
+    def _schedule_steps(self) -> int | None:
+        if self.keep_prob_schedule == "constant" or self.schedule_steps is not None:
+            return self.schedule_steps
+        if not self.steps:
+            raise UserError(
+                f"`keep_prob_schedule` {self.keep_prob_schedule} needs `steps` or `schedule_steps`"
+            )
+        return self.steps if self.keep_prob_schedule == "linear" else max(self.steps // 2, 1)
+
+    def seed_of(self, source: Literal["init", "data", "mask", "noise"]) -> int:
+        """Give the seed of one source of randomness: its own, else `seed`."""
+        own: int | None = getattr(self, f"{source}_seed")
+        return self.seed if own is None else own
+
     @property
     def scaling_alpha(self) -> float:
         """The numerator of the scaling, by the paper's rule where `alpha` is unset."""
@@ -198,8 +273,16 @@ class TrainConfig:
         """
         values = asdict(self) | {"alpha": self.scaling_alpha}
         if self.peft_config is not None:
-            fields = read_peft_fields(self.peft_config)
-            values["peft_config"] = fields
-            shared = {name: other for name, other in PEFT_NAMES.items() if other in fields}
-            values |= {name: fields[other] for name, other in shared.items()}
+            given = read_peft_fields(self.peft_config)
+            values["peft_config"] = given
+            shared = {name: other for name, other in PEFT_NAMES.items() if other in given}
+            values |= {name: given[other] for name, other in shared.items()}
         return values
+
+
+def filled_in(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in what a record of an older version lacks: fields whose defaults train as it did."""
+    defaults = {field.name: field.default for field in fields(TrainConfig)}
+    known = {name: value for name, value in defaults.items() if value is not MISSING}
+    filled = known | dict(recorded)
+    return filled | {"rescale": rescale_name(filled["rescale"])}

@@ -24,7 +24,8 @@ def load_examples(config: TrainConfig) -> dict[str, list[Example]]:
             config.task,
             config.train_split,
             size=config.train_size,
-            seed=config.seed,
+            seed=config.seed_of("data"),
+            noise_seed=config.seed_of("noise"),
             label_noise=config.label_noise,
             **shared,
         )

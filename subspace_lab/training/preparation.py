@@ -74,15 +74,9 @@ def prepare(config: TrainConfig, model: PreTrainedModel, *, device: torch.device
         peft_config = peft_config_from_file(config.peft_config, fields)
     if config.method in SPLIT_THE_BASE:
         model.to(device)  # type: ignore[arg-type]
-    adapted = adapt(model, peft_config, seed=config.seed, method=config.method)
+    adapted = adapt(model, peft_config, seed=config.seed_of("init"), method=config.method)
     if config.masked:
-        RankMask(
-            config.keep_prob,
-            granularity=config.granularity,
-            rescale=config.rescale,
-            sampling=config.sampling,
-            seed=config.seed,
-        ).attach(adapted)
+        RankMask.of(config.mask_law()).attach(adapted)
     save = SaveOnOriginalBase(adapted) if config.method in SPLIT_THE_BASE else None
     try:
         _warn_of_high_ranks(lora_modules(adapted))

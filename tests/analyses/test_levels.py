@@ -61,7 +61,7 @@ class Record:
 
 
 def draw_masks(law: MaskLaw, rng, *shape: int, rank: int):
-    return law.keep(rng.random((*shape, rank)))
+    return law.draw(rng.random((*shape, rank)))
 
 
 def draw_cores(rng, *shape: int, rank: int) -> RankCore:
