@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.optim import Optimizer
 
+from subspace_lab.adapters.chosen_gates import check_gates, chosen_on
 from subspace_lab.adapters.mask_check import refuse_unmasked
 from subspace_lab.adapters.mask_hook import MaskHook
 from subspace_lab.adapters.mask_law import Granularity, MaskLaw, Sampling
@@ -66,7 +67,8 @@ class RankMask:
         law: the `MaskLaw`.
         step: the optimizer step, from 1, whose masks are in use.
         ranks: rank of each masked module.
-        kept: the step masks in use, module name to (r,), True = kept; empty for other laws.
+        kept: the step masks in use, module name to (r,), True = kept; empty for other laws, and
+            in a step for which gates were chosen.
     """
 
     def __init__(
@@ -130,6 +132,11 @@ class RankMask:
         self.ranks.clear()
         self.kept.clear()
 
+    @property
+    def gates_chosen(self) -> bool:
+        """Whether gates were chosen with `use` since the optimizer step began."""
+        return any(hook.some_chosen for hook in self._hooks.values())
+
     def set_step(self, step: int) -> None:
         """Use the masks of optimizer step `step` (from 1) from now on, whatever was counted."""
         self._step_is_certain = True
@@ -161,18 +168,45 @@ class RankMask:
         Raises:
             UserError: if the masks are not exactly those of the masked modules.
         """
-        if masks.keys() != self._hooks.keys():
-            missing = sorted(self._hooks.keys() ^ masks.keys())
-            raise UserError(
-                f"evaluation masks must cover the masked modules; differ: {missing[:3]}"
-            )
-        for name, hook in self._hooks.items():
-            hook.in_evaluation = masks[name].to(hook.multiplier) * self.law.factor
-        try:
+        check_gates(masks, self.ranks)
+        rescaled = {
+            name: masks[name].to(hook.multiplier) * self.law.factor
+            for name, hook in self._hooks.items()
+        }
+        with chosen_on(self._hooks, rescaled, mode="evaluation"):
             yield
-        finally:
+
+    @contextlib.contextmanager
+    def use(self, gates: Mapping[str, Tensor]) -> Iterator[None]:
+        """Train under chosen gates: y = W0 x + scaling * B diag(g) A x, g as it is, no rescale.
+
+        For gradients of several masks in one optimizer step, in any loop:
+
+            for gates in several:
+                with mask.use(gates):
+                    loss = model(**batch).loss / len(several)
+                loss.backward()
+            optimizer.step()
+
+        Only forward passes need the context: the recomputation of gradient checkpointing gets the
+        gates of its forward pass. A step for which gates were chosen has no single mask, so `kept`
+        is empty until the next one. Evaluation is not affected.
+
+        Args:
+            gates: module name to (r,), for all examples; or to (K, r), where a batch of K b
+                examples is read as K groups of b and group i gets gates i. They may require
+                gradients.
+
+        Raises:
+            UserError: if the gates are not exactly those of the masked modules, or have another
+                shape.
+        """
+        check_gates(gates, self.ranks)
+        self.kept = {}
+        with chosen_on(self._hooks, gates, mode="training"):
             for hook in self._hooks.values():
-                hook.in_evaluation = None
+                hook.some_chosen = True
+            yield
 
     def _use(self, step: int) -> None:
         self.step = step
@@ -180,8 +214,9 @@ class RankMask:
             hook.begin(step)
         if self.law.granularity != "step":
             return
-        self.kept = self.masks(step)
-        for name, kept in self.kept.items():
+        masks = self.masks(step)
+        self.kept = {} if self.gates_chosen else masks
+        for name, kept in masks.items():
             multiplier = self._hooks[name].multiplier
             # copy_ keeps the tensor that a compiled graph has seen.
             multiplier.copy_(torch.from_numpy(kept * self.law.factor), non_blocking=True)

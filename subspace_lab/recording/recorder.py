@@ -121,7 +121,8 @@ class SubspaceRecorder(TrainerCallback):
             | {"optimizer": optimizer_settings(kwargs.get("optimizer"))},
             resume_at=self._resume_at,
         )
-        if layers:
+        gates = None
+        if layers and not args.torch_compile:  # hooks would have it compiled again
             gates = GateRecorder(
                 layers,
                 self.folder,
@@ -129,8 +130,7 @@ class SubspaceRecorder(TrainerCallback):
                 seed=args.seed,
                 resume_at=self._resume_at,
             )
-            # A compiled model would have to be compiled again for the gate recorder's hooks.
-            self._recording.follow(layers, gates=None if args.torch_compile else gates)
+        self._recording.start(state.global_step, layers, gates=gates)
 
     def _start_over(self, recording: Recording, args: TrainingArguments) -> None:
         """Discard the record of an attempt that ended in memory errors; refuse another training.
@@ -164,6 +164,8 @@ class SubspaceRecorder(TrainerCallback):
     ) -> None:
         """Keep the masks in use: the optimizer's step brings those of the next one."""
         self._kept = {} if self.mask is None else self.mask.kept
+        if self._recording is not None and self.mask is not None and self.mask.gates_chosen:
+            self._recording.note_chosen_gates()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -217,7 +219,22 @@ class SubspaceRecorder(TrainerCallback):
         """Keep evaluations (columns `eval_*`) with the step of the model that was evaluated."""
         if self._recording is not None and metrics:
             step = self._loaded_step if self._recording.closed else state.global_step
+            self.add_evaluation(step, metrics)
+
+    def add_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add what an evaluation of the model of a step found to that step's metrics."""
+        if self._recording is not None:
             self._recording.add_evaluation(step, evaluation_metrics(metrics))
+
+    def add_chosen(self, step: int, *, save: bool) -> None:
+        """Record which step validation chose; the model has its weights now.
+
+        Args:
+            step: the step.
+            save: save its adapter as a snapshot, where there is none.
+        """
+        if self._recording is not None:
+            self._recording.add_chosen(step, save=save)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

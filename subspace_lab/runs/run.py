@@ -139,6 +139,16 @@ class Run:
         return {step: path for step, path in folders.items() if (path / CONFIG_FILE).is_file()}
 
     @property
+    def chosen_step(self) -> int | None:
+        """The step with the lowest loss on validation examples, if the run was to choose one."""
+        return self.description.get("chosen_step")
+
+    @property
+    def gates_chosen(self) -> bool:
+        """Whether training chose gates itself (`RankMask.use`): its steps have no single mask."""
+        return bool(self.description.get("gates_chosen"))
+
+    @property
     def final_step(self) -> int:
         """The step of the adapter that the run ended with.
 
@@ -219,7 +229,7 @@ class Run:
     @property
     def steps_without_mask(self) -> list[int]:
         """The steps whose masks are missing from the record of a run that has one mask a step."""
-        if (self.mask_law or {}).get("granularity") != "step":
+        if (self.mask_law or {}).get("granularity") != "step" or self.gates_chosen:
             return []
         recorded = self.mask_steps
         last = max([*recorded, *self.core_steps], default=0)

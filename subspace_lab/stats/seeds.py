@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 # Settings that do not tell configurations apart: the seed, and what is recorded when.
-SEED_AND_RECORDING = ("seed", "cores", "snapshots", "eval_every", "checkpoint_every")
+SEED_AND_RECORDING = (
+    "seed", "cores", "snapshots", "eval_every", "checkpoint_every", "test_size", "early_stopping",
+)  # fmt: skip
 # Settings that mean nothing to a run without a rank mask.
 MASK_FIELDS = ("keep_prob", "granularity", "rescale", "sampling")
 

@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from subspace_lab.adapters.methods import Method, default_alpha, read_peft_fields
 from subspace_lab.errors import UserError
+from subspace_lab.training.objective import Kind
 
 COUNTS = (
-    "rank", "snapshot_rank", "train_size", "eval_size", "max_length",
-    "batch_size", "accumulation", "global_batch",
+    "rank", "snapshot_rank", "train_size", "eval_size", "test_size", "max_length",
+    "batch_size", "accumulation", "global_batch", "masks_per_step",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "warmup_steps", "weight_decay", "max_grad_norm", "eval_every", "checkpoint_every",
@@ -53,6 +54,14 @@ class TrainConfig:
         granularity: what shares one mask: an optimizer `step`, a `sample`, or a `token`.
         rescale: multiply kept directions by 1 / keep_prob.
         sampling: `bernoulli`, or `exact-k` (always keep_prob x rank directions).
+        masks_per_step: K, the masks over which the loss of every step is averaged, a forward and a
+            backward pass for each.
+        objective: what is descended of a rank mask (see `training.objective`): its masked `loss`;
+            `noise-only`, the loss without masks, its gradient with a masked gradient's noise;
+            `penalty`, the loss without masks plus `penalty_strength` times the regularizer that
+            masks are on a linear layer; or `second-order`, the masked loss to second order.
+        penalty_strength: factor of `penalty` and `second-order` (unset: (1 - keep_prob) /
+            keep_prob, as masks of keep_prob have it).
         task: name of the task (see `subspace_lab.tasks`), or several joined by "+", which share
             the rows equally.
         data_dir: folder with task files in LLM-Adapters' layout; unset: generated, or the hub.
@@ -64,6 +73,10 @@ class TrainConfig:
             `validation`.
         train_size: training examples (unset: all).
         eval_size: examples for evaluations during training (unset: all).
+        test_size: test examples that are scored once, when training is over: the last step, and
+            the one that validation chose, `chosen_step` (unset: none).
+        early_stopping: save the adapter of `chosen_step`, the evaluated step with the lowest loss
+            on validation examples, as a snapshot; training continues to its last step.
         max_length: tokens per row at most; longer rows are refused, never cut.
         drop_long_rows: leave longer rows out, and record how many, instead of refusing them.
         group_by_length: batch rows of similar length together: less padding, but batches are no
@@ -111,6 +124,9 @@ class TrainConfig:
     granularity: Literal["step", "sample", "token"] = "step"
     rescale: bool = True
     sampling: Literal["bernoulli", "exact-k"] = "bernoulli"
+    masks_per_step: int = 1
+    objective: Kind = "loss"
+    penalty_strength: float | None = None
     task: str = "pocket"
     data_dir: str | None = None
     difficulty: str = "easy"
@@ -119,6 +135,8 @@ class TrainConfig:
     eval_split: Literal["validation", "test", "none"] = "validation"
     train_size: int | None = None
     eval_size: int | None = None
+    test_size: int | None = None
+    early_stopping: bool = False
     max_length: int = 512
     drop_long_rows: bool = False
     group_by_length: bool = False
@@ -148,7 +166,7 @@ class TrainConfig:
             value, least = getattr(self, name), 1 if name in COUNTS else 0
             if value is not None and value < least:
                 raise UserError(f"{name} must be at least {least}, not {value}")
-        for name in ("alpha", "learning_rate"):
+        for name in ("alpha", "learning_rate", "penalty_strength"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"{name} must be above 0, not {value}")
@@ -160,6 +178,8 @@ class TrainConfig:
         if not self.targets:
             raise UserError("targets is empty: name at least one linear layer, such as q_proj")
         self._check_combinations()
+        self._check_objective()
+        self._check_choice()
 
     def _check_combinations(self) -> None:
         if self.method == "full" and (self.rank_mask or self.peft_config):
@@ -178,10 +198,57 @@ class TrainConfig:
                 "eval_split test or none"
             )
 
+    def _check_objective(self) -> None:
+        own_gates = self.objective != "loss" or self.masks_per_step > 1
+        if own_gates and not self.masked:
+            raise UserError(
+                "`objective` and `masks_per_step` are about a rank mask: set `method` to droplora"
+            )
+        if own_gates and self.compile:
+            raise UserError(
+                "`objective` and `masks_per_step` choose gates in every forward pass: leave "
+                "`compile` out"
+            )
+        if self.objective != "loss" and self.masks_per_step > 1:
+            raise UserError("`masks_per_step` averages the masked loss: leave `objective` out")
+        if self.objective != "loss" and not self.rescale:
+            raise UserError(
+                f"objective {self.objective} is about gates of mean 1: set `rescale` to true"
+            )
+        has_strength = self.objective in ("penalty", "second-order")
+        if self.penalty_strength is not None and not has_strength:
+            raise UserError("`penalty_strength` belongs to objective penalty and second-order")
+        if has_strength and self.sampling != "bernoulli":
+            raise UserError(
+                f"objective {self.objective} is that of independent gates: set `sampling` to "
+                "bernoulli"
+            )
+        if self.objective == "second-order" and self.granularity != "step":
+            raise UserError(
+                "objective second-order is that of step masks: set `granularity` to step"
+            )
+
+    def _check_choice(self) -> None:
+        if self.test_size is not None and self.eval_split == "test":
+            raise UserError(
+                "`test_size` keeps test examples for the end: set `eval_split` to validation"
+            )
+        if self.early_stopping and (self.eval_split != "validation" or not self.eval_every):
+            raise UserError(
+                "`early_stopping` chooses among evaluations on validation examples: set "
+                "`eval_every`, and `eval_split` to validation"
+            )
+
     @property
     def masked(self) -> bool:
         """Whether a rank mask is on in training."""
         return self.method == "droplora" or self.rank_mask
+
+    @property
+    def chooses(self) -> bool:
+        """Whether validation examples choose a step."""
+        reports = self.test_size is not None and self.eval_split == "validation"
+        return self.early_stopping or reports
 
     @property
     def scaling_alpha(self) -> float:

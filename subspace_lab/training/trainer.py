@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from transformers import (
 from transformers.trainer_utils import EvalPrediction
 
 from subspace_lab import files, models, tasks
+from subspace_lab.adapters.mask import find_rank_mask
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.batching import context_length
 from subspace_lab.provenance import provenance
@@ -35,8 +37,13 @@ from subspace_lab.training.data import (
     summarise,
     tokenize,
 )
+from subspace_lab.training.final_scores import TEST, FinalScores
+from subspace_lab.training.memorization import memorization_sets
+from subspace_lab.training.objective import Objective, default_strength
+from subspace_lab.training.objective_trainer import ObjectiveTrainer
 from subspace_lab.training.preparation import Prepared, prepare, restrict_to_shards
 from subspace_lab.training.resuming import FINISHED, how_to_continue, resume_point
+from subspace_lab.training.validation_choice import ValidationChoice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -113,7 +120,9 @@ def build(
     dtype = base_dtype(config, base)
     arguments = training_arguments(config, out, dtype=dtype)
     model = models.load_model(base, dtype=dtype)
-    _refuse_rows_beyond_the_context(model, tokenized)
+    last_sets = _tokenized_memorization_sets(config, rows[config.train_split], tokenizer)
+    last_sets |= {TEST: tokenized[TEST]} if config.test_size else {}
+    _refuse_rows_beyond_the_context(model, tokenized | last_sets)
     model.config.use_cache = False
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -135,7 +144,8 @@ def build(
             "processes": arguments.world_size,
         },
     }
-    trainer = Trainer(
+    trainer = _trainer(
+        config,
         model=prepared.model,
         args=arguments,
         train_dataset=tokenized[config.train_split],
@@ -143,12 +153,42 @@ def build(
         data_collator=RightPadding(int(tokenizer.pad_token_id)),
         compute_metrics=_metrics,
         preprocess_logits_for_metrics=response_statistics,
-        callbacks=[
-            _recorder(config, out, prepared, description, resume_at),
-            *[EvaluateTheEnd()] * (config.eval_split != "none"),
-        ],
+        callbacks=[*[EvaluateTheEnd()] * (config.eval_split != "none")],
     )
+    recorder = _recorder(config, out, prepared, description, resume_at)
+    choice = None
+    if config.chooses:
+        choice = ValidationChoice(out / "checkpoints", resume_at=resume_at)
+        trainer.add_callback(choice)
+    if last_sets or choice:
+        trainer.add_callback(
+            FinalScores(
+                trainer, recorder, last_sets, choice=choice, snapshot=config.early_stopping
+            )
+        )
+    trainer.add_callback(recorder)
     return prepared.model, trainer
+
+
+def _trainer(config: TrainConfig, **arguments: Any) -> Trainer:
+    """Make the Trainer of the configuration's objective."""
+    if config.objective == "loss" and config.masks_per_step == 1:
+        return Trainer(**arguments)
+    if config.objective == "second-order" and arguments["args"].bf16:
+        raise UserError(
+            "objective second-order takes differences of losses, which bf16 rounds away: set "
+            "`base_dtype` to fp32"
+        )
+    mask = find_rank_mask(arguments["model"])
+    assert mask is not None
+    strength = config.penalty_strength
+    objective = Objective(
+        mask,
+        config.objective,
+        masks_per_step=config.masks_per_step,
+        strength=default_strength(config.keep_prob) if strength is None else strength,
+    )
+    return ObjectiveTrainer(objective=objective, **arguments)
 
 
 def base_dtype(config: TrainConfig, base: models.Base) -> models.Precision:
@@ -175,25 +215,37 @@ def trainable_parameters(model: nn.Module) -> int:
 
 def _load_rows(config: TrainConfig) -> dict[str, list[Example]]:
     shared: dict[str, Any] = {"data_dir": config.data_dir, "difficulty": config.difficulty}
-    rows: dict[str, list[Example]] = {
-        config.train_split: tasks.load(
-            config.task,
-            config.train_split,
-            size=config.train_size,
-            seed=config.seed,
-            label_noise=config.label_noise,
-            **shared,
-        )
-    }
-    if config.eval_split != "none":
-        rows[config.eval_split] = tasks.load(
-            config.task,
-            config.eval_split,
-            size=config.eval_size,
-            seed=tasks.EVALUATION_SEED,
-            **shared,
+    rows = {config.train_split: _training_examples(config, label_noise=config.label_noise)}
+    evaluated = {config.eval_split: config.eval_size} if config.eval_split != "none" else {}
+    evaluated |= {TEST: config.test_size} if config.test_size else {}
+    for split, size in evaluated.items():
+        rows[split] = tasks.load(
+            config.task, split, size=size, seed=tasks.EVALUATION_SEED, **shared
         )
     return rows
+
+
+def _training_examples(config: TrainConfig, *, label_noise: float) -> list[Example]:
+    return tasks.load(
+        config.task,
+        config.train_split,
+        size=config.train_size,
+        seed=config.seed,
+        label_noise=label_noise,
+        data_dir=config.data_dir,
+        difficulty=config.difficulty,
+    )
+
+
+def _tokenized_memorization_sets(
+    config: TrainConfig, trained: list[Example], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, list[dict[str, list[int]]]]:
+    """Tokenize the three sets of training examples under label noise; none without it."""
+    if not config.label_noise:
+        return {}
+    sets = memorization_sets(trained, _training_examples(config, label_noise=0.0))
+    dropping = replace(config, drop_long_rows=True)  # a true response may be longer
+    return {name: _tokenize(dropping, examples, tokenizer) for name, examples in sets.items()}
 
 
 def _tokenize(
