@@ -20,7 +20,9 @@ one that could notice none is not counted. Runs that share a seed may share mask
 what they `repeat` counts once.
 
 A prediction that a record cannot test is left out: token masks belong to no step, so most of T1
-needs step masks, and the steps of dropped directions need cores of every step. With a LoRA run
+needs step masks, and the steps of dropped directions need cores of every step. Where training chose
+its gates itself (several masks a step, an objective other than the masked loss), what is predicted
+of masks and of steps under them is not testable. With a LoRA run
 among the runs that differs in the mask only, masked runs are compared to it. What
 `analyses.ensemble_vs_single` and `analyses.gate_expansion` found is used where it is there.
 """
@@ -95,11 +97,10 @@ def compute(
             evidence = group.evidence(row.tests) if group else ""
             records.append({**place, "evidence": evidence, **asdict(row)})
 
-    lora = find_lora(run, others)
+    lora = None if run.gates_chosen else find_lora(run, others)
     for group in groups_of(run, steps=steps, modules=modules):
         where = f"r = {group.rank}, {len(group.modules)} modules"
-        of_cores = (angles, norms, motion, dropped) if group.core_steps else ()
-        for topic in (masks, gates, *of_cores):
+        for topic in _topics(group):
             for predict in topic.PREDICTIONS:
                 add(where, predict(group), group)
         for other in groups_of(lora, steps=steps, modules=modules) if lora else ():
@@ -111,6 +112,14 @@ def compute(
         table[column] = table[column].astype("category")
     table["agrees"] = table["agrees"].astype("boolean")
     return table
+
+
+def _topics(group: Group) -> list[Any]:
+    """List the predictions that the record of a group can test."""
+    topics = [] if group.run.gates_chosen else [masks, gates]
+    if group.core_steps:
+        topics += [angles, norms] if group.run.gates_chosen else [angles, norms, motion, dropped]
+    return topics
 
 
 def join(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:

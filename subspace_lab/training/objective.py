@@ -28,15 +28,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from subspace_lab.adapters.mask_law import MaskLaw
-
-if TYPE_CHECKING:
-    from subspace_lab.adapters.mask import RankMask
+from subspace_lab.adapters.mask import MaskLaw, RankMask
 
 Kind = Literal["loss", "noise-only", "penalty", "second-order"]
 

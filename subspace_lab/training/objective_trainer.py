@@ -74,6 +74,7 @@ class ObjectiveTrainer(Trainer):
         if self._term is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        assert isinstance(loss, Tensor)
         # Trainer.training_step divides what is not divided by the tokens of the whole step.
         batches = self.current_gradient_accumulation_steps
         is_divided = self.model_accepts_loss_kwargs and num_items_in_batch is not None

@@ -75,8 +75,9 @@ class Penalty:
                     "the penalty has no gradient under reentrant gradient checkpointing: set "
                     "use_reentrant to False"
                 )
-            energies = _mean_square(output.float(), attention_mask)
-            part = module.scaling**2 * (module.B.float().square().sum(0) * energies).sum()
+            precision = torch.promote_types(module.B.dtype, torch.float32)  # bf16 is too coarse
+            energies = _mean_square(output.to(precision), attention_mask)
+            part = module.scaling**2 * (module.B.to(precision).square().sum(0) * energies).sum()
             if torch._C._current_graph_task_id() == -1:  # not a recomputation
                 self._parts.append(part)
 

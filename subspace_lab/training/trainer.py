@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +119,7 @@ def build(
     tokenized = {split: _tokenize(config, examples, tokenizer) for split, examples in rows.items()}
     dtype = base_dtype(config, base)
     arguments = training_arguments(config, out, dtype=dtype)
+    arguments.eval_on_start &= resume_at is None  # which would be one evaluation more
     model = models.load_model(base, dtype=dtype)
     last_sets = _tokenized_memorization_sets(config, rows[config.train_split], tokenizer)
     last_sets |= {TEST: tokenized[TEST]} if config.test_size else {}
@@ -162,9 +163,7 @@ def build(
         trainer.add_callback(choice)
     if last_sets or choice:
         trainer.add_callback(
-            FinalScores(
-                trainer, recorder, last_sets, choice=choice, snapshot=config.early_stopping
-            )
+            FinalScores(trainer, recorder, last_sets, choice=choice, snapshot=config.early_stopping)
         )
     trainer.add_callback(recorder)
     return prepared.model, trainer
@@ -215,9 +214,13 @@ def trainable_parameters(model: nn.Module) -> int:
 
 def _load_rows(config: TrainConfig) -> dict[str, list[Example]]:
     shared: dict[str, Any] = {"data_dir": config.data_dir, "difficulty": config.difficulty}
-    rows = {config.train_split: _training_examples(config, label_noise=config.label_noise)}
-    evaluated = {config.eval_split: config.eval_size} if config.eval_split != "none" else {}
-    evaluated |= {TEST: config.test_size} if config.test_size else {}
+    rows: dict[str, list[Example]] = {}
+    rows[config.train_split] = _training_examples(config, label_noise=config.label_noise)
+    evaluated: dict[str, int | None] = {}
+    if config.eval_split != "none":
+        evaluated[config.eval_split] = config.eval_size
+    if config.test_size:
+        evaluated[TEST] = config.test_size
     for split, size in evaluated.items():
         rows[split] = tasks.load(
             config.task, split, size=size, seed=tasks.EVALUATION_SEED, **shared
