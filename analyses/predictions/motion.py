@@ -320,12 +320,12 @@ def _first(happened: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _samples(group: Group) -> int | None:
-    """Samples of a batch on all processes; None where it is not known."""
+    """Samples of a step on all processes, under all its masks; None where it is not known."""
     batch: int | None = group.config.get("global_batch")
     if batch is None and "batch_size" in group.config:
         processes = group.run.description.get("provenance", {}).get("processes", 1)
         batch = group.config["batch_size"] * group.config.get("accumulation", 1) * processes
-    return batch
+    return None if batch is None else batch * group.config.get("masks_per_step", 1)
 
 
 def _has_gradients(group: Group, steps: NDArray[np.int64], *, least: float) -> bool:

@@ -78,8 +78,7 @@ class Penalty:
             precision = torch.promote_types(module.B.dtype, torch.float32)  # bf16 is too coarse
             energies = _mean_square(output.to(precision), attention_mask)
             part = module.scaling**2 * (module.B.to(precision).square().sum(0) * energies).sum()
-            if torch._C._current_graph_task_id() == -1:  # not a recomputation
-                self._parts.append(part)
+            self._parts.append(part)  # in a recomputation too, after the total was taken
 
         return hook
 
