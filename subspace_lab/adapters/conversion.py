@@ -6,7 +6,7 @@ During training the base is W_res = W0 - scaling * B0 A0. The trained weight is 
 
 a plain LoRA of rank 2 r on W0. PEFT's own conversion (`path_initial_model_for_weight_conversion`)
 does the same by loading the initial adapter into the live model at each save; in the middle of
-training, under an optimizer, DDP or torch.compile, the model had better be left alone.
+training, under an optimizer, DDP or torch.compile, the live model should not be touched.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from subspace_lab.adapters.modules import lora_modules
@@ -32,7 +33,7 @@ class SaveOnOriginalBase:
     The saved matrices are A' = [A; A0], (2 r, n), and B' = [B, -B0], (m, 2 r).
 
     Args:
-        model: the PEFT model, just initialised: its A and B are taken as A0 and B0.
+        model: the PEFT model, just initialized: its A and B are taken as A0 and B0.
         adapter: name of the adapter.
     """
 
@@ -46,7 +47,6 @@ class SaveOnOriginalBase:
     def __call__(self, model: nn.Module, folder: Path) -> None:
         """Write `adapter_config.json` and `adapter_model.safetensors` into `folder`."""
         from peft import get_peft_model_state_dict
-        from safetensors.torch import save_file
 
         tensors = {
             f"{PEFT_PREFIX}{base_name(name)}": tensor
@@ -67,7 +67,7 @@ class SaveOnOriginalBase:
 
 
 def converted_config(config: LoraConfig, *, base: nn.Module) -> LoraConfig:
-    """Give the configuration of the converted adapter: rank 2 r with the same scaling."""
+    """Return the configuration of the converted adapter: rank 2 r with the same scaling."""
     converted = copy.deepcopy(config)
     growth = math.sqrt(2) if config.use_rslora else 2  # keeps alpha / sqrt(r), alpha / r
     converted.init_lora_weights = True

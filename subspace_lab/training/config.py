@@ -63,10 +63,10 @@ class TrainConfig:
         penalty_strength: factor of `penalty` and `second-order` (unset: (1 - keep_prob) /
             keep_prob, as masks of keep_prob have it).
         task: name of the task (see `subspace_lab.tasks`), or several joined by "+", which share
-            the rows equally.
+            the examples equally.
         data_dir: folder with task files in LLM-Adapters' layout; unset: generated, or the hub.
         difficulty: difficulty of built-in tasks: `easy`, `medium` or `hard`.
-        label_noise: fraction of training rows with another row's response, in [0, 1].
+        label_noise: fraction of training examples with another example's response, in [0, 1].
         train_split: `train`, or `train+validation` once everything has been chosen.
         eval_split: what is evaluated during training: `validation` (held out of the training
             examples), `test` or `none`. Whatever is chosen by these numbers must be chosen on
@@ -77,15 +77,15 @@ class TrainConfig:
             the one that validation chose, `chosen_step` (unset: none).
         early_stopping: save the adapter of `chosen_step`, the evaluated step with the lowest loss
             on validation examples, as a snapshot; training continues to its last step.
-        max_length: tokens per row at most; longer rows are refused, never cut.
-        drop_long_rows: leave longer rows out, and record how many, instead of refusing them.
-        group_by_length: batch rows of similar length together: less padding, but batches are no
+        max_length: maximum tokens per example; longer ones are refused, never truncated.
+        drop_long_rows: drop longer examples, and record how many, instead of refusing them.
+        group_by_length: batch examples of similar length together: less padding, but batches are no
             longer uniform draws.
         steps: optimizer steps; 0: as many as `epochs` needs.
         epochs: passes over the training set where `steps` is 0.
-        batch_size: rows per device and forward pass.
+        batch_size: examples per device and forward pass.
         accumulation: forward passes per optimizer step.
-        global_batch: rows per optimizer step over all devices and forward passes; sets
+        global_batch: examples per optimizer step over all devices and forward passes; sets
             `accumulation` for the number of processes (unset: batch_size x accumulation x
             processes).
         learning_rate: peak learning rate.
@@ -96,10 +96,11 @@ class TrainConfig:
         max_grad_norm: gradients are clipped to this norm; 0: not at all.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
         compile: compile the model with torch.compile.
-        seed: seed of initialisation, data order, masks and training data; what is evaluated is
+        seed: seed of initialization, data order, masks and training data; what is evaluated is
             the same for all seeds.
         cores: when to record rank cores: full, light, minimal, never, every:K, log:K or 1,2,5.
-        snapshots: when to save whole adapters, written alike; first and last always are.
+        snapshots: when to save whole adapters (same syntax as `cores`); the first and the last are
+            always saved.
         eval_every: steps between evaluations; 0: only before and after training.
         checkpoint_every: steps between checkpoints to resume from; 0: none.
 
@@ -161,41 +162,41 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.keep_prob <= 1:
-            raise UserError(f"keep_prob must lie in (0, 1], not {self.keep_prob}")
+            raise UserError(f"`keep_prob` must lie in (0, 1], not {self.keep_prob}")
         for name in (*COUNTS, *NOT_NEGATIVE):
-            value, least = getattr(self, name), 1 if name in COUNTS else 0
-            if value is not None and value < least:
-                raise UserError(f"{name} must be at least {least}, not {value}")
+            value, minimum = getattr(self, name), 1 if name in COUNTS else 0
+            if value is not None and value < minimum:
+                raise UserError(f"`{name}` must be at least {minimum}, not {value}")
         for name in ("alpha", "learning_rate", "penalty_strength"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise UserError(f"{name} must be above 0, not {value}")
+                raise UserError(f"`{name}` must be above 0, not {value}")
         for name in ("label_noise", "lora_dropout"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+                raise UserError(f"`{name}` must lie in [0, 1], not {getattr(self, name)}")
         if self.steps < 0 or (self.steps == 0 and self.epochs <= 0):
-            raise UserError("give steps or epochs above 0")
+            raise UserError("set `steps` or `epochs` above 0")
         if not self.targets:
-            raise UserError("targets is empty: name at least one linear layer, such as q_proj")
+            raise UserError("`targets` is empty: name at least one linear layer, such as q_proj")
         self._check_combinations()
         self._check_objective()
         self._check_choice()
 
     def _check_combinations(self) -> None:
         if self.method == "full" and (self.rank_mask or self.peft_config):
-            raise UserError("method full has no adapter: leave rank_mask and peft_config out")
+            raise UserError("`method` full has no adapter: omit `rank_mask` and `peft_config`")
         if self.method == "full" and self.base_dtype == "bf16":
-            raise UserError("method full trains the base itself, in fp32: leave base_dtype out")
+            raise UserError("`method` full trains the base itself, in fp32: omit `base_dtype`")
         if self.method == "lora" and self.rank_mask:
-            raise UserError("a LoRA with a rank mask is method droplora: give that")
+            raise UserError("for LoRA with a rank mask, use `method` droplora")
         if self.snapshot_rank is not None and self.method != "full":
-            raise UserError("snapshot_rank belongs to method full: leave it out")
+            raise UserError("`snapshot_rank` belongs to `method` full: omit it")
         if self.global_batch is not None and self.accumulation != 1:
-            raise UserError("global_batch sets the accumulation: give one of the two")
+            raise UserError("`global_batch` sets `accumulation`: set only one of the two")
         if self.train_split == "train+validation" and self.eval_split == "validation":
             raise UserError(
-                "with train_split train+validation the validation examples are trained on: choose "
-                "eval_split test or none"
+                "with `train_split` train+validation, the validation examples are part of the "
+                "training set: set `eval_split` to test or none"
             )
 
     def _check_objective(self) -> None:
@@ -206,26 +207,26 @@ class TrainConfig:
             )
         if own_gates and self.compile:
             raise UserError(
-                "`objective` and `masks_per_step` choose gates in every forward pass: leave "
-                "`compile` out"
+                "`objective` and `masks_per_step` choose gates in every forward pass: omit "
+                "`compile`"
             )
         if self.objective != "loss" and self.masks_per_step > 1:
-            raise UserError("`masks_per_step` averages the masked loss: leave `objective` out")
+            raise UserError("`masks_per_step` averages the masked loss: omit `objective`")
         if self.objective != "loss" and not self.rescale:
             raise UserError(
-                f"objective {self.objective} is about gates of mean 1: set `rescale` to true"
+                f"`objective` {self.objective} is about gates of mean 1: set `rescale` to true"
             )
         has_strength = self.objective in ("penalty", "second-order")
         if self.penalty_strength is not None and not has_strength:
-            raise UserError("`penalty_strength` belongs to objective penalty and second-order")
+            raise UserError("`penalty_strength` belongs to `objective` penalty and second-order")
         if has_strength and self.sampling != "bernoulli":
             raise UserError(
-                f"objective {self.objective} is that of independent gates: set `sampling` to "
+                f"`objective` {self.objective} is that of independent gates: set `sampling` to "
                 "bernoulli"
             )
         if self.objective == "second-order" and self.granularity != "step":
             raise UserError(
-                "objective second-order is that of step masks: set `granularity` to step"
+                "`objective` second-order is that of step masks: set `granularity` to step"
             )
 
     def _check_choice(self) -> None:
@@ -256,7 +257,7 @@ class TrainConfig:
         return default_alpha(self.method, self.rank) if self.alpha is None else self.alpha
 
     def to_dict(self) -> dict[str, Any]:
-        """Give what is trained as plain values: `alpha` and the fields of `peft_config` resolved.
+        """Return what is trained as plain values: `alpha` and the fields of `peft_config` resolved.
 
         Raises:
             UserError: if the file `peft_config` cannot be read.

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
+from subspace_lab.adapters.mask import find_rank_mask
 from subspace_lab.adapters.modules import lora_modules
-from subspace_lab.training.objective import Objective, Term
+from subspace_lab.errors import UserError
+from subspace_lab.training.config import TrainConfig
+from subspace_lab.training.objective import Objective, Term, default_strength
 from subspace_lab.training.penalty import Penalty
 
 
@@ -88,3 +91,28 @@ class ObjectiveTrainer(Trainer):
     def _random_devices(self) -> list[torch.device]:
         device = self.args.device
         return [] if device.type == "cpu" else [device]
+
+
+def make_trainer(config: TrainConfig, **arguments: Any) -> Trainer:
+    """Make the Trainer of the configuration's objective, which is a plain one for one mask a step.
+
+    Raises:
+        UserError: if the objective needs a higher precision, or an adapter of another kind.
+    """
+    if config.objective == "loss" and config.masks_per_step == 1:
+        return Trainer(**arguments)
+    if config.objective == "second-order" and arguments["args"].bf16:
+        raise UserError(
+            "`objective` second-order takes differences of losses, which bf16 rounds away: set "
+            "`base_dtype` to fp32"
+        )
+    mask = find_rank_mask(arguments["model"])
+    assert mask is not None  # the configuration is masked
+    strength = config.penalty_strength
+    objective = Objective(
+        mask,
+        config.objective,
+        masks_per_step=config.masks_per_step,
+        strength=default_strength(config.keep_prob) if strength is None else strength,
+    )
+    return ObjectiveTrainer(objective=objective, **arguments)

@@ -1,4 +1,4 @@
-"""What a method does to the base model, and what of it the recorder can keep."""
+"""What a method does to the base model, and what of it can be recorded."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _warn_of_high_ranks(modules: Sequence[LoraModule]) -> None:
 
 
 def restrict_to_shards(config: TrainConfig, prepared: Prepared) -> Prepared:
-    """Give what can be recorded where FSDP shards the adapter: metrics, masks and checkpoints.
+    """Record metrics, masks and checkpoints only, where FSDP shards the adapter.
 
     Raises:
         UserError: if cores are asked for, there would be no checkpoint, or the adapter in the
@@ -125,8 +125,8 @@ def restrict_to_shards(config: TrainConfig, prepared: Prepared) -> Prepared:
         )
     if config.chooses or config.objective == "penalty":
         raise UserError(
-            "FSDP shards the adapter, so its weights are not at hand: leave `early_stopping`, "
-            "`test_size` and objective penalty out, or train with DDP"
+            "FSDP shards the adapter, so its weights are not at hand: omit `early_stopping`, "
+            "`test_size` and `objective` penalty, or train with DDP"
         )
     modules = prepared.modules
     if modules is None:

@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from subspace_lab import tasks
+from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
 from subspace_lab.tasks import Example
@@ -126,6 +127,15 @@ def test_a_resumed_run_chooses_as_the_uninterrupted_one(config, tmp_path):
     )
 
 
+def test_the_model_keeps_its_last_weights(config, tmp_path):
+    model, trainer = build(config, tmp_path / "run")
+    trainer.train()
+    run = Run(tmp_path / "run")
+    assert run.chosen_step != 8
+    for module in lora_modules(model):
+        torch.testing.assert_close(module.B.detach(), run.factors(8, module.name).B)
+
+
 def test_without_validation_only_the_last_step_is_scored(config, tmp_path):
     last = dataclasses.replace(
         config, eval_split="none", early_stopping=False, train_split="train+validation"
@@ -179,7 +189,7 @@ def test_sets_of_training_examples_under_label_noise():
     ("fields", "message"),
     [
         ({"test_size": 5, "eval_split": "test"}, "keeps test examples for the end"),
-        ({"test_size": 0}, "test_size must be at least 1"),
+        ({"test_size": 0}, "`test_size` must be at least 1"),
         ({"early_stopping": True}, "set `eval_every`"),
         ({"early_stopping": True, "eval_every": 2, "eval_split": "test"}, "on validation examples"),
     ],
