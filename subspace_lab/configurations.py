@@ -19,11 +19,13 @@ METHOD = ("method", "rank_mask")
 MASK = (
     "keep_prob", "granularity", "rescale", "sampling", "block_size", "prefix_geometric",
     "nested_ranks", "dwell", "keep_prob_schedule", "schedule_steps", "keep_prob_pattern",
-    "shared_mask",
+    "shared_mask", "masks_per_step", "objective", "penalty_strength",
 )  # fmt: skip
 """Settings of a rank mask, without effect in a run that has none."""
 SEEDS = ("seed", "init_seed", "data_seed", "mask_seed", "noise_seed")
-RECORDING = ("cores", "snapshots", "eval_every", "checkpoint_every")
+RECORDING = (
+    "cores", "snapshots", "eval_every", "checkpoint_every", "test_size", "early_stopping",
+)  # fmt: skip
 """What is recorded when, which leaves training as it is."""
 PROBLEM = (
     "base", "task", "data_dir", "difficulty", "label_noise", "train_split", "train_size",

@@ -58,7 +58,7 @@ beside_lora = functools.partial(prediction, always=(LORA, ADAMW, COVERED_LAW), t
 
 def find_lora(run: Run, runs: Sequence[Run]) -> Run | None:
     """Find a LoRA run that differs from a masked `run` in its mask only."""
-    if run.mask_law is None or run.config.get("method") != "droplora":
+    if run.mask_law is None or run.gates_chosen or run.config.get("method") != "droplora":
         return None
     loras = (other for other in runs if other.config.get("method") == "lora")
     return next((lora for lora in loras if differ_in_mask_only(lora.config, run.config)), None)

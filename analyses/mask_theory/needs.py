@@ -25,7 +25,11 @@ RANDOM_START = Need(
     INDEPENDENT_ROWS,
 )
 
-GATES = Need(lambda group: group.gates, "no gates were observed in training")
+LAWS_OWN_GATES = Need(
+    lambda group: not group.run.gates_chosen,
+    "training chose its gates itself (see `objective`), so its steps have no single mask",
+)
+GATES = Need(lambda group: group.gates, "no gates were observed in training", LAWS_OWN_GATES)
 UNMASKED = Need(lambda group: group.law is None, "the run has a rank mask")
 MASKED = Need(lambda group: group.law, "the run has no rank mask")
 MASKS = Need(
@@ -67,11 +71,14 @@ DRAWN_IN_PASSES = Need(
 TOKEN_MASKS = Need(
     lambda group: group.law.granularity == "token", "the run has no masks per token", MASKED
 )
-STEP_MASKS = Need(lambda group: group.masks is not None, "no step masks were recorded")
+STEP_MASKS = Need(
+    lambda group: group.masks is not None, "no step masks were recorded", LAWS_OWN_GATES
+)
 TWO_MASKS = Need(lambda group: len(group.masks) > 1, "there are fewer than two masks", STEP_MASKS)
 MASKS_KNOWN = Need(
     lambda group: group.law is None or group.masks is not None,
     "the masks of the steps are not recorded",
+    LAWS_OWN_GATES,
 )
 
 OPTIMIZER = Need(lambda group: group.optimizer, "the optimizer is unknown, or not covered")

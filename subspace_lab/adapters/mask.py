@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.optim import Optimizer
 
+from subspace_lab.adapters.chosen_gates import check_gates, chosen_on
 from subspace_lab.adapters.mask_check import check_modules, refuse_unmasked
 from subspace_lab.adapters.mask_hook import MaskHook
 from subspace_lab.adapters.mask_steps import OptimizerWatch, steps_taken
@@ -67,7 +68,7 @@ class RankMask:
         step: the optimizer step, from 1, whose masks are in use.
         ranks: rank of each masked module.
         kept: the step masks in use, module name to (r,), True = kept; empty where masks are per
-            sample or token, and where gates are not masks.
+            sample or token, where gates are not masks, and in a step for which gates were chosen.
     """
 
     def __init__(
@@ -147,6 +148,11 @@ class RankMask:
         self.ranks.clear()
         self.kept.clear()
 
+    @property
+    def gates_chosen(self) -> bool:
+        """Whether gates were chosen with `use` since the optimizer step began."""
+        return any(hook.some_chosen for hook in self._hooks.values())
+
     def set_step(self, step: int) -> None:
         """Use the masks of optimizer step `step` (from 1) from now on, whatever was counted."""
         self._step_is_certain = True
@@ -193,21 +199,47 @@ class RankMask:
         Raises:
             UserError: if the masks are not exactly those of the masked modules.
         """
-        if masks.keys() != self._hooks.keys():
-            missing = sorted(self._hooks.keys() ^ masks.keys())
-            raise UserError(
-                f"evaluation masks must cover the masked modules; differ: {missing[:3]}"
-            )
+        check_gates(masks, self.ranks, diagonal=self.law.diagonal)
+        gates = {}
         for name, hook in self._hooks.items():
             chosen = masks[name]
             if chosen.dtype == torch.bool:
                 chosen = self.law.at(self.step, name).rescaled(chosen)
-            hook.in_evaluation = chosen.to(hook.multiplier)
-        try:
+            gates[name] = chosen.to(hook.multiplier)
+        with chosen_on(self._hooks, gates, mode="evaluation"):
             yield
-        finally:
+
+    @contextlib.contextmanager
+    def use(self, gates: Mapping[str, Tensor]) -> Iterator[None]:
+        """Train under chosen gates: y = W0 x + scaling * B diag(g) A x, g as it is, no rescale.
+
+        For gradients of several masks in one optimizer step, in any loop:
+
+            for gates in several:
+                with mask.use(gates):
+                    loss = model(**batch).loss / len(several)
+                loss.backward()
+            optimizer.step()
+
+        Only forward passes need the context: the recomputation of gradient checkpointing gets the
+        gates of its forward pass. A step for which gates were chosen has no single mask, so `kept`
+        is empty until the next one. Evaluation is not affected.
+
+        Args:
+            gates: module name to (r,), for all examples; or to (K, r), where a batch of K b
+                examples is read as K groups of b and group i gets gates i. They may require
+                gradients.
+
+        Raises:
+            UserError: if the gates are not exactly those of the masked modules, or have another
+                shape.
+        """
+        check_gates(gates, self.ranks, diagonal=self.law.diagonal)
+        self.kept = {}
+        with chosen_on(self._hooks, gates, mode="training"):
             for hook in self._hooks.values():
-                hook.in_evaluation = None
+                hook.some_chosen = True
+            yield
 
     def _use(self, step: int) -> None:
         self.step = step
@@ -215,8 +247,9 @@ class RankMask:
             hook.begin(step)
         if self.law.granularity != "step":
             return
-        self.kept = self.masks(step) if self.law.binary else {}
-        gates = {n: self.law.at(step, n).rescaled(kept) for n, kept in self.kept.items()}
+        masks = self.masks(step) if self.law.binary else {}
+        self.kept = {} if self.gates_chosen else masks
+        gates = {name: self.law.at(step, name).rescaled(kept) for name, kept in masks.items()}
         gates = gates or self.gates(step)
         for name, hook in self._hooks.items():
             # copy_ keeps the tensor that a compiled graph has seen.

@@ -81,6 +81,16 @@ class Run(Described):
         return {step: path for step, path in folders.items() if (path / CONFIG_FILE).is_file()}
 
     @property
+    def chosen_step(self) -> int | None:
+        """The step with the lowest loss on validation examples, if the run was to choose one."""
+        return self.description.get("chosen_step")
+
+    @property
+    def gates_chosen(self) -> bool:
+        """Whether training chose gates itself (`RankMask.use`): its steps have no single mask."""
+        return bool(self.description.get("gates_chosen"))
+
+    @property
     def final_step(self) -> int:
         """The step of the adapter that the run ended with.
 
@@ -157,7 +167,7 @@ class Run(Described):
     def steps_without_mask(self) -> list[int]:
         """The steps whose masks are missing from the record of a run that has one mask a step."""
         law = self.mask_law
-        if law is None or law.granularity != "step" or not law.binary:
+        if law is None or law.granularity != "step" or not law.binary or self.gates_chosen:
             return []
         recorded = self.mask_steps
         last = max([*recorded, *self.core_steps], default=0)

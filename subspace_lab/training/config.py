@@ -9,10 +9,11 @@ from typing import Any, Literal
 from subspace_lab.adapters.methods import Method, default_alpha, read_peft_fields
 from subspace_lab.errors import UserError
 from subspace_lab.theory.mask_law import MaskLaw, Rescale, Schedule, mask_law, rescale_name
+from subspace_lab.training.objective import Kind
 
 COUNTS = (
-    "rank", "snapshot_rank", "train_size", "eval_size", "max_length",
-    "batch_size", "accumulation", "global_batch", "block_size", "dwell", "schedule_steps",
+    "rank", "snapshot_rank", "train_size", "eval_size", "test_size", "max_length", "batch_size",
+    "accumulation", "global_batch", "block_size", "dwell", "schedule_steps", "masks_per_step",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "init_seed", "data_seed", "mask_seed", "noise_seed",
@@ -72,6 +73,14 @@ class TrainConfig:
         keep_prob_pattern: keep_prob of some modules, by name endings or regular expressions, as in
             PEFT's rank_pattern.
         shared_mask: use one draw for all modules.
+        masks_per_step: K, the masks over which the loss of every step is averaged, a forward and a
+            backward pass for each.
+        objective: what is descended of a rank mask (see `training.objective`): its masked `loss`;
+            `noise-only`, the loss without masks, its gradient with a masked gradient's noise;
+            `penalty`, the loss without masks plus `penalty_strength` times the regularizer that
+            masks are on a linear layer; or `second-order`, the masked loss to second order.
+        penalty_strength: factor of `penalty` and `second-order` (unset: (1 - keep_prob) /
+            keep_prob, as masks of keep_prob have it).
         task: name of the task (see `subspace_lab.tasks`), a .jsonl file of your own, or a single
             generator (`reasoning_gym:gcd`); several joined by "+" share the examples equally.
         data_dir: folder with task files in LLM-Adapters' layout; unset: generated, or the hub.
@@ -84,6 +93,10 @@ class TrainConfig:
             `validation`.
         train_size: training examples (unset: all).
         eval_size: examples for evaluations during training (unset: all).
+        test_size: test examples that are scored once, when training is over: the last step, and
+            the one that validation chose, `chosen_step` (unset: none).
+        early_stopping: save the adapter of `chosen_step`, the evaluated step with the lowest loss
+            on validation examples, as a snapshot; training continues to its last step.
         max_length: maximum tokens per example; longer ones are refused, never truncated.
         drop_long_rows: drop longer examples, and record how many, instead of refusing them.
         group_by_length: batch examples of similar length together: less padding, but batches are no
@@ -145,6 +158,9 @@ class TrainConfig:
     schedule_steps: int | None = None
     keep_prob_pattern: dict[str, float] | None = None
     shared_mask: bool = False
+    masks_per_step: int = 1
+    objective: Kind = "loss"
+    penalty_strength: float | None = None
     task: str = "pocket"
     data_dir: str | None = None
     difficulty: str = "easy"
@@ -153,6 +169,8 @@ class TrainConfig:
     eval_split: Literal["validation", "test", "none"] = "validation"
     train_size: int | None = None
     eval_size: int | None = None
+    test_size: int | None = None
+    early_stopping: bool = False
     max_length: int = 512
     drop_long_rows: bool = False
     group_by_length: bool = False
@@ -187,7 +205,7 @@ class TrainConfig:
             value, minimum = getattr(self, name), 1 if name in COUNTS else 0
             if value is not None and value < minimum:
                 raise UserError(f"`{name}` must be at least {minimum}, not {value}")
-        for name in ("alpha", "learning_rate"):
+        for name in ("alpha", "learning_rate", "penalty_strength"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"`{name}` must be above 0, not {value}")
@@ -199,8 +217,10 @@ class TrainConfig:
         if not self.targets:
             raise UserError("`targets` is empty: name at least one linear layer, such as q_proj")
         self._check_combinations()
+        self._check_objective()
+        self._check_choice()
         if self.masked:
-            self.mask_law()
+            self.mask_law()  # refuses settings that do not fit together
 
     def _check_combinations(self) -> None:
         if self.method == "full" and (self.rank_mask or self.peft_config):
@@ -217,6 +237,52 @@ class TrainConfig:
             raise UserError(
                 "with `train_split` train+validation, the validation examples are part of the "
                 "training set: set `eval_split` to test or none"
+            )
+
+    def _check_objective(self) -> None:
+        own_gates = self.objective != "loss" or self.masks_per_step > 1
+        if own_gates and not self.masked:
+            raise UserError(
+                "`objective` and `masks_per_step` are about a rank mask: set `method` to droplora"
+            )
+        if own_gates and self.compile:
+            raise UserError(
+                "`objective` and `masks_per_step` choose gates in every forward pass: omit "
+                "`compile`"
+            )
+        if self.objective != "loss" and self.masks_per_step > 1:
+            raise UserError("`masks_per_step` averages the masked loss: omit `objective`")
+        if self.objective != "loss" and self.rescale == "none":
+            raise UserError(
+                f"`objective` {self.objective} is about gates of mean 1: set `rescale` to true"
+            )
+        has_strength = self.objective in ("penalty", "second-order")
+        if self.penalty_strength is not None and not has_strength:
+            raise UserError("`penalty_strength` belongs to `objective` penalty and second-order")
+        if own_gates and self.keep_prob_schedule != "constant":
+            raise UserError(
+                "`objective` and `masks_per_step` draw other masks than one a step: set "
+                "`keep_prob_schedule` to constant"
+            )
+        if has_strength and self.sampling != "bernoulli":
+            raise UserError(
+                f"`objective` {self.objective} is that of independent gates: set `sampling` to "
+                "bernoulli"
+            )
+        if self.objective == "second-order" and self.granularity != "step":
+            raise UserError(
+                "`objective` second-order is that of step masks: set `granularity` to step"
+            )
+
+    def _check_choice(self) -> None:
+        if self.test_size is not None and self.eval_split == "test":
+            raise UserError(
+                "`test_size` keeps test examples for the end: set `eval_split` to validation"
+            )
+        if self.early_stopping and (self.eval_split != "validation" or not self.eval_every):
+            raise UserError(
+                "`early_stopping` chooses among evaluations on validation examples: set "
+                "`eval_every`, and `eval_split` to validation"
             )
 
     @property
@@ -259,6 +325,12 @@ class TrainConfig:
         """Give the seed of one source of randomness: its own, else `seed`."""
         own: int | None = getattr(self, f"{source}_seed")
         return self.seed if own is None else own
+
+    @property
+    def chooses(self) -> bool:
+        """Whether validation examples choose a step."""
+        reports = self.test_size is not None and self.eval_split == "validation"
+        return self.early_stopping or reports
 
     @property
     def scaling_alpha(self) -> float:

@@ -117,6 +117,11 @@ def restrict_to_shards(config: TrainConfig, prepared: Prepared) -> Prepared:
             "FSDP shards the adapter, so it can be read from checkpoints only: set `cores` to "
             "never and `checkpoint_every`, or train with DDP"
         )
+    if config.chooses or config.objective == "penalty":
+        raise UserError(
+            "FSDP shards the adapter, so its weights are not at hand: omit `early_stopping`, "
+            "`test_size` and `objective` penalty, or train with DDP"
+        )
     modules = prepared.modules
     if modules is None:
         modules = lora_table(lora_modules(prepared.model))

@@ -35,9 +35,13 @@ from subspace_lab.training.examples import (
     load_examples,
     refuse_examples_beyond_the_context,
     tokenize_examples,
+    tokenized_memorization_sets,
 )
+from subspace_lab.training.final_scores import TEST, FinalScores
+from subspace_lab.training.objective_trainer import make_trainer
 from subspace_lab.training.preparation import Prepared, prepare, restrict_to_shards
 from subspace_lab.training.resuming import FINISHED, how_to_continue, resume_point
+from subspace_lab.training.validation_choice import ValidationChoice
 
 
 def train(config: TrainConfig, out: Path, *, resume: bool = False) -> int | None:
@@ -108,8 +112,11 @@ def build(
     tokenized = {split: tokenize_examples(config, examples[split], tokenizer) for split in examples}
     dtype = base_dtype(config, base)
     arguments = training_arguments(config, out, dtype=dtype)
+    arguments.eval_on_start &= resume_at is None  # which would be one evaluation more
     model = models.load_model(base, dtype=dtype)
-    refuse_examples_beyond_the_context(model, tokenized)
+    last_sets = tokenized_memorization_sets(config, examples[config.train_split], tokenizer)
+    last_sets |= {TEST: tokenized[TEST]} if config.test_size else {}
+    refuse_examples_beyond_the_context(model, tokenized | last_sets)
     model.config.use_cache = False
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -133,7 +140,8 @@ def build(
             "processes": arguments.world_size,
         },
     }
-    trainer = Trainer(
+    trainer = make_trainer(
+        config,
         model=prepared.model,
         args=arguments,
         train_dataset=tokenized[config.train_split],
@@ -141,11 +149,18 @@ def build(
         data_collator=RightPadding(int(tokenizer.pad_token_id)),
         compute_metrics=_metrics,
         preprocess_logits_for_metrics=response_statistics,
-        callbacks=[
-            _recorder(config, out, prepared, description, resume_at),
-            *[EvaluateTheEnd()] * (config.eval_split != "none"),
-        ],
+        callbacks=[*[EvaluateTheEnd()] * (config.eval_split != "none")],
     )
+    recorder = _recorder(config, out, prepared, description, resume_at)
+    choice = None
+    if config.chooses:
+        choice = ValidationChoice(out / "checkpoints", resume_at=resume_at)
+        trainer.add_callback(choice)
+    if last_sets or choice:
+        trainer.add_callback(
+            FinalScores(trainer, recorder, last_sets, choice=choice, snapshot=config.early_stopping)
+        )
+    trainer.add_callback(recorder)
     return prepared.model, trainer
 
 
