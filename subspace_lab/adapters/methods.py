@@ -8,6 +8,7 @@
 | `pissa` | A, B = the r largest singular directions of W0 (Meng et al., 2024) | see below |
 | `milora` | A, B = the r smallest singular directions of W0 (Wang et al., 2025) | see below |
 | `full` | the target weights themselves | see `adapters.full` |
+| `galore` | the same, with Adam in a projection of the gradient | see `adapters.galore` |
 
 PiSSA and MiLoRA split the base, W0 = W_res + scaling * B0 A0, and train A and B from A0 and B0 on
 W_res. So B A holds the initial part as well and the true update of W0 is
@@ -37,9 +38,10 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-Method = Literal["lora", "droplora", "dora", "pissa", "milora", "full"]
+Method = Literal["lora", "droplora", "dora", "pissa", "milora", "full", "galore"]
 
 SPLIT_THE_BASE = ("pissa", "milora")
+WHOLE_WEIGHTS = ("full", "galore")
 
 OF_A_SAVED_ADAPTER = (
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision",
@@ -61,7 +63,7 @@ def lora_config(
     use_rslora: bool = False,
     overrides: Mapping[str, Any] | None = None,
 ) -> LoraConfig:
-    """Give the PEFT configuration of a method other than `full`: scaling alpha / r.
+    """Give the PEFT configuration of a method that has an adapter: scaling alpha / r.
 
     Args:
         method: one of `Method`; `droplora` is configured as `lora`.

@@ -117,11 +117,11 @@ class SubspaceRecorder(TrainerCallback):
             lora_table(layers) if self._modules is None else self._modules,
             schedules=self._schedules,
             snapshots=self._snapshots,
-            description=self._describe()
-            | {"optimizer": optimizer_settings(kwargs.get("optimizer"))},
+            description=self._describe(kwargs.get("optimizer")),
             resume_at=self._resume_at,
         )
-        if layers:
+        gates = None
+        if layers and not args.torch_compile:  # hooks would have it compiled again
             gates = GateRecorder(
                 layers,
                 self.folder,
@@ -129,8 +129,7 @@ class SubspaceRecorder(TrainerCallback):
                 seed=args.seed,
                 resume_at=self._resume_at,
             )
-            # A compiled model would have to be compiled again for the gate recorder's hooks.
-            self._recording.follow(layers, gates=None if args.torch_compile else gates)
+        self._recording.start(state.global_step, layers, gates=gates)
 
     def _start_over(self, recording: Recording, args: TrainingArguments) -> None:
         """Discard the record of an attempt that ended in memory errors; refuse another training.
@@ -145,11 +144,11 @@ class SubspaceRecorder(TrainerCallback):
             )
         recording.discard()
 
-    def _describe(self) -> dict[str, Any]:
+    def _describe(self, optimizer: Any) -> dict[str, Any]:
         description: dict[str, Any] = {"provenance": provenance(), "schedules": self._schedules}
         if self.mask is not None:
             description["mask"] = asdict(self.mask.law)
-        return description | self._description
+        return description | self._description | {"optimizer": optimizer_settings(optimizer)}
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from subspace_lab.adapters.methods import Method, default_alpha, read_peft_fields
+from subspace_lab.adapters.methods import WHOLE_WEIGHTS, Method, default_alpha, read_peft_fields
 from subspace_lab.errors import UserError
 
 COUNTS = (
     "rank", "snapshot_rank", "train_size", "eval_size", "max_length",
-    "batch_size", "accumulation", "global_batch",
+    "batch_size", "accumulation", "global_batch", "galore_refresh",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "warmup_steps", "weight_decay", "max_grad_norm", "eval_every", "checkpoint_every",
@@ -35,10 +35,10 @@ class TrainConfig:
         base_dtype: `bf16` (under bf16 autocast), `fp32`, or `auto`: bf16 on a GPU that computes in
             it, fp32 on every processor and for the pocket base. Adapters are stored in fp32 in
             both, and `full` is trained in fp32.
-        method: `lora`, `droplora` (LoRA with a rank mask), `dora`, `pissa`, `milora`, or `full`
-            (the targets' own weights).
+        method: `lora`, `droplora` (LoRA with a rank mask), `dora`, `pissa`, `milora`, `full`
+            (the targets' own weights), or `galore` (the same by low-rank gradient projection).
         rank_mask: put the rank mask on `dora`, `pissa` or `milora` as well.
-        rank: rank r of the adapter.
+        rank: rank r of the adapter, or of GaLore's projections.
         alpha: numerator of the scaling alpha / r; unset: the paper's rule, r for `pissa` and
             `milora` and 2 r for the others.
         targets: last path components of the linear layers to adapt.
@@ -46,7 +46,10 @@ class TrainConfig:
         use_rslora: scale by alpha / sqrt(r) instead of alpha / r.
         peft_config: JSON or YAML file with further LoraConfig fields, which win over the method's;
             or with another peft_type and its fields.
-        snapshot_rank: of `full`: singular directions of each weight's change that a snapshot keeps
+        galore_refresh: of `galore`: steps until its projections are drawn anew.
+        galore_scale: of `galore`: factor on the step (its authors: 0.25 in pretraining, up to 4 in
+            fine-tuning).
+        snapshot_rank: of `full` and `galore`: singular directions of each weight's change that a snapshot keeps
             (unset: all, so that it is the trained model).
         keep_prob: probability that a rank direction is kept, in (0, 1] (the paper calls its
             complement the pruning rate).
@@ -106,6 +109,8 @@ class TrainConfig:
     lora_dropout: float = 0.0
     use_rslora: bool = False
     peft_config: str | None = None
+    galore_refresh: int = 200
+    galore_scale: float = 0.25
     snapshot_rank: int | None = None
     keep_prob: float = 0.5
     granularity: Literal["step", "sample", "token"] = "step"
@@ -148,7 +153,7 @@ class TrainConfig:
             value, least = getattr(self, name), 1 if name in COUNTS else 0
             if value is not None and value < least:
                 raise UserError(f"{name} must be at least {least}, not {value}")
-        for name in ("alpha", "learning_rate"):
+        for name in ("alpha", "learning_rate", "galore_scale"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"{name} must be above 0, not {value}")
@@ -162,14 +167,20 @@ class TrainConfig:
         self._check_combinations()
 
     def _check_combinations(self) -> None:
-        if self.method == "full" and (self.rank_mask or self.peft_config):
-            raise UserError("method full has no adapter: leave rank_mask and peft_config out")
-        if self.method == "full" and self.base_dtype == "bf16":
-            raise UserError("method full trains the base itself, in fp32: leave base_dtype out")
+        if self.method in WHOLE_WEIGHTS and (self.rank_mask or self.peft_config):
+            raise UserError(
+                f"method {self.method} has no adapter: leave rank_mask and peft_config out"
+            )
+        if self.method in WHOLE_WEIGHTS and self.base_dtype == "bf16":
+            raise UserError(
+                f"method {self.method} trains the base itself, in fp32: leave base_dtype out"
+            )
+        if self.method == "galore" and self.optimizer != "adamw":
+            raise UserError("method galore is an AdamW of its own: leave optimizer out")
         if self.method == "lora" and self.rank_mask:
             raise UserError("a LoRA with a rank mask is method droplora: give that")
-        if self.snapshot_rank is not None and self.method != "full":
-            raise UserError("snapshot_rank belongs to method full: leave it out")
+        if self.snapshot_rank is not None and self.method not in WHOLE_WEIGHTS:
+            raise UserError("snapshot_rank belongs to methods full and galore: leave it out")
         if self.global_batch is not None and self.accumulation != 1:
             raise UserError("global_batch sets the accumulation: give one of the two")
         if self.train_split == "train+validation" and self.eval_split == "validation":

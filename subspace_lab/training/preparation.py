@@ -17,6 +17,7 @@ from subspace_lab.adapters.full import FullChange
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.adapters.methods import (
     SPLIT_THE_BASE,
+    WHOLE_WEIGHTS,
     adapt,
     lora_config,
     peft_config_from_file,
@@ -54,10 +55,11 @@ def prepare(config: TrainConfig, model: PreTrainedModel, *, device: torch.device
     Raises:
         UserError: if the method does not fit the model.
     """
-    if config.method == "full":
+    if config.method in WHOLE_WEIGHTS:
         change = FullChange(model, config.targets, rank=config.snapshot_rank)
         warnings.warn(
-            "method full has no rank cores: metrics and snapshots of dW are recorded", stacklevel=2
+            f"method {config.method} has no rank cores: metrics and snapshots of dW are recorded",
+            stacklevel=2,
         )
         return Prepared(model, change, change.modules)
     fields = {
@@ -116,7 +118,7 @@ def restrict_to_shards(config: TrainConfig, prepared: Prepared) -> Prepared:
         UserError: if cores are asked for, there would be no checkpoint, or the adapter in the
             checkpoints would not be valid on the original base.
     """
-    if config.method == "full" or config.method in SPLIT_THE_BASE:
+    if config.method in (*WHOLE_WEIGHTS, *SPLIT_THE_BASE):
         raise UserError(f"method {config.method} cannot be recorded under FSDP: train it with DDP")
     if config.cores != "never" or not config.checkpoint_every:
         raise UserError(

@@ -21,9 +21,12 @@ from transformers import (
 from transformers.trainer_utils import EvalPrediction
 
 from subspace_lab import files, models, tasks
+from subspace_lab.adapters.galore import galore_arguments
+from subspace_lab.adapters.methods import WHOLE_WEIGHTS
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.batching import context_length
 from subspace_lab.provenance import provenance
+from subspace_lab.recording.projection_recorder import ProjectionRecorder
 from subspace_lab.recording.recorder import SubspaceRecorder
 from subspace_lab.recording.run_folder import refuse_if_occupied
 from subspace_lab.runs.run import Run
@@ -146,14 +149,22 @@ def build(
         callbacks=[
             _recorder(config, out, prepared, description, resume_at),
             *[EvaluateTheEnd()] * (config.eval_split != "none"),
+            *_of_the_method(config, out),
         ],
     )
     return prepared.model, trainer
 
 
+def _of_the_method(config: TrainConfig, out: Path) -> list[TrainerCallback]:
+    """List what else takes part in the training of a method."""
+    if config.method == "galore":
+        return [ProjectionRecorder(out, refresh_every=config.galore_refresh)]
+    return []
+
+
 def base_dtype(config: TrainConfig, base: models.Base) -> models.Precision:
     """Give the dtype of the base and of what is computed, which `auto` leaves to the machine."""
-    if config.method == "full":
+    if config.method in WHOLE_WEIGHTS:
         return "fp32"
     return models.training_dtype(base) if config.base_dtype == "auto" else config.base_dtype
 
@@ -263,7 +274,7 @@ def training_arguments(
         else "constant_with_warmup",
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
-        optim="adamw_torch_fused" if config.optimizer == "adamw" else "sgd",
+        **_optimizer(config),
         max_grad_norm=config.max_grad_norm,
         bf16=dtype == "bf16",
         torch_compile=config.compile,
@@ -284,6 +295,17 @@ def training_arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+
+
+def _optimizer(config: TrainConfig) -> dict[str, Any]:
+    if config.method == "galore":
+        return galore_arguments(
+            config.targets,
+            rank=config.rank,
+            refresh_every=config.galore_refresh,
+            scale=config.galore_scale,
+        )
+    return {"optim": "adamw_torch_fused" if config.optimizer == "adamw" else "sgd"}
 
 
 def _accumulation(config: TrainConfig) -> int:
