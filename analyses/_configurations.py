@@ -20,6 +20,7 @@ METHODS = {
     "pissa": "PiSSA",
     "milora": "MiLoRA",
     "full": "Full",
+    "galore": "GaLore",
 }
 NAMED = ("method", "rank_mask", "rank", *MASK_FIELDS)
 """Settings that a name tells in words of its own."""

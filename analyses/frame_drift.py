@@ -13,6 +13,10 @@ space of A; column: the column space of B), since the previous step and since th
     leakage     share of the squared step norm that lies on rank directions which the step's mask
                 had dropped (since previous, with step masks only)
 
+A GaLore run has no A and B: its frame is the projection that it draws at each refresh (see
+subspace_lab.adapters.galore), of one side only; the previous step is the previous refresh, and an
+orthonormal frame has no step norm. analyses.subspace_motion draws all three kinds of motion.
+
 Under plain SGD a dropped direction does not move: leakage 0. AdamW moves it by its momentum; the
 dotted line is the prediction for stationary gradients without weight decay (T16),
 beta_1^2 (1 - keep_prob), with beta_1 = 0.9: 0.405 at keep_prob 0.5. (The share of the mean
@@ -34,6 +38,7 @@ from matplotlib.figure import Figure
 
 from analyses import kit
 from analyses._mask_laws import law_of, moments_of
+from analyses._projections import projection_drift
 from subspace_lab import linalg
 from subspace_lab.figures.curves import (
     draw_curves,
@@ -46,11 +51,13 @@ from subspace_lab.figures.curves import (
 )
 from subspace_lab.figures.style import legend_below, new_figure, step_axis
 from subspace_lab.linalg.rank_core import RankCore, Since
+from subspace_lab.runs.projections import projection_steps
 from subspace_lab.runs.run import Run
 from subspace_lab.theory.adam import squared_leakage
 
 SIDES = {"row": "row space of A", "column": "column space of B"}
 SINCE: tuple[Since, ...] = ("previous", "start")
+SMALL_ANGLE = 10.0  # degrees
 
 
 def compute(
@@ -62,8 +69,8 @@ def compute(
     """Compute the table; a row is (run, step, module, side, since).
 
     Args:
-        run: a run with recorded cores.
-        steps: only these steps; None: all but step 0.
+        run: a run with recorded cores, or the projections of GaLore.
+        steps: only these steps; None: all but step 0 (of projections: all but the first).
         modules: only these modules; None: all.
 
     Returns:
@@ -76,6 +83,9 @@ def compute(
         UserError: if no displacements were recorded.
     """
     kit.check_needs(run, kit.Needs.DISPLACEMENTS)
+    if projection_steps(run.path):
+        drift = projection_drift(run, steps=steps, modules=modules)
+        return drift.assign(step_norm=np.nan, leakage=np.nan, expected_leakage=np.nan)
     moved = [step for step in (run.steps if steps is None else steps) if step > 0]
     masks = kit.StepMasks(run) if run.mask_steps else None
     law = law_of(run) if masks is not None and run.config.get("optimizer") == "adamw" else None
@@ -152,14 +162,17 @@ def draw(table: pd.DataFrame) -> Figure:
     table = thin(table)
     table = table.assign(degrees=np.degrees(table["max_angle"]))
     previous, start = (table[table["since"] == since] for since in SINCE)
+    # The projections of GaLore jump; frames creep, at first much faster than later.
+    scale = "log" if previous["degrees"].min() < SMALL_ANGLE else "linear"
     no_frame = ""
     if start.loc[start["side"] == "column", "max_angle"].isna().all():
         no_frame = "  (B starts at zero)"
     panels = [
-        (previous, "degrees", "largest angle to the previous step", "degrees", "log"),
+        (previous, "degrees", "largest angle to the previous step", "degrees", scale),
         (start, "degrees", f"largest angle to the start{no_frame}", "degrees", "linear"),
-        (previous, "step_norm", "length of the step", "Frobenius norm", "log"),
     ]
+    if table["step_norm"].notna().any():
+        panels.append((previous, "step_norm", "length of the step", "Frobenius norm", "log"))
     if table["leakage"].notna().any():
         by = list(dict.fromkeys(["run", group_column(table), "step", "side"]))
         pooled = pooled_leakage(previous, by)
@@ -201,10 +214,16 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
             found[f"{run}, {label}"] = {
                 "largest angle to the start (rad)": float(start["max_angle"].median()),
                 "to the previous step (rad)": float(previous["max_angle"].median()),
-                "distance from the start": float(start["step_norm"].median()),
+                **_distance(start),
                 **_leakage_of(leaks, (run, side)),
             }
     return found
+
+
+def _distance(start: pd.DataFrame) -> dict[str, float]:
+    """Give the distance from the start; projections, which are orthonormal, have none."""
+    distance = float(start["step_norm"].median())
+    return {} if np.isnan(distance) else {"distance from the start": distance}
 
 
 def _leakage_of(leaks: pd.DataFrame, key: tuple[Any, str]) -> dict[str, float]:
@@ -223,7 +242,7 @@ ANALYSIS = kit.Analysis(
     name="frame_drift",
     description=__doc__,
     question="how fast do the directions themselves turn, and what leaks past the mask?",
-    needs=kit.Needs.FACTORS | kit.Needs.CORES | kit.Needs.DISPLACEMENTS,
+    needs=kit.Needs.FACTORS | kit.Needs.DISPLACEMENTS,
     compute=compute,
     plot=plot,
     summarize=summarize,

@@ -29,5 +29,5 @@ class ProjectionRecorder(TrainerCallback):
         """Write the frames if the step that was just taken has drawn new ones."""
         if state.is_world_process_zero and (state.global_step - 1) % self._refresh_every == 0:
             drawn = projections(kwargs["model"], kwargs["optimizer"])
-            frames = {(module, p.side): p.frame.cpu() for module, p in drawn.items()}
+            frames = {(module, str(p.side)): p.frame.cpu() for module, p in drawn.items()}
             write_projections(self._folder, state.global_step, frames)

@@ -36,5 +36,8 @@ def read_projections(run: Path, step: int) -> dict[tuple[str, str], Float[Tensor
     """Read the frames that were drawn at a step, by (module, side)."""
     path = run / PROJECTIONS_FOLDER / f"step-{step:06d}.safetensors"
     with files.open_tensors(path) as tensors:
-        names = {key: key.rsplit("/", 1) for key in tensors.keys()}
-        return {(module, side): tensors.get_tensor(key) for key, (module, side) in names.items()}
+        frames = {}
+        for key in set(tensors.keys()):
+            module, side = key.rsplit("/", 1)
+            frames[module, side] = tensors.get_tensor(key)
+        return frames

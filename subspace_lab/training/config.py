@@ -49,8 +49,8 @@ class TrainConfig:
         galore_refresh: of `galore`: steps until its projections are drawn anew.
         galore_scale: of `galore`: factor on the step (its authors: 0.25 in pretraining, up to 4 in
             fine-tuning).
-        snapshot_rank: of `full` and `galore`: singular directions of each weight's change that a snapshot keeps
-            (unset: all, so that it is the trained model).
+        snapshot_rank: of `full` and `galore`: singular directions of each weight's change that a
+            snapshot keeps (unset: all, so that it is the trained model).
         keep_prob: probability that a rank direction is kept, in (0, 1] (the paper calls its
             complement the pruning rate).
         granularity: what shares one mask: an optimizer `step`, a `sample`, or a `token`.
