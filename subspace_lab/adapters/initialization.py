@@ -70,6 +70,6 @@ def refuse_quantised(model: nn.Module, method: str) -> None:
     """
     if getattr(model, "quantization_method", None) is not None:
         raise UserError(
-            f"{method} takes singular directions out of the base weights, which a quantised base "
-            "does not allow: load the base in bf16 or fp32"
+            f"{method} changes the base weights, which a quantised base does not allow: load the "
+            "base in bf16 or fp32"
         )

@@ -14,6 +14,7 @@ COUNTS = (
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "warmup_steps", "weight_decay", "max_grad_norm", "eval_every", "checkpoint_every",
+    "restart_every",
 )  # fmt: skip
 
 PEFT_NAMES = {
@@ -49,6 +50,14 @@ class TrainConfig:
         galore_refresh: of `galore`: steps until its projections are drawn anew.
         galore_scale: of `galore`: factor on the step (its authors: 0.25 in pretraining, up to 4 in
             fine-tuning).
+        freeze: a factor that is not trained: `A` (LoRA-FA), or `B`, which then starts at random
+            and A at zero.
+        lora_plus_ratio: learning rate of B over that of A, which is `learning_rate` (LoRA+).
+        restart_every: steps until the adapter is merged into the base and begins anew (ReLoRA);
+            0: never. The learning rate is not warmed up again.
+        restart: whether a restart draws A anew (`redraw`) or goes on with it (`keep_a`).
+        reset_optimizer: what a restart does to Adam's moments of A and B: `true` forgets them,
+            `false` keeps them, `prune:0.99` zeroes the smallest 99 % of each.
         snapshot_rank: of `full` and `galore`: singular directions of each weight's change that a
             snapshot keeps (unset: all, so that it is the trained model).
         keep_prob: probability that a rank direction is kept, in (0, 1] (the paper calls its
@@ -111,6 +120,11 @@ class TrainConfig:
     peft_config: str | None = None
     galore_refresh: int = 200
     galore_scale: float = 0.25
+    freeze: Literal["A", "B"] | None = None
+    lora_plus_ratio: float | None = None
+    restart_every: int = 0
+    restart: Literal["redraw", "keep_a"] = "redraw"
+    reset_optimizer: bool | str = True
     snapshot_rank: int | None = None
     keep_prob: float = 0.5
     granularity: Literal["step", "sample", "token"] = "step"
@@ -153,7 +167,7 @@ class TrainConfig:
             value, least = getattr(self, name), 1 if name in COUNTS else 0
             if value is not None and value < least:
                 raise UserError(f"{name} must be at least {least}, not {value}")
-        for name in ("alpha", "learning_rate", "galore_scale"):
+        for name in ("alpha", "learning_rate", "galore_scale", "lora_plus_ratio"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"{name} must be above 0, not {value}")
@@ -165,6 +179,7 @@ class TrainConfig:
         if not self.targets:
             raise UserError("targets is empty: name at least one linear layer, such as q_proj")
         self._check_combinations()
+        self._check_restarts()
 
     def _check_combinations(self) -> None:
         if self.method in WHOLE_WEIGHTS and (self.rank_mask or self.peft_config):
@@ -188,6 +203,48 @@ class TrainConfig:
                 "with train_split train+validation the validation examples are trained on: choose "
                 "eval_split test or none"
             )
+
+    def _check_restarts(self) -> None:
+        adapter_only = {"freeze": self.freeze, "lora_plus_ratio": self.lora_plus_ratio}
+        if self.method in WHOLE_WEIGHTS:
+            for name, value in adapter_only.items():
+                if value is not None:
+                    raise UserError(f"method {self.method} has no adapter: leave {name} out")
+        if self.freeze is not None and self.method not in ("lora", "droplora"):
+            raise UserError("freeze goes with methods lora and droplora: leave it out")
+        if self.freeze is not None and self.lora_plus_ratio is not None:
+            raise UserError("lora_plus_ratio needs both factors trained: leave freeze out")
+        if not self.restart_every:
+            return
+        if self.method not in ("lora", "droplora") or self.peft_config is not None:
+            raise UserError(
+                "restart_every goes with methods lora and droplora without peft_config: leave it "
+                "out"
+            )
+        if self.freeze == "B":
+            raise UserError("a restart sets B to zero, which is frozen: leave freeze out")
+        if self.optimizer == "sgd" and self.reset_optimizer is not True:
+            raise UserError("optimizer sgd has no moments: leave reset_optimizer out")
+        _ = self.pruned_moments
+
+    @property
+    def pruned_moments(self) -> float:
+        """The share of Adam's moments that a restart zeroes, by `reset_optimizer`.
+
+        Raises:
+            UserError: if that is none of true, false and prune:SHARE.
+        """
+        kind, _, share = str(self.reset_optimizer).lower().partition(":")
+        try:
+            pruned = {"true": 1.0, "false": 0.0}[kind] if kind != "prune" else float(share)
+        except (KeyError, ValueError):
+            pruned = -1.0
+        if not 0 <= pruned <= 1:
+            raise UserError(
+                f"reset_optimizer {self.reset_optimizer!r} is not known: set true, false or "
+                "prune:SHARE with a share in [0, 1], such as prune:0.99"
+            )
+        return pruned
 
     @property
     def masked(self) -> bool:

@@ -10,10 +10,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 
-from subspace_lab.adapters.conversion import SaveOnOriginalBase
+from subspace_lab.adapters.conversion import SaveOnOriginalBase, taken_out_of_the_base
+from subspace_lab.adapters.frozen import freeze
 from subspace_lab.adapters.full import FullChange
+from subspace_lab.adapters.initialization import refuse_quantised
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.adapters.methods import (
     SPLIT_THE_BASE,
@@ -23,6 +25,7 @@ from subspace_lab.adapters.methods import (
     peft_config_from_file,
 )
 from subspace_lab.adapters.modules import LoraModule, lora_modules, lora_table
+from subspace_lab.adapters.restarts import Restarts
 from subspace_lab.errors import UserError
 from subspace_lab.module_table import module_table
 from subspace_lab.recording.snapshots import Save
@@ -37,11 +40,13 @@ class Prepared:
         model: the model; its trainable parameters are the method's.
         save: what writes a snapshot that is valid on the original base; None: `save_pretrained`.
         modules: None where rank cores can be recorded, else the module table.
+        callbacks: what else of the method takes part in the training.
     """
 
     model: nn.Module
     save: Save | None = None
     modules: pd.DataFrame | None = None
+    callbacks: Sequence[TrainerCallback] = ()
 
 
 def prepare(config: TrainConfig, model: PreTrainedModel, *, device: torch.device) -> Prepared:
@@ -85,7 +90,13 @@ def prepare(config: TrainConfig, model: PreTrainedModel, *, device: torch.device
             sampling=config.sampling,
             seed=config.seed,
         ).attach(adapted)
-    save = SaveOnOriginalBase(adapted) if config.method in SPLIT_THE_BASE else None
+    if config.freeze is not None:
+        freeze(adapted, config.freeze, seed=config.seed)
+    if config.restart_every:
+        return _with_restarts(config, adapted)
+    save = None
+    if config.method in SPLIT_THE_BASE:
+        save = SaveOnOriginalBase(taken_out_of_the_base(adapted))
     try:
         _warn_of_high_ranks(lora_modules(adapted))
     except UserError as reason:
@@ -94,6 +105,19 @@ def prepare(config: TrainConfig, model: PreTrainedModel, *, device: torch.device
         )
         return Prepared(adapted, save, module_table([]))
     return Prepared(adapted, save)
+
+
+def _with_restarts(config: TrainConfig, adapted: nn.Module) -> Prepared:
+    """Have the adapter restart; its snapshots hold the sum over restarts."""
+    refuse_quantised(adapted.get_base_model(), "restart_every")  # type: ignore[operator]
+    restarts = Restarts(
+        adapted,
+        every=config.restart_every,
+        restart=config.restart,
+        pruned=config.pruned_moments,
+        seed=config.seed,
+    )
+    return Prepared(adapted, SaveOnOriginalBase(restarts.merged), callbacks=[restarts])
 
 
 def _warn_of_high_ranks(modules: Sequence[LoraModule]) -> None:
@@ -118,7 +142,7 @@ def restrict_to_shards(config: TrainConfig, prepared: Prepared) -> Prepared:
         UserError: if cores are asked for, there would be no checkpoint, or the adapter in the
             checkpoints would not be valid on the original base.
     """
-    if config.method in (*WHOLE_WEIGHTS, *SPLIT_THE_BASE):
+    if config.method in (*WHOLE_WEIGHTS, *SPLIT_THE_BASE) or config.restart_every:
         raise UserError(f"method {config.method} cannot be recorded under FSDP: train it with DDP")
     if config.cores != "never" or not config.checkpoint_every:
         raise UserError(

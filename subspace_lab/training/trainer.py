@@ -21,8 +21,8 @@ from transformers import (
 from transformers.trainer_utils import EvalPrediction
 
 from subspace_lab import files, models, tasks
-from subspace_lab.adapters.galore import galore_arguments
 from subspace_lab.adapters.methods import WHOLE_WEIGHTS
+from subspace_lab.adapters.restarts import Restarts
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.batching import context_length
 from subspace_lab.provenance import provenance
@@ -38,6 +38,7 @@ from subspace_lab.training.data import (
     summarise,
     tokenize,
 )
+from subspace_lab.training.optimizers import lora_plus_optimizer, optimizer_arguments
 from subspace_lab.training.preparation import Prepared, prepare, restrict_to_shards
 from subspace_lab.training.resuming import FINISHED, how_to_continue, resume_point
 
@@ -75,13 +76,16 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> int | None
         return Run(out).diverged_at
     if resume_at is None:
         refuse_if_occupied(out)
+    checkpoint = out / "checkpoints" / f"checkpoint-{resume_at}" if resume_at else None
     _, trainer = build(config, out, resume_at=resume_at)
+    for callback in trainer.callback_handler.callbacks:
+        if checkpoint is not None and isinstance(callback, Restarts):
+            callback.resume(checkpoint)
     (recorder,) = (
         callback
         for callback in trainer.callback_handler.callbacks
         if isinstance(callback, SubspaceRecorder)
     )
-    checkpoint = out / "checkpoints" / f"checkpoint-{resume_at}" if resume_at else None
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except BaseException as error:
@@ -150,7 +154,9 @@ def build(
             _recorder(config, out, prepared, description, resume_at),
             *[EvaluateTheEnd()] * (config.eval_split != "none"),
             *_of_the_method(config, out),
+            *prepared.callbacks,
         ],
+        optimizers=(lora_plus_optimizer(config, prepared.model), None),
     )
     return prepared.model, trainer
 
@@ -274,7 +280,7 @@ def training_arguments(
         else "constant_with_warmup",
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
-        **_optimizer(config),
+        **optimizer_arguments(config),
         max_grad_norm=config.max_grad_norm,
         bf16=dtype == "bf16",
         torch_compile=config.compile,
@@ -295,17 +301,6 @@ def training_arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-
-
-def _optimizer(config: TrainConfig) -> dict[str, Any]:
-    if config.method == "galore":
-        return galore_arguments(
-            config.targets,
-            rank=config.rank,
-            refresh_every=config.galore_refresh,
-            scale=config.galore_scale,
-        )
-    return {"optim": "adamw_torch_fused" if config.optimizer == "adamw" else "sgd"}
 
 
 def _accumulation(config: TrainConfig) -> int:
