@@ -19,6 +19,7 @@ METHODS = {
     "dora": "DoRA",
     "pissa": "PiSSA",
     "milora": "MiLoRA",
+    "adalora": "AdaLoRA",
     "full": "Full",
     "galore": "GaLore",
 }

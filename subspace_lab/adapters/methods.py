@@ -7,6 +7,7 @@
 | `dora` | A, B and a magnitude per output (Liu et al., 2024) | the update of the direction only |
 | `pissa` | A, B = the r largest singular directions of W0 (Meng et al., 2024) | see below |
 | `milora` | A, B = the r smallest singular directions of W0 (Wang et al., 2025) | see below |
+| `adalora` | B, E, A: dW = B diag(E) A, ranks handed out in training | see `adapters.adalora` |
 | `full` | the target weights themselves | see `adapters.full` |
 | `galore` | the same, with Adam in a projection of the gradient | see `adapters.galore` |
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-Method = Literal["lora", "droplora", "dora", "pissa", "milora", "full", "galore"]
+Method = Literal["lora", "droplora", "dora", "pissa", "milora", "adalora", "full", "galore"]
 
 SPLIT_THE_BASE = ("pissa", "milora")
 WHOLE_WEIGHTS = ("full", "galore")

@@ -6,8 +6,8 @@ adapters, each on the base that the one before has left:
     W <- W + scaling B A,    A <- a new draw (or kept),    B <- 0,
 
 so that the run's update is the sum over restarts, dW = scaling (B_1 A_1 + B_2 A_2 + ...), and its
-rank may exceed r. The function is the same before and after, up to rounding in the base's dtype. What
-Adam remembers of the old A and B is forgotten (its step count too, so that the bias correction
+rank may exceed r. The function is the same before and after, up to rounding in the base's dtype.
+What Adam remembers of the old A and B is forgotten (its step count too, so that the bias correction
 begins anew), or pruned: ReLoRA zeroes the smallest entries of both moments.
 
 The learning rate follows its own schedule; ReLoRA warms it up again after each restart.
@@ -99,6 +99,7 @@ class Restarts(TrainerCallback):
     ) -> None:
         """Put what was merged beside the adapter of a checkpoint."""
         if state.is_world_process_zero:
+            assert args.output_dir is not None
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             tensors = {
                 f"{name}/{i}/{side}": factor

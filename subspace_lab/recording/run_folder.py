@@ -11,7 +11,8 @@ from subspace_lab.runs.observed_gates import GATES_FILE
 from subspace_lab.runs.projections import PROJECTIONS_FOLDER
 
 OF_THE_RECORD = (
-    "run.json", "metrics.parquet", GATES_FILE, "cores", "masks", "snapshots", PROJECTIONS_FOLDER
+    "run.json", "metrics.parquet", GATES_FILE, "cores", "masks", "snapshots", PROJECTIONS_FOLDER,
+    "ranks.parquet",
 )  # fmt: skip
 """What a recorder writes into a run directory."""
 

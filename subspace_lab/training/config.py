@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -36,10 +37,11 @@ class TrainConfig:
         base_dtype: `bf16` (under bf16 autocast), `fp32`, or `auto`: bf16 on a GPU that computes in
             it, fp32 on every processor and for the pocket base. Adapters are stored in fp32 in
             both, and `full` is trained in fp32.
-        method: `lora`, `droplora` (LoRA with a rank mask), `dora`, `pissa`, `milora`, `full`
-            (the targets' own weights), or `galore` (the same by low-rank gradient projection).
+        method: `lora`, `droplora` (LoRA with a rank mask), `dora`, `pissa`, `milora`,
+            `adalora`, `full` (the targets' own weights), or `galore` (the same by low-rank gradient
+            projection).
         rank_mask: put the rank mask on `dora`, `pissa` or `milora` as well.
-        rank: rank r of the adapter, or of GaLore's projections.
+        rank: rank r of the adapter, or of GaLore's projections; of `adalora` the mean at the end.
         alpha: numerator of the scaling alpha / r; unset: the paper's rule, r for `pissa` and
             `milora` and 2 r for the others.
         targets: last path components of the linear layers to adapt.
@@ -58,6 +60,9 @@ class TrainConfig:
         restart: whether a restart draws A anew (`redraw`) or goes on with it (`keep_a`).
         reset_optimizer: what a restart does to Adam's moments of A and B: `true` forgets them,
             `false` keeps them, `prune:0.99` zeroes the smallest 99 % of each.
+        initial_rank: of `adalora`: rank of every layer at the start (unset: 1.5 x rank).
+        allocation_start: of `adalora`: share of the steps after which the budget of ranks shrinks.
+        allocation_end: of `adalora`: share of the steps after which ranks stay as they are.
         snapshot_rank: of `full` and `galore`: singular directions of each weight's change that a
             snapshot keeps (unset: all, so that it is the trained model).
         keep_prob: probability that a rank direction is kept, in (0, 1] (the paper calls its
@@ -125,6 +130,9 @@ class TrainConfig:
     restart_every: int = 0
     restart: Literal["redraw", "keep_a"] = "redraw"
     reset_optimizer: bool | str = True
+    initial_rank: int | None = None
+    allocation_start: float = 0.1
+    allocation_end: float = 0.5
     snapshot_rank: int | None = None
     keep_prob: float = 0.5
     granularity: Literal["step", "sample", "token"] = "step"
@@ -180,6 +188,7 @@ class TrainConfig:
             raise UserError("targets is empty: name at least one linear layer, such as q_proj")
         self._check_combinations()
         self._check_restarts()
+        self._check_allocation()
 
     def _check_combinations(self) -> None:
         if self.method in WHOLE_WEIGHTS and (self.rank_mask or self.peft_config):
@@ -226,6 +235,28 @@ class TrainConfig:
         if self.optimizer == "sgd" and self.reset_optimizer is not True:
             raise UserError("optimizer sgd has no moments: leave reset_optimizer out")
         _ = self.pruned_moments
+
+    def _check_allocation(self) -> None:
+        if self.method != "adalora":
+            if self.initial_rank is not None:
+                raise UserError("initial_rank belongs to method adalora: leave it out")
+            return
+        if self.rank_mask or self.peft_config is not None or self.use_rslora:
+            raise UserError(
+                "method adalora goes without rank_mask, use_rslora and peft_config: leave them out"
+            )
+        if self.adalora_rank <= self.rank:
+            raise UserError(f"initial_rank must be above the rank, {self.rank}")
+        if not 0 <= self.allocation_start < self.allocation_end <= 1:
+            raise UserError(
+                "allocation_start and allocation_end must be shares in ascending order, not "
+                f"{self.allocation_start} and {self.allocation_end}"
+            )
+
+    @property
+    def adalora_rank(self) -> int:
+        """The rank that AdaLoRA starts with."""
+        return self.initial_rank or math.ceil(1.5 * self.rank)
 
     @property
     def pruned_moments(self) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
+from subspace_lab.adapters.adalora import adalora_config, adalora_table, save_all_directions
 from subspace_lab.adapters.conversion import SaveOnOriginalBase, taken_out_of_the_base
 from subspace_lab.adapters.frozen import freeze
 from subspace_lab.adapters.full import FullChange
@@ -75,7 +76,15 @@ def prepare(config: TrainConfig, model: PreTrainedModel, *, device: torch.device
         "lora_dropout": config.lora_dropout,
         "use_rslora": config.use_rslora,
     }
-    if config.peft_config is None:
+    if config.method == "adalora":
+        peft_config = adalora_config(
+            rank=config.rank,
+            initial_rank=config.adalora_rank,
+            alpha=config.scaling_alpha,
+            targets=config.targets,
+            lora_dropout=config.lora_dropout,
+        )
+    elif config.peft_config is None:
         peft_config = lora_config(**fields)  # type: ignore[arg-type]
     else:
         peft_config = peft_config_from_file(config.peft_config, fields)
@@ -94,6 +103,11 @@ def prepare(config: TrainConfig, model: PreTrainedModel, *, device: torch.device
         freeze(adapted, config.freeze, seed=config.seed)
     if config.restart_every:
         return _with_restarts(config, adapted)
+    if adapted.peft_type == "ADALORA":
+        warnings.warn(
+            "AdaLoRA has no rank cores: metrics, ranks and snapshots are recorded", stacklevel=2
+        )
+        return Prepared(adapted, save_all_directions, adalora_table(adapted))
     save = None
     if config.method in SPLIT_THE_BASE:
         save = SaveOnOriginalBase(taken_out_of_the_base(adapted))

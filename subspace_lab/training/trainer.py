@@ -21,6 +21,7 @@ from transformers import (
 from transformers.trainer_utils import EvalPrediction
 
 from subspace_lab import files, models, tasks
+from subspace_lab.adapters.adalora import RankAllocation
 from subspace_lab.adapters.methods import WHOLE_WEIGHTS
 from subspace_lab.adapters.restarts import Restarts
 from subspace_lab.errors import UserError
@@ -153,7 +154,7 @@ def build(
         callbacks=[
             _recorder(config, out, prepared, description, resume_at),
             *[EvaluateTheEnd()] * (config.eval_split != "none"),
-            *_of_the_method(config, out),
+            *_of_the_method(config, prepared.model, out),
             *prepared.callbacks,
         ],
         optimizers=(lora_plus_optimizer(config, prepared.model), None),
@@ -161,8 +162,16 @@ def build(
     return prepared.model, trainer
 
 
-def _of_the_method(config: TrainConfig, out: Path) -> list[TrainerCallback]:
-    """List what else takes part in the training of a method."""
+def _of_the_method(config: TrainConfig, model: nn.Module, out: Path) -> list[TrainerCallback]:
+    """List what else takes part in the training of a method, and writes into the run."""
+    if getattr(model, "peft_type", None) == "ADALORA":
+        if config.checkpoint_every:
+            raise UserError(
+                "AdaLoRA's scores are not part of a checkpoint, so that a run cannot be continued: "
+                "leave checkpoint_every out"
+            )
+        phase = (config.allocation_start, config.allocation_end)
+        return [RankAllocation(model, out, phase=phase if config.method == "adalora" else None)]
     if config.method == "galore":
         return [ProjectionRecorder(out, refresh_every=config.galore_refresh)]
     return []

@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from analyses import effective_rank
+from analyses.predictions.optimizer import optimizer_of
 from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
 from subspace_lab.training.config import TrainConfig
@@ -135,3 +136,9 @@ def test_lora_plus_gives_b_its_own_rate(config, tmp_path, optimizer):
 def test_settings_that_contradict_each_other_are_refused(config, fields, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(config, **fields)
+
+
+@pytest.mark.parametrize("fields", [{"freeze": "A"}, {"lora_plus_ratio": 4.0}])
+def test_laws_of_the_optimizers_steps_are_not_tested_on_such_runs(config, tmp_path, fields):
+    train(dataclasses.replace(config, **fields), tmp_path / "run")
+    assert optimizer_of(Run(tmp_path / "run")) is None
