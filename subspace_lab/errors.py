@@ -71,7 +71,8 @@ def exit_code_2_on_user_error(main: Callable[P, None]) -> Callable[P, None]:
             )
             sys.exit(2)
         except KeyboardInterrupt as interrupt:
-            print("\n".join(getattr(interrupt, "__notes__", ["interrupted"])), file=sys.stderr)
+            notes = "\n".join(getattr(interrupt, "__notes__", ["interrupted"]))
+            print(with_flags(notes), file=sys.stderr)
             sys.exit(getattr(interrupt, "exit_code", 130))
 
     return command

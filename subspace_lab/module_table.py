@@ -14,9 +14,8 @@ MODULE_COLUMNS = ["module", "layer", "projection", "m", "n", "r", "scaling"]
 def module_table(modules: Iterable[tuple[str, int, int, int, float]]) -> pd.DataFrame:
     """Make the table of modules (name, m, n, r, scaling), each dW = scaling * B A being (m, n).
 
-    >>> module_table([("model.layers.3.self_attn.q_proj", 64, 64, 8, 2.0)])
-                               module  layer projection   m   n  r  scaling
-    0  model.layers.3.self_attn.q_proj      3     q_proj  64  64  8      2.0
+    >>> int(module_table([("layers.3.q_proj", 64, 64, 8, 2.0)]).loc[0, "layer"])
+    3
     """
     rows = [(name, *layer_and_projection(name), *sizes) for name, *sizes in modules]
     return pd.DataFrame(rows, columns=MODULE_COLUMNS)

@@ -8,13 +8,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 PACKAGES = ("subspace_lab", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
 
 def provenance() -> dict[str, Any]:
     """Describe the software and the machine: package versions, git commit, device, threads."""
-    import torch
-
     cuda = torch.cuda.is_available()
     return {
         "versions": {name: _version(name) for name in PACKAGES}
@@ -26,7 +26,7 @@ def provenance() -> dict[str, Any]:
 
 
 def git_state(folder: Path) -> str | None:
-    """Give the commit of `folder`, with `-dirty` for uncommitted changes; None outside git."""
+    """Return the commit of `folder`, with `-dirty` for uncommitted changes; None outside git."""
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

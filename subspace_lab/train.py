@@ -36,7 +36,7 @@ def main() -> None:
         "--resume",
         type=bool,
         default=False,
-        help="continue the unfinished run in --out; a finished one is left as it is",
+        help="resume the run in --out; does nothing if it has finished",
     )
     values = parse(parser, sys.argv[1:])
     out, resume = Path(values.pop("out")), values.pop("resume")

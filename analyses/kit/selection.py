@@ -5,8 +5,8 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 
+from subspace_lab import schedule
 from subspace_lab.errors import UserError
-from subspace_lab.recording import schedule
 from subspace_lab.runs.opening import open_runs
 from subspace_lab.runs.run import Run
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from subspace_lab import files
@@ -71,9 +70,7 @@ class RankAllocation(TrainerCallback):
             the adapter's configuration says.
     """
 
-    def __init__(
-        self, model: nn.Module, folder: Path, *, phase: tuple[float, float] | None
-    ) -> None:
+    def __init__(self, model: Any, folder: Path, *, phase: tuple[float, float] | None) -> None:
         self._model: Any = model
         self._config: AdaLoraConfig = self._model.peft_config["default"]
         self._folder = folder
@@ -133,7 +130,7 @@ def allocated_ranks(model: Any) -> dict[str, int]:
     return ranks
 
 
-def adalora_table(model: nn.Module) -> pd.DataFrame:
+def adalora_table(model: Any) -> pd.DataFrame:
     """Make the module table, with r = init_r and PEFT's scaling alpha / (init_r + 1e-5)."""
     return module_table(
         (

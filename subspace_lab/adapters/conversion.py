@@ -9,7 +9,7 @@ lost, the trained weight is
 a plain LoRA of rank (k + 1) r on W0. PEFT's own conversion
 (`path_initial_model_for_weight_conversion`) does the same for k = 1 by loading the initial adapter
 into the live model at each save; in the middle of training, under an optimizer, DDP or
-torch.compile, the model had better be left alone.
+torch.compile, the live model should not be touched.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from subspace_lab.adapters.modules import lora_modules
@@ -56,7 +57,6 @@ class SaveOnOriginalBase:
     def __call__(self, model: nn.Module, folder: Path) -> None:
         """Write `adapter_config.json` and `adapter_model.safetensors` into `folder`."""
         from peft import get_peft_model_state_dict
-        from safetensors.torch import save_file
 
         tensors = {
             f"{PEFT_PREFIX}{base_name(name)}": tensor
@@ -79,7 +79,7 @@ class SaveOnOriginalBase:
 
 
 def converted_config(config: LoraConfig, *, products: int, base: nn.Module) -> LoraConfig:
-    """Give the configuration of a sum of products B A: their joint rank with the same scaling."""
+    """Return the configuration of a sum of products B A: their joint rank with the same scaling."""
     converted = copy.deepcopy(config)
     growth = math.sqrt(products) if config.use_rslora else products  # keeps the scaling
     converted.init_lora_weights = True

@@ -107,7 +107,7 @@ class FullChange:
 
 
 def _factorize(change: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    """Give B (m, rank), A (rank, n) in fp32 and the relative Frobenius norm of what is missing."""
+    """Return B (m, rank), A (rank, n) in fp32, and the relative Frobenius norm of the remainder."""
     U, S, Vh = torch.linalg.svd(change.double(), full_matrices=False)
     root = S[:rank].sqrt()
     B, A = U[:, :rank] * root, root[:, None] * Vh[:rank]

@@ -54,7 +54,7 @@ def galore_arguments(
     """
     if importlib.util.find_spec("galore_torch") is None:
         raise UserError(
-            'method galore needs galore-torch: run `pip install "subspace_lab[galore]"`'
+            '`method` galore needs galore-torch: run `pip install "subspace_lab[galore]"`'
         )
     from galore_torch.galore_projector import GaLoreProjector
 

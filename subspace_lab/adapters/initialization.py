@@ -1,4 +1,4 @@
-"""MiLoRA's initialisation, which PEFT does not have: the minor singular directions of the base."""
+"""MiLoRA's initialization, which PEFT does not have: the minor singular directions of the base."""
 
 from __future__ import annotations
 
@@ -54,22 +54,23 @@ def refuse_too_high_ranks(model: PeftModel, *, adapter: str = "default") -> None
     """
     for module in lora_modules(model, adapter=adapter):
         m, n = module.B.shape[0], module.A.shape[1]
-        # A itself has fewer rows where PEFT found fewer directions.
+        # A itself has fewer rows where PEFT kept fewer directions.
         rank = module.layer.r[adapter]  # type: ignore[index]
         if rank > min(m, n):
             raise UserError(
-                f"{module.name} is {m} x {n} and has no {rank} singular directions: lower --rank"
+                f"{module.name} is {m} x {n} and does not have {rank} singular directions: lower "
+                "`rank`"
             )
 
 
-def refuse_quantised(model: nn.Module, method: str) -> None:
+def refuse_quantized(model: nn.Module, method: str) -> None:
     """Refuse a base whose weights cannot be split.
 
     Raises:
-        UserError: if the model is quantised.
+        UserError: if the model is quantized.
     """
     if getattr(model, "quantization_method", None) is not None:
         raise UserError(
-            f"{method} changes the base weights, which a quantised base does not allow: load the "
+            f"{method} changes the base weights, which a quantized base does not allow: load the "
             "base in bf16 or fp32"
         )

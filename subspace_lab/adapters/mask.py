@@ -216,7 +216,7 @@ class RankMask:
     def _after_optimizer_step(self) -> None:
         if torch._C._current_graph_task_id() == -1:  # not in a backward pass
             self._advance()
-        elif not self._advances_soon:  # the backward pass goes on, under the same masks
+        elif not self._advances_soon:  # the backward pass continues under the same masks
             self._advances_soon = True
             Variable._execution_engine.queue_callback(self._advance)
 
@@ -234,7 +234,7 @@ class RankMask:
         if self._trainer_steps == self.checked_steps + 1 and not self._gradients_seen:
             warnings.warn(
                 "whether the rank mask is applied was not checked: the gradients of the adapter "
-                "are not at hand (DeepSpeed, sharded parameters)",
+                "are not available (DeepSpeed, sharded parameters)",
                 stacklevel=2,
             )
 

@@ -1,20 +1,16 @@
-"""Is the mask that is stated applied? What the gradients of the first steps say."""
+"""Checks from the gradients of the first steps that the stated mask is applied."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from subspace_lab.adapters.mask_hook import MaskHook
 from subspace_lab.errors import UserError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from subspace_lab.adapters.mask_hook import MaskHook
 
 
 def refuse_unmasked(hooks: Iterable[MaskHook], kept: Mapping[str, NDArray[np.bool_]]) -> bool:
@@ -22,24 +18,24 @@ def refuse_unmasked(hooks: Iterable[MaskHook], kept: Mapping[str, NDArray[np.boo
 
     Under a step mask a dropped direction has exactly zero gradient: its row of A's and its column
     of B's. Under sample and token masks a module with a gradient must have called its hook. Where
-    the whole gradient is not at hand (DeepSpeed, sharded parameters) nothing can be said.
+    the whole gradient is not available (DeepSpeed, sharded parameters) nothing is checked.
 
     Args:
         hooks: the hooks of the masked modules, before an optimizer step.
         kept: the step masks in use, module name to (r,); empty for other laws.
 
     Returns:
-        Whether any module's gradient was at hand.
+        Whether any module's gradient was available.
 
     Raises:
         UserError: if a gradient shows that the mask was not applied.
     """
-    at_hand = False
+    available = False
     for hook in hooks:
         A_gradient, B_gradient = _whole(hook.A_module.weight), _whole(hook.B_module.weight)
         if A_gradient is None or B_gradient is None:
             continue
-        at_hand = True
+        available = True
         if hook.module in kept:
             dropped = torch.from_numpy(np.flatnonzero(~kept[hook.module])).to(A_gradient.device)
             if _nonzero(A_gradient[dropped]) or _nonzero(B_gradient[:, dropped]):
@@ -54,11 +50,11 @@ def refuse_unmasked(hooks: Iterable[MaskHook], kept: Mapping[str, NDArray[np.boo
                 f"{hook.module} has a gradient, but its forward pass did not go through lora_A, "
                 "so the rank mask is not applied: switch off fused LoRA kernels (Unsloth, axolotl)"
             )
-    return at_hand
+    return available
 
 
 def _whole(weight: Tensor) -> Tensor | None:
-    """Give the gradient (m, n) of a weight, None if there is none or only a shard of it."""
+    """Return the gradient (m, n) of a weight, None if there is none or only a shard of it."""
     gradient = weight.grad
     if gradient is None or gradient.dim() != 2 or hasattr(gradient, "placements"):
         return None
@@ -66,5 +62,5 @@ def _whole(weight: Tensor) -> Tensor | None:
 
 
 def _nonzero(gradient: Tensor) -> bool:
-    """Say whether an entry differs from zero; an overflow makes 0 x inf = nan, which does not."""
+    """Whether an entry differs from zero; an overflow makes 0 x inf = nan, which does not."""
     return bool(((gradient != 0) & gradient.isfinite()).any())

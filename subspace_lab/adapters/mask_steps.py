@@ -26,8 +26,8 @@ class OptimizerWatch:
     begins a new step only after another forward pass.
 
     Args:
-        weights: gives the weights.
-        forward_seen: says whether a forward pass was seen since the last step.
+        weights: returns the weights.
+        forward_seen: returns whether a forward pass was seen since the last step.
         before: called before a step, with the optimizer.
         after: called after it.
     """
@@ -53,18 +53,18 @@ class OptimizerWatch:
         _WATCHES.discard(self)
 
     def restart(self) -> None:
-        """Take the next optimizer step for the first of its kind."""
+        """Count the next optimizer step as a new one."""
         self._stepped.clear()
 
     def begin(self, optimizer: Optimizer) -> None:
-        """Learn that an optimizer is about to step."""
+        """Note that an optimizer is about to step."""
         if self._trains_the_weights(optimizer):
             self._running.add(optimizer)
             if self._is_new_step(optimizer):
                 self._before(optimizer)
 
     def end(self, optimizer: Optimizer) -> None:
-        """Learn that an optimizer has stepped."""
+        """Note that an optimizer has stepped."""
         # A subclass whose `step` calls its parent's is seen twice: the inner call counts.
         if optimizer not in self._running:
             return
@@ -104,6 +104,6 @@ register_optimizer_step_post_hook(_end)
 
 
 def steps_taken(optimizer: Optimizer, weights: list[Tensor]) -> int:
-    """Give the steps that an optimizer has taken with weights; 0 if it counts none."""
+    """Return the steps that an optimizer has taken with weights; 0 if it counts none."""
     counts = [optimizer.state.get(weight, {}).get("step", 0) for weight in weights]
     return int(max(counts, default=0))

@@ -30,13 +30,19 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 import yaml
+from torch import nn
 
+from subspace_lab.adapters.initialization import (
+    refuse_quantized,
+    refuse_too_high_ranks,
+    split_off_minor_directions,
+)
 from subspace_lab.errors import UserError
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig, PeftModel
-    from torch import nn
     from transformers import PreTrainedModel
 
 Method = Literal["lora", "droplora", "dora", "pissa", "milora", "adalora", "full", "galore"]
@@ -50,7 +56,7 @@ OF_A_SAVED_ADAPTER = (
 
 
 def default_alpha(method: str, rank: int) -> float:
-    """Give the paper's alpha (Table 7): r for PiSSA and MiLoRA, 2 r for the others."""
+    """Return the paper's alpha (Table 7): r for PiSSA and MiLoRA, 2 r for the others."""
     return float(rank if method in SPLIT_THE_BASE else 2 * rank)
 
 
@@ -64,7 +70,7 @@ def lora_config(
     use_rslora: bool = False,
     overrides: Mapping[str, Any] | None = None,
 ) -> LoraConfig:
-    """Give the PEFT configuration of a method that has an adapter: scaling alpha / r.
+    """Return the PEFT configuration of a method that has an adapter: scaling alpha / r.
 
     Args:
         method: one of `Method`; `droplora` is configured as `lora`.
@@ -98,7 +104,7 @@ def lora_config(
 
 
 def peft_config_from_file(path: str | Path, lora_fields: Mapping[str, Any]) -> PeftConfig:
-    """Read a PEFT configuration of any kind from JSON or YAML; a saved adapter's will do.
+    """Read a PEFT configuration of any kind from JSON or YAML; a saved adapter's is accepted.
 
     Args:
         path: the file. Without `peft_type`, or with LORA, its fields override a method's; with
@@ -114,7 +120,9 @@ def peft_config_from_file(path: str | Path, lora_fields: Mapping[str, Any]) -> P
     kind = fields.pop("peft_type")
     classes = {member.value: config for member, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if kind not in classes:
-        raise UserError(f"{path}: there is no peft_type {kind}: choose of {', '.join(classes)}")
+        raise UserError(
+            f"{path}: the peft_type {kind} is unknown: choose one of {', '.join(classes)}"
+        )
     known = classes[kind].__dataclass_fields__
     for name in fields:
         if name not in known:
@@ -128,32 +136,25 @@ def peft_config_from_file(path: str | Path, lora_fields: Mapping[str, Any]) -> P
             fields.setdefault("target_modules", list(lora_fields["targets"]))
         return classes[kind](**({"task_type": "CAUSAL_LM"} | fields))
     except (TypeError, ValueError) as error:
-        raise UserError(f"{path} is no valid {kind} configuration: {error}") from error
+        raise UserError(f"{path} is not a valid {kind} configuration: {error}") from error
 
 
 def adapt(
     model: PreTrainedModel, config: PeftConfig, *, seed: int, method: str = "lora"
 ) -> PeftModel:
-    """Put an adapter on `model`, initialised by `seed`, in fp32 whatever the base's dtype.
+    """Put an adapter on `model`, initialized by `seed`, in fp32 whatever the base's dtype.
 
     PiSSA and MiLoRA change the base's weights in place, rounded to the base's dtype.
 
     Raises:
         UserError: if a target module matches nothing in the model, or a PiSSA or MiLoRA meets
-            quantised weights or a rank that a weight does not have.
+            quantized weights or a rank that a weight does not have.
     """
-    import torch
     from peft import get_peft_model
-
-    from subspace_lab.adapters.initialization import (
-        refuse_quantised,
-        refuse_too_high_ranks,
-        split_off_minor_directions,
-    )
 
     refuse_unmatched_targets(model, getattr(config, "target_modules", None))
     if method in SPLIT_THE_BASE:
-        refuse_quantised(model, method)
+        refuse_quantized(model, method)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
@@ -175,13 +176,12 @@ def refuse_unmatched_targets(model: nn.Module, targets: Collection[str] | str | 
 
     Args:
         model: the base model.
-        targets: full names of modules or their last components; PEFT itself judges a regular
-            expression and what is unset.
+        targets: full names of modules or their last components; PEFT itself checks a regular
+            expression and a missing value.
 
     Raises:
         UserError: naming them, and the model's linear layers.
     """
-    import torch
     from transformers.pytorch_utils import Conv1D
 
     if targets is None or isinstance(targets, str):
@@ -213,7 +213,7 @@ def read_peft_fields(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"there is no PEFT configuration file {path}")
+        raise UserError(f"the PEFT configuration file {path} does not exist")
     try:
         fields = yaml.safe_load(path.read_text())  # JSON is YAML
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -13,7 +13,7 @@ _DEFAULT_CALLBACKS: list[Any] = trainer.DEFAULT_CALLBACKS
 
 
 class FollowTrainers(TrainerCallback):
-    """Says which step begins in every Trainer that is built from now on.
+    """Reports which step begins in every Trainer that is built from now on.
 
     The callback joins transformers' default callbacks until `stop`, or until the listener is gone.
 

@@ -14,13 +14,13 @@ the first block of the last columns,
     [Z_1]   rows of "X only"
     [Z_2]   rows of "Y only",
 
-are Y's residual, inside X and outside it. Orthonormalising them, [C; S] = [Z_1; Z_2] T^{-1}, gives
+are Y's residual, inside X and outside it. Orthonormalizing them, [C; S] = [Z_1; Z_2] T^{-1}, gives
 the cosines svdvals(C) and the sines svdvals(S). Shared directions are deflated exactly, and what
 is left are the angles of the residual spaces (the partial canonical correlations given the shared
 columns). Every pair costs O(r^3), whatever the length of the columns.
 
-Dependent directions are told by the rule of `bases`: a frame without them has none in any of its
-masked parts, so one test per frame decides between the QR above and orthonormal bases by SVD.
+Dependent directions are identified by the rule of `bases`: a frame without them has none in any of
+its masked parts, so one test per frame decides between the QR above and orthonormal bases by SVD.
 """
 
 from __future__ import annotations

@@ -73,8 +73,8 @@ def effective_rank(
         count = torch.as_tensor(kept, device=sigma.device)[..., None]
         sigma = torch.where(torch.arange(sigma.shape[-1], device=sigma.device) < count, sigma, 0.0)
     largest = sigma.amax(-1, keepdim=True)
-    normalised = sigma / torch.where(largest > 0, largest, 1.0)
-    rank = torch.where(largest[..., 0] > 0, _MEASURES[measure](normalised), 0.0)
+    normalized = sigma / torch.where(largest > 0, largest, 1.0)
+    rank = torch.where(largest[..., 0] > 0, _MEASURES[measure](normalized), 0.0)
     return torch.where(sigma.isfinite().all(-1), rank, torch.nan)
 
 

@@ -32,7 +32,7 @@ class NullOverlap:
 
     Attributes:
         squared_cosines: E sum cos^2 theta_i; an empty mask counts as 0.
-        phi: E of the normalised overlap, given that neither mask is empty.
+        phi: E of the normalized overlap, given that neither mask is empty.
     """
 
     squared_cosines: float
@@ -44,7 +44,7 @@ def random_subspace(
 ) -> Float64[Tensor, "*batch {n} {k}"]:
     """Orthonormal frames (..., n, k) with the uniform (Haar) distribution.
 
-    The Q of a Gaussian matrix's QR factorisation with a positive diagonal in R (Mezzadri 2007,
+    The Q of a Gaussian matrix's QR factorization with a positive diagonal in R (Mezzadri 2007,
     Notices of the AMS 54(5)).
     """
     gaussian = torch.randn(*batch, n, k, dtype=torch.float64, generator=generator)

@@ -1,8 +1,8 @@
 """Rank cores: all that a step of a low-rank update says, in r dimensions.
 
 For one side of the update, X = A^T (n, r) for the row space or X = B (m, r) for the column space,
-let X_t = Q R be its QR factorisation at step t, and Delta = X_t - X_s the displacement since an
-earlier step s (the previous one, or the start). One QR factorisation of the stacked [X_t, Delta]
+let X_t = Q R be its QR factorization at step t, and Delta = X_t - X_s the displacement since an
+earlier step s (the previous one, or the start). One QR factorization of the stacked [X_t, Delta]
 gives Delta = Q along + Q_perp across, where Q_perp is orthonormal and orthogonal to Q. The frames
 X_t and X_s in the common orthonormal basis [Q, Q_perp] are then
 
@@ -174,16 +174,16 @@ def frame_core(
     previous: Float[Tensor, "*batch n r"],
     start: Float[Tensor, "*batch n r"],
 ) -> Frame:
-    """Reduce one side of the update to its frame core, in one QR factorisation.
+    """Reduce one side of the update to its frame core, in one QR factorization.
 
-    The columns of [X, X - previous, X - start] are factorised together; the block of the last
-    displacement that is orthogonal to X has 2 r rows, and a second, small factorisation brings it
+    The columns of [X, X - previous, X - start] are factorized together; the block of the last
+    displacement that is orthogonal to X has 2 r rows, and a second, small factorization brings it
     to r. Runs on the tensors' device, in float64.
     """
     n, rank = X.shape[-2:]
     now, step, whole = (slice(i * rank, (i + 1) * rank) for i in range(3))
     # Laid out column by column, as LAPACK wants it, and filled without temporaries: on a processor
-    # the copies would otherwise cost more than the factorisation.
+    # the copies would otherwise cost more than the factorization.
     columns = torch.empty(*X.shape[:-2], 3 * rank, n, dtype=torch.float64, device=X.device)
     columns[..., now, :] = X.mT
     torch.sub(columns[..., now, :], previous.mT, out=columns[..., step, :])

@@ -1,7 +1,7 @@
 """Triangular factors and the r x r core of a low-rank update, in float64.
 
 A low-rank update dW = scaling B A, B (m, r), A (r, n), is an r x r matrix seen through two
-isometries: with thin QR factorisations B = Q_B R_B and A^T = Q_A R_A,
+isometries: with thin QR factorizations B = Q_B R_B and A^T = Q_A R_A,
 
     dW = Q_B (scaling R_B R_A^T) Q_A^T,
 
@@ -10,7 +10,7 @@ angles only can be read off the triangular factors; the m x n product is never f
 
 Householder QR is column-wise backward stable, whatever the condition number (Higham, Accuracy and
 Stability of Numerical Algorithms, 2002, Section 19.3). On CUDA a batched Householder QR loops over
-its batch, so the factor is computed by matrix products and Cholesky factorisations instead.
+its batch, so the factor is computed by matrix products and Cholesky factorizations instead.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ EPS = torch.finfo(torch.float64).eps
 
 # Singular values up to this multiple of the largest count as zero in every numerical rank. It is
 # a constant, well above the rounding of a QR of any adapter and below any ratio in double
-# precision that can still be trusted, so that all masks of one frame are judged alike.
+# precision that can still be trusted, so that the same rule holds for all masks of one frame.
 RANK_TOLERANCE = 1e-13
 
 # What rounding makes of a product that is zero, relative to sum_i ||b_i|| ||a_i||: the triangular
@@ -80,7 +80,7 @@ def _shifted_cholesky(X: Float64[Tensor, "*batch n k"]) -> Float64[Tensor, "*bat
 
     One pass factors Q^T Q + shift I = T^T T and replaces Q by Q T^{-1}, with the shift of Fukaya,
     Kannan, Nakatsukasa, Yamamoto and Yanagisawa (2020, SIAM J. Sci. Comput. 42(1)) under which the
-    Cholesky factorisation cannot break down. Only the last pass needs its shift removed from
+    Cholesky factorization cannot break down. Only the last pass needs its shift removed from
     R^T R = X^T X; division by sqrt(1 + shift) does that for every direction that the earlier
     passes have made orthonormal. What is left of it after four passes, the product of the square
     roots of the four shifts, lies below the unit roundoff, so that exactly dependent and zero

@@ -6,12 +6,12 @@
     folder.skipped                    # DataFrame: module, reason, parameters
 
 LoRA in all its layer kinds, rsLoRA, DoRA and AdaLoRA are read. What is not an update scaling * B A
-of stored factors is named in `skipped`, never guessed.
+of stored factors is listed in `skipped`, never guessed.
 
 A PiSSA, CorDA, OLoRA or LoRA-GA adapter changed the base weight at its start. Saved with
 `path_initial_model_for_weight_conversion` it is a plain LoRA of twice the rank, valid on the
 original base; otherwise B A is the update of the residual base, and the column `note` says so,
-as far as the configuration tells: an initialisation made by hand (MiLoRA) or saved as
+as far as the configuration tells: an initialization made by hand (MiLoRA) or saved as
 `init_lora_weights=True` leaves no trace in the files.
 """
 
@@ -56,7 +56,7 @@ class AdapterFolder:
         parameters: how many numbers the modules with an update hold (factors, magnitudes).
 
     Raises:
-        UserError: if the folder holds no adapter, one that is no LoRA, or a broken file.
+        UserError: if the folder holds no adapter, one that is not a LoRA, or a broken file.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -94,7 +94,7 @@ class AdapterFolder:
         they are the update of the direction; see `dora_whole_update`.
 
         Raises:
-            UserError: if the module has no factors here; the message tells why.
+            UserError: if the module has no factors here; the message says why.
         """
         stored = self._find(module)
         B, A = read_tensors(self._weights, (stored.B_key, stored.A_key))
@@ -106,11 +106,11 @@ class AdapterFolder:
         """Read a DoRA module's magnitude, one number per row of dW.
 
         Raises:
-            UserError: if the module is not there, or is no DoRA.
+            UserError: if the module is missing, or is not a DoRA.
         """
         stored = self._find(module)
         if stored.magnitude_key is None:
-            raise UserError(f"{module} in {self.path} is no DoRA: it has no magnitude")
+            raise UserError(f"{module} in {self.path} is not a DoRA: it has no magnitude")
         return read_tensors(self._weights, (stored.magnitude_key,))[0].flatten()
 
     def _find(self, module: str) -> StoredModule:

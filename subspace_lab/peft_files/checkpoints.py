@@ -10,6 +10,7 @@ import pandas as pd
 from subspace_lab.errors import UserError
 from subspace_lab.peft_files.adapter_folder import AdapterFolder
 from subspace_lab.peft_files.configuration import CONFIG_FILE
+from subspace_lab.peft_files.lora_file import LoraFile
 from subspace_lab.peft_files.root_adapter import RootAdapter, find_root_adapter
 
 
@@ -34,7 +35,7 @@ def checkpoint_folders(path: str | Path) -> dict[int, Path]:
     """Find the folders that a training run left, by their steps in ascending order.
 
     Looks for `snapshots/step-N` (a run), then `step-N` (its snapshots), then `checkpoint-N` (the
-    output folder of a `transformers.Trainer`), and takes the first sort that is there. The result
+    output folder of a `transformers.Trainer`), and uses the first kind that exists. The result
     is empty where there is none: a run need not keep adapters.
 
     Args:
@@ -42,9 +43,9 @@ def checkpoint_folders(path: str | Path) -> dict[int, Path]:
     """
     for pattern in ("snapshots/step-*", "step-*", "checkpoint-*"):
         steps = {
-            int(found[1]): folder
+            int(match[1]): folder
             for folder in Path(path).glob(pattern)
-            if (found := re.fullmatch(r"[a-z]+-(\d+)", folder.name)) and folder.is_dir()
+            if (match := re.fullmatch(r"[a-z]+-(\d+)", folder.name)) and folder.is_dir()
         }
         if steps:
             return dict(sorted(steps.items()))
@@ -91,19 +92,38 @@ def resolve_adapter(path_or_hub_id: str | Path) -> Path:
     name = str(path_or_hub_id)
     if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise UserError(
-            f"there is no adapter folder {name}, and it is no hub id of the form owner/name: "
-            f"give the folder that holds {CONFIG_FILE}"
+            f"there is no adapter folder {name}, and it is not a hub id of the form owner/name: "
+            f"name the folder that holds {CONFIG_FILE}"
         )
     from huggingface_hub import snapshot_download
 
     try:
-        found = Path(snapshot_download(name, allow_patterns=["adapter_*"]))
+        folder = Path(snapshot_download(name, allow_patterns=["adapter_*"]))
     except Exception as error:  # each layer below (cache, HTTP, proxy) has errors of its own
         first_line = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"there is no adapter folder {name}, and the hub gave no adapter of that id "
+            f"there is no adapter folder {name}, and the hub has no readable adapter of that id "
             f"({type(error).__name__}: {first_line}): check the name and the connection"
         ) from error
-    if not (found / CONFIG_FILE).is_file():
-        raise UserError(f"{name} on the hub holds no {CONFIG_FILE}: it is no PEFT adapter")
-    return found
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"{name} on the hub has no {CONFIG_FILE}: it is not a PEFT adapter")
+    return folder
+
+
+def open_any(path_or_hub_id: str | Path) -> Checkpoints:
+    """Open what another tool trained: a folder with checkpoints, or one adapter as step 0.
+
+    Raises:
+        UserError: if it is neither, or none of the checkpoints can be read.
+    """
+    path = Path(path_or_hub_id)
+    if path.suffix == ".safetensors" and path.is_file():
+        return Checkpoints({0: LoraFile(path)}, pd.DataFrame(columns=["folder", "reason"]), None)
+    checkpoints = open_checkpoints(path)
+    if checkpoints:
+        return checkpoints
+    if len(checkpoints.left_out):
+        folder, reason = checkpoints.left_out.iloc[-1]
+        raise UserError(f"{path} has no checkpoint that can be read ({folder}: {reason})")
+    adapter = AdapterFolder(resolve_adapter(path_or_hub_id))
+    return Checkpoints({0: adapter}, checkpoints.left_out, None)

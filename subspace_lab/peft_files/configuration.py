@@ -1,4 +1,4 @@
-"""What an `adapter_config.json` says about the update: the scaling, and what is no plain B A."""
+"""What an `adapter_config.json` says about the update: the scaling, and what is not a plain B A."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _REFUSED = {
     "monteclora_config": "MonteCLoRA's factors are the mean of a distribution of updates",
     "alora_invocation_tokens": "aLoRA acts only on the tokens after its invocation string",
 }
-# Initialisations that take something out of the base weight (a residual, or its quantisation).
+# Initializations that take something out of the base weight (a residual, or its quantization).
 _CHANGE_BASE = ("pissa", "corda", "olora", "lora_ga", "loftq")
 
 
@@ -90,7 +90,7 @@ class AdapterConfig:
         return "+".join(names) or "lora"
 
     def refusal(self) -> str | None:
-        """Say why no module of this adapter is an update scaling * B A, if that is so."""
+        """Say why no module of this adapter is an update scaling * B A; None if they are."""
         for option, value in self.values.items():
             toggles = option.startswith("use_") or option.endswith("_config")
             if value not in (None, False, {}) and (
@@ -104,7 +104,7 @@ class AdapterConfig:
         return None
 
     def expected_rank(self, pattern_key: str) -> int:
-        """Give the rank that the configuration assigns to a module.
+        """Return the rank that the configuration assigns to a module.
 
         Args:
             pattern_key: the name that PEFT matches `rank_pattern` with.
@@ -146,10 +146,10 @@ class AdapterConfig:
     def note(self, kind: str) -> str:
         """Tell what a reader of B A has to know besides."""
         notes = []
-        initialisation = self.values.get("init_lora_weights")
-        if kind == "linear" and str(initialisation).lower().startswith(_CHANGE_BASE):
+        initialization = self.values.get("init_lora_weights")
+        if kind == "linear" and str(initialization).lower().startswith(_CHANGE_BASE):
             notes.append(
-                f"not converted: init_lora_weights={initialisation!r} also changed the base "
+                f"not converted: init_lora_weights={initialization!r} also changed the base "
                 "weight, so on the original base the update is not B A"
             )
         if self.use_dora:
@@ -174,13 +174,13 @@ def read_config(folder: Path) -> AdapterConfig:
     """Read and check the configuration of an adapter folder.
 
     Raises:
-        UserError: if there is none, if it is no JSON, or if the adapter is no LoRA at all.
+        UserError: if there is none, if it is not JSON, or if the adapter is not a LoRA.
     """
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise UserError(
-            f"{folder} is no PEFT adapter folder, it holds no {CONFIG_FILE}"
-            f"{_elsewhere(folder)}: give the folder that save_pretrained wrote"
+            f"{folder} is not a PEFT adapter folder, it has no {CONFIG_FILE}"
+            f"{_elsewhere(folder)}: name the folder that save_pretrained wrote"
         )
     try:
         values = json.loads(file.read_text(encoding="utf-8"))

@@ -159,7 +159,7 @@ def _describe(
         raise NotCoveredError(f"lora_A {A} and lora_B {B} are not two factors of one layer")
     r = A[0]
     if len(A) > 2 and B[1] != r:
-        raise NotCoveredError("a convolution with groups: its update is no single product B A")
+        raise NotCoveredError("a convolution with groups: its update is not a single product B A")
     if B[1:] != (r,) + (1,) * (len(B) - 2):
         raise NotCoveredError(f"lora_A {A} and lora_B {B} do not multiply")
 
@@ -190,7 +190,7 @@ def _describe(
 
 
 def _pattern_key(path: str, name: str, config: AdapterConfig) -> str:
-    """Give the name that PEFT matched `rank_pattern` and `alpha_pattern` with."""
+    """Return the name that PEFT matched `rank_pattern` and `alpha_pattern` with."""
     parameters = config.parameters_of(name)
     if len(parameters) > 1 or path.endswith(".base_layer"):
         raise NotCoveredError(

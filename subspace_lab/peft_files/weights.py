@@ -29,7 +29,7 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """List the tensors of a weights file with their shapes, without reading their values.
 
     Raises:
-        UserError: if the file is truncated, malformed, or no file of tensors.
+        UserError: if the file is truncated, malformed, or not a file of tensors.
     """
     with _reading(file):
         if file.suffix == ".safetensors":
@@ -57,7 +57,7 @@ def _mapped_pickle(file: Path) -> Mapping[str, Tensor]:
     """Load a `.bin` without executing its pickle; torch's older format cannot be memory-mapped."""
     content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"{file} holds something else than named tensors: it is no adapter")
+        raise UserError(f"{file} holds something other than named tensors: it is not an adapter")
     return content
 
 

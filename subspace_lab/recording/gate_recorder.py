@@ -32,7 +32,7 @@ ROWS = TOKENS = 4
 
 
 def observed_steps(last: int, *, seed: int) -> list[int]:
-    """Give the steps to observe: the first two, and six of the later ones, drawn from the seed."""
+    """List the steps to observe: the first two, and six later ones drawn from the seed."""
     later = np.arange(FIRST_STEPS + 1, last + 1)
     chosen = np.random.default_rng([seed, 0]).permutation(later)[:LATER_STEPS]
     return [*range(1, min(FIRST_STEPS, last) + 1), *sorted(chosen.tolist())]

@@ -8,7 +8,7 @@ from filelock import FileLock
 
 
 def run_lock(run: Path) -> FileLock:
-    """Give the lock that is held while the run in a folder is trained.
+    """Return the lock that is held while the run in a folder is trained.
 
     It belongs to the folder itself, whatever symbolic links lead there.
     """

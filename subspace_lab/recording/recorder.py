@@ -1,7 +1,7 @@
 """The recorder: a Trainer callback that reduces every adapted matrix to its rank core.
 
 At each scheduled step A and B are reduced on their own device, all modules of one shape in one
-batched factorisation; only the cores, r x r numbers, travel to the disk.
+batched factorization; only the cores, r x r numbers, travel to the disk.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from subspace_lab import schedule
 from subspace_lab.adapters.mask import RankMask, find_rank_mask
 from subspace_lab.adapters.modules import lora_modules, lora_table
 from subspace_lab.errors import UserError
 from subspace_lab.provenance import provenance
-from subspace_lab.recording import schedule
 from subspace_lab.recording.gate_recorder import GateRecorder
 from subspace_lab.recording.recording import Recording
 from subspace_lab.recording.snapshots import Save, Snapshots
@@ -44,14 +44,14 @@ class SubspaceRecorder(TrainerCallback):
 
     Args:
         folder: the run directory; new or empty.
-        cores: when to record rank cores, a schedule (see `recording.schedule`).
+        cores: when to record rank cores, a schedule (see `subspace_lab.schedule`).
         modules: the module table of a model whose matrices A and B are out of reach (full
             fine-tuning, sharded adapters), which is recorded with `cores="never"`; None: that of
             the model's LoRA layers.
         snapshots: when to save whole adapters; the first and the last are always saved.
         mask: the rank mask, if any; None: the one attached to the model, found at the start.
         adapter: name of the PEFT adapter.
-        description: what run.json says of the run (configuration, data); provenance is added.
+        description: what run.json says about the run (configuration, data); provenance is added.
         resume_at: step of the checkpoint from which the Trainer continues this run; None: a new
             run.
         save: what writes a snapshot, given the model and the folder; None: PEFT's
@@ -82,7 +82,7 @@ class SubspaceRecorder(TrainerCallback):
             schedule.parse(text)
         if modules is not None and cores != "never":
             raise UserError(
-                "cores of modules out of reach cannot be recorded: set `cores` to never"
+                "the cores of `modules` out of reach cannot be recorded: set `cores` to never"
             )
         self._modules = modules
         self._adapter = adapter

@@ -13,9 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import nn
 
-from subspace_lab import files
+from subspace_lab import files, schedule
 from subspace_lab.adapters.modules import LoraModule
-from subspace_lab.recording import schedule
 from subspace_lab.recording.core_recorder import CoreRecorder
 from subspace_lab.recording.divergence import finite, true_loss, weights_are_finite
 from subspace_lab.recording.gate_recorder import GateRecorder
@@ -33,7 +32,7 @@ class Recording:
         modules: the module table.
         schedules: of `cores` and `snapshots`.
         snapshots: saves the model's adapter.
-        description: what run.json says of the run besides its modules.
+        description: what run.json says about the run besides its modules.
         resume_at: the checkpoint's step; None: a new run.
 
     Attributes:
@@ -82,7 +81,7 @@ class Recording:
         return step if step is not None and step <= self._resume_at else None
 
     def start(self, step: int, layers: Sequence[LoraModule], *, gates: GateRecorder | None) -> None:
-        """Record what a new run is before its first step.
+        """Record the state before the first step, and prepare to record the steps.
 
         Args:
             step: the step that the training starts from.
@@ -177,7 +176,7 @@ class Recording:
         self._writer.close(status)
 
     def discard(self) -> None:
-        """Stop, and delete what was recorded, or keep it as far as a resumed run began with it."""
+        """Stop recording, and delete what was recorded unless the run was resumed."""
         self._writer.abandon()
         if self._gates is not None:
             self._gates.end_step()
@@ -201,7 +200,7 @@ class Recording:
         }
 
     def _note_divergence(self, step: int) -> None:
-        """Say so, here and in run.json, if the weights are not finite, once."""
+        """Warn once, and note in run.json, if the weights are not finite."""
         if self.diverged_at is not None or weights_are_finite(self._model):
             return
         self.diverged_at = step

@@ -13,7 +13,7 @@ from torch import Tensor
 from subspace_lab.adapters.modules import LoraModule
 
 CACHED_BYTES = 2**21
-"""Size up to which a processor factorises a batch without leaving its cache."""
+"""Size up to which a processor factorizes a batch without leaving its cache."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What a `transformers.Trainer` says of a training, under the names of a run's record."""
+"""What a `transformers.Trainer` reports about a training, under the names of a run's record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run directory, written while the run goes on.
+"""The run directory, written while the run continues.
 
     RUN/run.json                 schema version, status, configuration, provenance, module table
     RUN/metrics.parquet          one row per optimizer step
@@ -109,7 +109,7 @@ class RunWriter:
         self._metrics.setdefault(step, {}).update(values)
 
     def flush_now_and_then(self) -> None:
-        """Flush if the last flush is a while ago, so that a killed or a slow run can be read."""
+        """Flush if the last flush was long ago, so that a killed or slow run can be read."""
         if time.monotonic() - self._flushed > SECONDS_BETWEEN_FLUSHES:
             self.flush()
 

@@ -5,22 +5,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from subspace_lab import files, linalg
 from subspace_lab.linalg.rank_core import Frame, RankCore
 from subspace_lab.module_table import MODULE_COLUMNS
+from subspace_lab.peft_files.adapter_folder import AdapterFolder
+from subspace_lab.runs.chunks import Chunk
 from subspace_lab.runs.stored_cores import stored_names, unpacked
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from numpy.typing import NDArray
-
-    from subspace_lab.peft_files.adapter_folder import AdapterFolder
 
 CORES_PER_BATCH = 512
 """Cores that are read at once: work on them stays in the processor's cache."""
@@ -67,7 +64,7 @@ class PendingBatch:
 
 
 def recorded_batches(
-    chunks: Sequence[tuple[NDArray[np.int64], Path]],
+    chunks: Sequence[Chunk],
     table: pd.DataFrame,
     *,
     modules: Collection[str],
@@ -77,35 +74,34 @@ def recorded_batches(
     """List cores in chunks, `CORES_PER_BATCH` at a time (one step's, if they are more).
 
     Args:
-        chunks: the steps of each chunk and its file, in ascending order.
+        chunks: the run's chunks of cores, in ascending order.
         table: the run's module table.
         modules: only these.
         steps: only these; None: all.
         displacements: also read the displacements since the previous step and since the start.
     """
-    for chunk_steps, path in chunks:
-        wanted = np.arange(len(chunk_steps))
+    for chunk in chunks:
+        wanted = np.arange(len(chunk.steps))
         if steps is not None:
-            wanted = np.flatnonzero(np.isin(chunk_steps, list(steps)))
+            wanted = np.flatnonzero(np.isin(chunk.steps, list(steps)))
         for rank in table["r"].unique():
-            group = table[table["r"] == rank]
-            chosen = np.isin(group["module"], list(modules))
+            same_rank = table[table["r"] == rank]
+            chosen = np.isin(same_rank["module"], list(modules))
             if not chosen.any():
                 continue
-            group = group[chosen].reset_index(drop=True)
-            scaling = torch.tensor(group["scaling"].to_numpy())
-            length = max(1, CORES_PER_BATCH // len(group))
+            same_rank = same_rank[chosen].reset_index(drop=True)
+            scaling = torch.tensor(same_rank["scaling"].to_numpy())
+            length = max(1, CORES_PER_BATCH // len(same_rank))
             for start in range(0, len(wanted), length):
                 places = wanted[start : start + length]
                 load = functools.partial(
-                    _load_recorded, path, chunk_steps, group, places, chosen, scaling, displacements
+                    _load_recorded, chunk, same_rank, places, chosen, scaling, displacements
                 )
-                yield PendingBatch(len(places) * len(group), load)
+                yield PendingBatch(len(places) * len(same_rank), load)
 
 
 def _load_recorded(
-    path: Path,
-    chunk_steps: NDArray[np.int64],
+    chunk: Chunk,
     modules: pd.DataFrame,
     places: NDArray[np.int64],
     chosen: NDArray[np.bool_],
@@ -113,12 +109,12 @@ def _load_recorded(
     displacements: bool,
 ) -> CoreBatch:
     rank = int(modules["r"].iloc[0])
-    with files.open_tensors(path) as tensors:
+    with files.open_tensors(chunk.path) as tensors:
         stored = stored_names(tensors.keys(), rank, displacements=displacements)
         arrays = {
             name: _read(tensors.get_slice(key), places, chosen) for name, key in stored.items()
         }
-    return CoreBatch(chunk_steps[places], modules, unpacked(arrays, rank, scaling))
+    return CoreBatch(chunk.steps[places], modules, unpacked(arrays, rank, scaling))
 
 
 def computed_batches(

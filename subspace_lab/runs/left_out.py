@@ -35,8 +35,8 @@ def left_out(snapshots: Checkpoints, *, modules: Collection[str]) -> pd.DataFram
     checkpoints = snapshots.left_out.rename(columns={"folder": "name"})
     tables.append(checkpoints.assign(kind="checkpoint", parameters=0))
     rows = [row for table in tables for row in table[COLUMNS].to_dict(orient="records")]
-    found = pd.DataFrame(rows, columns=COLUMNS)
-    return found.drop_duplicates(COLUMNS[:3], keep="last").reset_index(drop=True)
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return table.drop_duplicates(COLUMNS[:3], keep="last").reset_index(drop=True)
 
 
 def coverage(snapshots: Checkpoints) -> tuple[int, int]:

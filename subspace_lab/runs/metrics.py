@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
+
+from subspace_lab import files
+from subspace_lab.errors import UserError
+
+
+def read_metrics(run: Path) -> pd.DataFrame:
+    """Read the metrics table of a run directory.
+
+    Raises:
+        UserError: if there is none.
+    """
+    path = run / "metrics.parquet"
+    if not path.is_file():
+        raise UserError(
+            f"{run} has no metrics.parquet: it is not a recorded run, or has just begun"
+        )
+    return files.read_table(path)
 
 
 def evaluations(metrics: pd.DataFrame) -> pd.DataFrame:

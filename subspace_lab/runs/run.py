@@ -2,7 +2,7 @@
 
 `Run(path)` opens a run directory (also one that is still being written), a PEFT adapter folder, a
 Trainer output folder with `checkpoint-*` folders, or a hub id. Analyses ask it for modules, steps,
-cores, masks and factors, and never learn which of these it is.
+cores, masks and factors, and need not know which of these it is.
 """
 
 from __future__ import annotations
@@ -11,41 +11,33 @@ import functools
 from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from subspace_lab import files
 from subspace_lab.errors import UserError
 from subspace_lab.linalg.factors import Factors
-from subspace_lab.models import DTYPES
+from subspace_lab.linalg.rank_core import RankCore
 from subspace_lab.module_table import MODULE_COLUMNS
-from subspace_lab.peft_files.adapter_folder import AdapterFolder
-from subspace_lab.peft_files.checkpoints import (
-    Checkpoints,
-    checkpoint_folders,
-    open_checkpoints,
-    resolve_adapter,
-)
+from subspace_lab.peft_files.checkpoints import checkpoint_folders, open_any, open_checkpoints
 from subspace_lab.peft_files.configuration import CONFIG_FILE
+from subspace_lab.runs.chunks import Kind, list_chunks, read_masks
 from subspace_lab.runs.core_batches import (
     CoreBatch,
     PendingBatch,
     computed_batches,
     recorded_batches,
 )
+from subspace_lab.runs.described import Described
 from subspace_lab.runs.left_out import coverage, left_out
-from subspace_lab.runs.metrics import evaluations
+from subspace_lab.runs.metrics import evaluations, read_metrics
 from subspace_lab.runs.observed_gates import Gates, read_gates
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
-    from subspace_lab.linalg.rank_core import RankCore
-
-
-class Run:
+class Run(Described):
     """Reads one run.
 
     Args:
@@ -53,7 +45,7 @@ class Run:
 
     Attributes:
         snapshots: the saved adapters with factors B and A, by step.
-        not_finite: the modules, by step, in which nan or infinities were met while reading.
+        not_finite: the modules, by step, in which nan or infinities were read.
 
     Raises:
         UserError: if `path` is none of these.
@@ -62,71 +54,19 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.name = self.path.resolve().name
-        self.description: dict[str, Any] = {}
-        self.recorded = (self.path / "run.json").is_file()
+        file = self.path / "run.json"
+        recorded = file.is_file()
+        super().__init__(files.read_json(file) if recorded else {}, recorded=recorded)
+        self.snapshots = open_checkpoints(self.path / "snapshots") if recorded else open_any(path)
         self.not_finite: dict[int, set[str]] = {}
-        if self.recorded:
-            self.description = files.read_json(self.path / "run.json")
-            self.snapshots = open_checkpoints(self.path / "snapshots")
-        else:
-            self.snapshots = self._open_foreign(path)
 
     def __repr__(self) -> str:
-        """Name the run."""
         return f"Run({str(self.path)!r})"
-
-    def _open_foreign(self, path: str | Path) -> Checkpoints:
-        checkpoints = open_checkpoints(self.path)
-        if checkpoints:
-            return checkpoints
-        if len(checkpoints.left_out):
-            folder, reason = checkpoints.left_out.iloc[-1]
-            raise UserError(f"{self.path} has no checkpoint that can be read ({folder}: {reason})")
-        adapter = AdapterFolder(resolve_adapter(path))
-        return Checkpoints({0: adapter}, checkpoints.left_out, None)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The configuration that the run was trained with (empty for a foreign adapter).
-
-        `base_dtype` is the one that was used, also where it was left to the machine.
-        """
-        config = dict(self.description.get("config", {}))
-        used = self.description.get("provenance", {}).get("base_dtype")
-        if "base_dtype" in config and used is not None:
-            names = {dtype: name for name, dtype in DTYPES.items()}
-            config["base_dtype"] = names.get(used, used)
-        return config
-
-    @property
-    def evaluated_split(self) -> str:
-        """Which rows the run is evaluated on; test rows, where its training evaluated none.
-
-        A run of another script does not say which rows it was: "held-out".
-        """
-        otherwise = "test" if "task" in self.config else "held-out"
-        split = str(self.config.get("eval_split", otherwise))
-        return "test" if split == "none" else split
 
     @property
     def mask_law(self) -> dict[str, Any] | None:
         """The law of the rank masks, as `MaskLaw`'s fields; None where nothing was masked."""
         return self.description.get("mask")
-
-    @property
-    def finished(self) -> bool:
-        """Whether training came to its end (adapters of other tools are taken to be finished)."""
-        return not self.recorded or self.description.get("status") == "finished"
-
-    @property
-    def diverged_at(self) -> int | None:
-        """The step after which weights were seen not to be finite; None if they always were."""
-        return self.description.get("diverged_at")
-
-    @property
-    def best_step(self) -> int | None:
-        """The step of the best model by its evaluations, if the Trainer loaded it at its end."""
-        return self.description.get("best_step")
 
     @property
     def adapter_folders(self) -> dict[int, Path]:
@@ -150,7 +90,7 @@ class Run:
         if root := self.snapshots.root:
             return root.step
         if not self.adapter_folders:
-            raise UserError(f"{self.path} has no saved adapters: record them with --snapshots")
+            raise UserError(f"{self.path} has no saved adapters: record them with `snapshots`")
         return max(self.adapter_folders)
 
     @property
@@ -160,7 +100,7 @@ class Run:
 
     @property
     def left_out(self) -> pd.DataFrame:
-        """What of the saved adapters is not analyzed, and why: see `left_out`'s own module."""
+        """The parts of the saved adapters that are not analyzed, and why; see `runs.left_out`."""
         return left_out(self.snapshots, modules=self.modules["module"])
 
     @property
@@ -180,7 +120,7 @@ class Run:
             if "modules" not in self.description:
                 raise UserError(f"{self.path / 'run.json'} lists no modules: restore it")
             return pd.DataFrame(self.description["modules"], columns=MODULE_COLUMNS)
-        return self._last_snapshot().modules[MODULE_COLUMNS].reset_index(drop=True)
+        return self.snapshots[max(self.snapshots)].modules[MODULE_COLUMNS].reset_index(drop=True)
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -189,12 +129,7 @@ class Run:
         Raises:
             UserError: if the run has none.
         """
-        path = self.path / "metrics.parquet"
-        if not path.is_file():
-            raise UserError(
-                f"{self.path} has no metrics.parquet: it is not a recorded run, or has just begun"
-            )
-        return files.read_table(path)
+        return read_metrics(self.path)
 
     @property
     def evaluations(self) -> pd.DataFrame:
@@ -231,29 +166,25 @@ class Run:
         return read_gates(self.path)
 
     def masks_of_rank(self, rank: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Give all recorded masks of the modules of rank r: steps (T,) and masks (T, M, r).
+        """Return all recorded masks of the modules of rank r: steps (T,) and masks (T, M, r).
 
         Modules are in the order of `modules`; True = kept.
 
         Raises:
             UserError: if the run has no step masks, or they are missing.
         """
-        steps, packed = [], []
-        for chunk_steps, path in self._chunks("masks"):
-            with files.open_tensors(path) as tensors:
-                packed.append(tensors.get_tensor(f"r{rank}").numpy())
-            steps.append(chunk_steps)
-        if not steps and self.steps_without_mask:
+        chunks = list_chunks(self.path, "masks")
+        if not chunks and self.steps_without_mask:
             raise UserError(f"{self.path / 'masks'} was deleted: restore it")
-        if not steps:
+        if not chunks:
             raise UserError(
-                f"{self.path} has no step masks: train with --method droplora --granularity step"
+                f"{self.path} has no step masks: train with `method` droplora and `granularity` "
+                "step"
             )
-        unpacked = np.unpackbits(np.concatenate(packed), axis=-1, count=rank)
-        return np.concatenate(steps), unpacked.view(np.bool_)
+        return read_masks(chunks, rank)
 
     def masks(self, module: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Give all recorded masks of a module: steps (T,) and masks (T, r), True = kept.
+        """Return all recorded masks of a module: steps (T,) and masks (T, r), True = kept.
 
         Raises:
             UserError: if the run has no step masks, or no such module.
@@ -263,20 +194,19 @@ class Run:
         return steps, masks[:, place]
 
     def mask(self, step: int, module: str) -> NDArray[np.bool_]:
-        """Give the mask (r,) under which optimizer step `step` was taken, True = kept.
+        """Return the mask (r,) under which optimizer step `step` was taken, True = kept.
 
         Raises:
             UserError: if that step's mask was not recorded.
         """
         steps, masks = self.masks(module)
-        found = np.flatnonzero(steps == step)
-        if not found.size:
+        places = np.flatnonzero(steps == step)
+        if not places.size:
             raise UserError(f"{self.path} has no mask of step {step}: see Run.mask_steps")
-        mask: NDArray[np.bool_] = masks[found[0]]
-        return mask
+        return np.asarray(masks[places[0]])
 
     def core(self, step: int, module: str) -> RankCore:
-        """Give the rank core of one module at one step, without batch dimensions.
+        """Return the rank core of one module at one step, without batch dimensions.
 
         Raises:
             UserError: if that step or module was not recorded.
@@ -316,10 +246,10 @@ class Run:
         modules: Collection[str] | None = None,
         displacements: bool = True,
     ) -> Iterator[PendingBatch]:
-        """List what `cores` gives, for loading in threads; arguments as there."""
+        """List the batches of `cores`, to be loaded in threads; arguments as there."""
         table = self.modules
         chosen = table["module"] if modules is None else modules
-        if chunks := self._chunks("cores"):
+        if chunks := list_chunks(self.path, "cores"):
             batches = recorded_batches(
                 chunks, table, modules=chosen, steps=steps, displacements=displacements
             )
@@ -337,7 +267,7 @@ class Run:
         return batch
 
     def factors(self, step: int, module: str) -> Factors:
-        """Give B (m, r), A (r, n) and the scaling of a module, from the snapshot at `step`.
+        """Return B (m, r), A (r, n) and the scaling of a module, from the snapshot at `step`.
 
         Raises:
             UserError: if there is no snapshot of that step.
@@ -345,7 +275,7 @@ class Run:
         if step not in self.snapshots:
             raise UserError(
                 f"{self.path} has no snapshot of step {step}, only of {sorted(self.snapshots)}: "
-                "record more with --snapshots"
+                "record more with `snapshots`"
             )
         factors = self.snapshots[step].factors(module)
         if not factors.finite:
@@ -355,37 +285,14 @@ class Run:
     def _note_not_finite(self, step: int, module: str) -> None:
         self.not_finite.setdefault(step, set()).add(module)
 
-    def _last_snapshot(self) -> AdapterFolder:
-        return self.snapshots[max(self.snapshots)]
-
     def _place(self, module: str) -> tuple[Any, int]:
         """Find a module's row of the table and its place among the modules of its rank."""
-        found = self.modules[self.modules["module"] == module]
-        if found.empty:
+        rows = self.modules[self.modules["module"] == module]
+        if rows.empty:
             raise UserError(f"{self.path} has no module {module!r}: see Run.modules")
-        row = found.iloc[0]
+        row = rows.iloc[0]
         same_rank = self.modules[self.modules["r"] == row.r]
         return row, int(np.flatnonzero(same_rank["module"] == module)[0])
 
-    def _recorded_steps(self, kind: str) -> list[int]:
-        return [int(step) for steps, _ in self._chunks(kind) for step in steps]
-
-    def _chunks(self, kind: str) -> list[tuple[NDArray[np.int64], Path]]:
-        """List the chunks of a kind in order, with the steps that each holds.
-
-        Raises:
-            UserError: if two chunks hold the same step.
-        """
-        chunks: list[tuple[NDArray[np.int64], Path]] = []
-        last = -1
-        for path in sorted((self.path / kind).glob("steps-*.safetensors")):
-            with files.open_tensors(path) as tensors:
-                steps = tensors.get_tensor("steps").numpy()
-            if steps[0] <= last:
-                raise UserError(
-                    f"{chunks[-1][1]} and {path.name} both hold step {steps[0]}: delete the one "
-                    "that does not belong to this run"
-                )
-            last = steps[-1]
-            chunks.append((steps, path))
-        return chunks
+    def _recorded_steps(self, kind: Kind) -> list[int]:
+        return [int(step) for chunk in list_chunks(self.path, kind) for step in chunk.steps]

@@ -16,7 +16,7 @@ NOT_IN_PRESETS = {"config", "help", "print_config"}  # of the parser, but not fi
 
 
 def training_parser(description: str) -> jsonargparse.ArgumentParser:
-    """Give a parser with `--config` (later ones win) and one flag per `TrainConfig` field."""
+    """Return a parser with `--config` (later ones win) and one flag per `TrainConfig` field."""
     parser = jsonargparse.ArgumentParser(
         description=description, exit_on_error=False, default_env=False
     )

@@ -71,25 +71,25 @@ class TrainConfig:
         rescale: multiply kept directions by 1 / keep_prob.
         sampling: `bernoulli`, or `exact-k` (always keep_prob x rank directions).
         task: name of the task (see `subspace_lab.tasks`), or several joined by "+", which share
-            the rows equally.
+            the examples equally.
         data_dir: folder with task files in LLM-Adapters' layout; unset: generated, or the hub.
         difficulty: difficulty of built-in tasks: `easy`, `medium` or `hard`.
-        label_noise: fraction of training rows with another row's response, in [0, 1].
+        label_noise: fraction of training examples with another example's response, in [0, 1].
         train_split: `train`, or `train+validation` once everything has been chosen.
         eval_split: what is evaluated during training: `validation` (held out of the training
             examples), `test` or `none`. Whatever is chosen by these numbers must be chosen on
             `validation`.
         train_size: training examples (unset: all).
         eval_size: examples for evaluations during training (unset: all).
-        max_length: tokens per row at most; longer rows are refused, never cut.
-        drop_long_rows: leave longer rows out, and record how many, instead of refusing them.
-        group_by_length: batch rows of similar length together: less padding, but batches are no
+        max_length: maximum tokens per example; longer ones are refused, never truncated.
+        drop_long_rows: drop longer examples, and record how many, instead of refusing them.
+        group_by_length: batch examples of similar length together: less padding, but batches are no
             longer uniform draws.
         steps: optimizer steps; 0: as many as `epochs` needs.
         epochs: passes over the training set where `steps` is 0.
-        batch_size: rows per device and forward pass.
+        batch_size: examples per device and forward pass.
         accumulation: forward passes per optimizer step.
-        global_batch: rows per optimizer step over all devices and forward passes; sets
+        global_batch: examples per optimizer step over all devices and forward passes; sets
             `accumulation` for the number of processes (unset: batch_size x accumulation x
             processes).
         learning_rate: peak learning rate.
@@ -100,10 +100,11 @@ class TrainConfig:
         max_grad_norm: gradients are clipped to this norm; 0: not at all.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
         compile: compile the model with torch.compile.
-        seed: seed of initialisation, data order, masks and training data; what is evaluated is
+        seed: seed of initialization, data order, masks and training data; what is evaluated is
             the same for all seeds.
         cores: when to record rank cores: full, light, minimal, never, every:K, log:K or 1,2,5.
-        snapshots: when to save whole adapters, written alike; first and last always are.
+        snapshots: when to save whole adapters (same syntax as `cores`); the first and the last are
+            always saved.
         eval_every: steps between evaluations; 0: only before and after training.
         checkpoint_every: steps between checkpoints to resume from; 0: none.
 
@@ -170,22 +171,22 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.keep_prob <= 1:
-            raise UserError(f"keep_prob must lie in (0, 1], not {self.keep_prob}")
+            raise UserError(f"`keep_prob` must lie in (0, 1], not {self.keep_prob}")
         for name in (*COUNTS, *NOT_NEGATIVE):
-            value, least = getattr(self, name), 1 if name in COUNTS else 0
-            if value is not None and value < least:
-                raise UserError(f"{name} must be at least {least}, not {value}")
+            value, minimum = getattr(self, name), 1 if name in COUNTS else 0
+            if value is not None and value < minimum:
+                raise UserError(f"`{name}` must be at least {minimum}, not {value}")
         for name in ("alpha", "learning_rate", "galore_scale", "lora_plus_ratio"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise UserError(f"{name} must be above 0, not {value}")
+                raise UserError(f"`{name}` must be above 0, not {value}")
         for name in ("label_noise", "lora_dropout"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+                raise UserError(f"`{name}` must lie in [0, 1], not {getattr(self, name)}")
         if self.steps < 0 or (self.steps == 0 and self.epochs <= 0):
-            raise UserError("give steps or epochs above 0")
+            raise UserError("set `steps` or `epochs` above 0")
         if not self.targets:
-            raise UserError("targets is empty: name at least one linear layer, such as q_proj")
+            raise UserError("`targets` is empty: name at least one linear layer, such as q_proj")
         self._check_combinations()
         self._check_restarts()
         self._check_allocation()
@@ -193,24 +194,24 @@ class TrainConfig:
     def _check_combinations(self) -> None:
         if self.method in WHOLE_WEIGHTS and (self.rank_mask or self.peft_config):
             raise UserError(
-                f"method {self.method} has no adapter: leave rank_mask and peft_config out"
+                f"`method` {self.method} has no adapter: omit `rank_mask` and `peft_config`"
             )
         if self.method in WHOLE_WEIGHTS and self.base_dtype == "bf16":
             raise UserError(
-                f"method {self.method} trains the base itself, in fp32: leave base_dtype out"
+                f"`method` {self.method} trains the base itself, in fp32: omit `base_dtype`"
             )
         if self.method == "galore" and self.optimizer != "adamw":
-            raise UserError("method galore is an AdamW of its own: leave optimizer out")
+            raise UserError("`method` galore is an AdamW of its own: omit `optimizer`")
         if self.method == "lora" and self.rank_mask:
-            raise UserError("a LoRA with a rank mask is method droplora: give that")
+            raise UserError("for LoRA with a rank mask, use `method` droplora")
         if self.snapshot_rank is not None and self.method not in WHOLE_WEIGHTS:
-            raise UserError("snapshot_rank belongs to methods full and galore: leave it out")
+            raise UserError("`snapshot_rank` belongs to `method` full and galore: omit it")
         if self.global_batch is not None and self.accumulation != 1:
-            raise UserError("global_batch sets the accumulation: give one of the two")
+            raise UserError("`global_batch` sets `accumulation`: set only one of the two")
         if self.train_split == "train+validation" and self.eval_split == "validation":
             raise UserError(
-                "with train_split train+validation the validation examples are trained on: choose "
-                "eval_split test or none"
+                "with `train_split` train+validation, the validation examples are part of the "
+                "training set: set `eval_split` to test or none"
             )
 
     def _check_restarts(self) -> None:
@@ -218,38 +219,35 @@ class TrainConfig:
         if self.method in WHOLE_WEIGHTS:
             for name, value in adapter_only.items():
                 if value is not None:
-                    raise UserError(f"method {self.method} has no adapter: leave {name} out")
+                    raise UserError(f"`method` {self.method} has no adapter: omit `{name}`")
         if self.freeze is not None and self.method not in ("lora", "droplora"):
-            raise UserError("freeze goes with methods lora and droplora: leave it out")
+            raise UserError("`freeze` goes with `method` lora and droplora: omit it")
         if self.freeze is not None and self.lora_plus_ratio is not None:
-            raise UserError("lora_plus_ratio needs both factors trained: leave freeze out")
+            raise UserError("`lora_plus_ratio` needs both factors trained: omit `freeze`")
         if not self.restart_every:
             return
         if self.method not in ("lora", "droplora") or self.peft_config is not None:
             raise UserError(
-                "restart_every goes with methods lora and droplora without peft_config: leave it "
-                "out"
+                "`restart_every` goes with `method` lora and droplora, not with `peft_config`"
             )
         if self.freeze == "B":
-            raise UserError("a restart sets B to zero, which is frozen: leave freeze out")
+            raise UserError("a restart sets B to zero, which is frozen: omit `freeze`")
         if self.optimizer == "sgd" and self.reset_optimizer is not True:
-            raise UserError("optimizer sgd has no moments: leave reset_optimizer out")
+            raise UserError("`optimizer` sgd has no moments: omit `reset_optimizer`")
         _ = self.pruned_moments
 
     def _check_allocation(self) -> None:
         if self.method != "adalora":
             if self.initial_rank is not None:
-                raise UserError("initial_rank belongs to method adalora: leave it out")
+                raise UserError("`initial_rank` belongs to `method` adalora: omit it")
             return
         if self.rank_mask or self.peft_config is not None or self.use_rslora:
-            raise UserError(
-                "method adalora goes without rank_mask, use_rslora and peft_config: leave them out"
-            )
+            raise UserError("`method` adalora: omit `rank_mask`, `use_rslora` and `peft_config`")
         if self.adalora_rank <= self.rank:
-            raise UserError(f"initial_rank must be above the rank, {self.rank}")
+            raise UserError(f"`initial_rank` must be above `rank`, {self.rank}")
         if not 0 <= self.allocation_start < self.allocation_end <= 1:
             raise UserError(
-                "allocation_start and allocation_end must be shares in ascending order, not "
+                "`allocation_start` and `allocation_end` must be shares in ascending order, not "
                 f"{self.allocation_start} and {self.allocation_end}"
             )
 
@@ -272,7 +270,7 @@ class TrainConfig:
             pruned = -1.0
         if not 0 <= pruned <= 1:
             raise UserError(
-                f"reset_optimizer {self.reset_optimizer!r} is not known: set true, false or "
+                f"`reset_optimizer` {self.reset_optimizer!r} is not known: set true, false or "
                 "prune:SHARE with a share in [0, 1], such as prune:0.99"
             )
         return pruned
@@ -288,7 +286,7 @@ class TrainConfig:
         return default_alpha(self.method, self.rank) if self.alpha is None else self.alpha
 
     def to_dict(self) -> dict[str, Any]:
-        """Give what is trained as plain values: `alpha` and the fields of `peft_config` resolved.
+        """Return what is trained as plain values: `alpha` and the fields of `peft_config` resolved.
 
         Raises:
             UserError: if the file `peft_config` cannot be read.

@@ -1,4 +1,4 @@
-"""What a method does to the base model, and what of it the recorder can keep."""
+"""What a method does to the base model, and what of it can be recorded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from subspace_lab.adapters.adalora import adalora_config, adalora_table, save_al
 from subspace_lab.adapters.conversion import SaveOnOriginalBase, taken_out_of_the_base
 from subspace_lab.adapters.frozen import freeze
 from subspace_lab.adapters.full import FullChange
-from subspace_lab.adapters.initialization import refuse_quantised
+from subspace_lab.adapters.initialization import refuse_quantized
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.adapters.methods import (
     SPLIT_THE_BASE,
@@ -123,7 +123,7 @@ def prepare(config: TrainConfig, model: PreTrainedModel, *, device: torch.device
 
 def _with_restarts(config: TrainConfig, adapted: nn.Module) -> Prepared:
     """Have the adapter restart; its snapshots hold the sum over restarts."""
-    refuse_quantised(adapted.get_base_model(), "restart_every")  # type: ignore[operator]
+    refuse_quantized(adapted.get_base_model(), "restart_every")  # type: ignore[operator]
     restarts = Restarts(
         adapted,
         every=config.restart_every,
@@ -150,7 +150,7 @@ def _warn_of_high_ranks(modules: Sequence[LoraModule]) -> None:
 
 
 def restrict_to_shards(config: TrainConfig, prepared: Prepared) -> Prepared:
-    """Give what can be recorded where FSDP shards the adapter: metrics, masks and checkpoints.
+    """Record metrics, masks and checkpoints only, where FSDP shards the adapter.
 
     Raises:
         UserError: if cores are asked for, there would be no checkpoint, or the adapter in the

@@ -27,7 +27,7 @@ def resume_point(config: TrainConfig, out: Path, *, processes: int, base_dtype: 
     if description.get("config") != config.to_dict():
         raise UserError(
             f"{out} holds a run of another configuration (see {out / 'run.json'}): choose another "
-            "--out"
+            "folder (`out`)"
         )
     if description["status"] == "finished":
         return FINISHED
@@ -36,7 +36,7 @@ def resume_point(config: TrainConfig, out: Path, *, processes: int, base_dtype: 
         raise UserError(
             f"{out} was trained in {used} so far, and base_dtype {config.base_dtype} is "
             f"{base_dtype} on this machine: resume it on a machine like its first, or choose "
-            "another --out"
+            "another folder (`out`)"
         )
     checkpoints = usable_checkpoints(out)
     if not checkpoints:
@@ -61,18 +61,18 @@ def usable_checkpoints(out: Path) -> list[int]:
 
 
 def how_to_continue(out: Path) -> str:
-    """Say in one line what is kept of an interrupted run, and how to continue it."""
+    """Say in one line what is kept of an interrupted run, and how to resume it."""
     if not (out / "run.json").exists():
         return "interrupted before training began: nothing was recorded"
     checkpoints = usable_checkpoints(out)
     resumed = (
         f"continues from the checkpoint of step {max(checkpoints)}"
         if checkpoints
-        else "starts again from step 0, since there is no checkpoint (see --checkpoint_every)"
+        else "starts again from step 0, since there is no checkpoint (see `checkpoint_every`)"
     )
     return (
         f"interrupted after step {_last_recorded_step(out)}, which is recorded in {out}: the same "
-        f"command with --resume true {resumed}"
+        f"command with `resume` true {resumed}"
     )
 
 

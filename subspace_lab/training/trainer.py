@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import nn
 from tqdm import tqdm
 from transformers import (
@@ -20,37 +18,35 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalPrediction
 
-from subspace_lab import files, models, tasks
+from subspace_lab import files, models
 from subspace_lab.adapters.adalora import RankAllocation
-from subspace_lab.adapters.methods import WHOLE_WEIGHTS
 from subspace_lab.adapters.restarts import Restarts
 from subspace_lab.errors import UserError
-from subspace_lab.evaluation.batching import context_length
 from subspace_lab.provenance import provenance
 from subspace_lab.recording.projection_recorder import ProjectionRecorder
 from subspace_lab.recording.recorder import SubspaceRecorder
 from subspace_lab.recording.run_folder import refuse_if_occupied
 from subspace_lab.runs.run import Run
+from subspace_lab.training.arguments import base_dtype, process_count, training_arguments
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.data import (
     RightPadding,
     data_hash,
     response_statistics,
     summarise,
-    tokenize,
 )
-from subspace_lab.training.optimizers import lora_plus_optimizer, optimizer_arguments
+from subspace_lab.training.examples import (
+    load_examples,
+    refuse_examples_beyond_the_context,
+    tokenize_examples,
+)
+from subspace_lab.training.optimizers import lora_plus_optimizer
 from subspace_lab.training.preparation import Prepared, prepare, restrict_to_shards
 from subspace_lab.training.resuming import FINISHED, how_to_continue, resume_point
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from subspace_lab.tasks import Example
-
 
 def train(config: TrainConfig, out: Path, *, resume: bool = False) -> int | None:
-    """Train as `config` says and record into the run directory `out`.
+    """Train as `config` says, and record into the run directory `out`.
 
     Whatever stops the training, what was recorded is on disk then. A `KeyboardInterrupt` gets a
     note that says how to continue.
@@ -71,7 +67,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> int | None
     resume_at = None
     if resume:
         dtype = models.DTYPES[base_dtype(config, models.find_base(config.base))]
-        resume_at = resume_point(config, out, processes=_processes(), base_dtype=dtype)
+        resume_at = resume_point(config, out, processes=process_count(), base_dtype=dtype)
     if resume_at == FINISHED:
         print(f"{out} is finished: nothing to do")
         return Run(out).diverged_at
@@ -113,15 +109,15 @@ def _close_progress_bar(trainer: Trainer) -> None:
 def build(
     config: TrainConfig, out: Path, *, resume_at: int | None = None
 ) -> tuple[nn.Module, Trainer]:
-    """Load base and data, put the adapter and its mask on, and give the Trainer that records."""
-    rows = _load_rows(config)
+    """Load base and data, put the adapter and its mask on, and make the Trainer that records."""
+    examples = load_examples(config)
     base = models.find_base(config.base)
     tokenizer = models.load_tokenizer(base)
-    tokenized = {split: _tokenize(config, examples, tokenizer) for split, examples in rows.items()}
+    tokenized = {split: tokenize_examples(config, examples[split], tokenizer) for split in examples}
     dtype = base_dtype(config, base)
     arguments = training_arguments(config, out, dtype=dtype)
     model = models.load_model(base, dtype=dtype)
-    _refuse_rows_beyond_the_context(model, tokenized)
+    refuse_examples_beyond_the_context(model, tokenized)
     model.config.use_cache = False
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -136,9 +132,11 @@ def build(
             "base_remark": base.remark,
             "base_hash": models.content_hash(base),
             "base_dtype": models.DTYPES[dtype],
-            "data_hashes": {split: data_hash(examples) for split, examples in rows.items()},
+            "data_hashes": {split: data_hash(examples[split]) for split in examples},
             "rows": {split: len(tokens) for split, tokens in tokenized.items()},
-            "rows_dropped": {split: len(rows[split]) - len(tokenized[split]) for split in rows},
+            "rows_dropped": {
+                split: len(examples[split]) - len(tokenized[split]) for split in examples
+            },
             "trainable_parameters": trainable_parameters(prepared.model),
             "processes": arguments.world_size,
         },
@@ -168,20 +166,13 @@ def _of_the_method(config: TrainConfig, model: nn.Module, out: Path) -> list[Tra
         if config.checkpoint_every:
             raise UserError(
                 "AdaLoRA's scores are not part of a checkpoint, so that a run cannot be continued: "
-                "leave checkpoint_every out"
+                "omit `checkpoint_every`"
             )
         phase = (config.allocation_start, config.allocation_end)
         return [RankAllocation(model, out, phase=phase if config.method == "adalora" else None)]
     if config.method == "galore":
         return [ProjectionRecorder(out, refresh_every=config.galore_refresh)]
     return []
-
-
-def base_dtype(config: TrainConfig, base: models.Base) -> models.Precision:
-    """Give the dtype of the base and of what is computed, which `auto` leaves to the machine."""
-    if config.method in WHOLE_WEIGHTS:
-        return "fp32"
-    return models.training_dtype(base) if config.base_dtype == "auto" else config.base_dtype
 
 
 class EvaluateTheEnd(TrainerCallback):
@@ -197,53 +188,6 @@ class EvaluateTheEnd(TrainerCallback):
 def trainable_parameters(model: nn.Module) -> int:
     """Count the parameters that are trained."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def _load_rows(config: TrainConfig) -> dict[str, list[Example]]:
-    shared: dict[str, Any] = {"data_dir": config.data_dir, "difficulty": config.difficulty}
-    rows: dict[str, list[Example]] = {
-        config.train_split: tasks.load(
-            config.task,
-            config.train_split,
-            size=config.train_size,
-            seed=config.seed,
-            label_noise=config.label_noise,
-            **shared,
-        )
-    }
-    if config.eval_split != "none":
-        rows[config.eval_split] = tasks.load(
-            config.task,
-            config.eval_split,
-            size=config.eval_size,
-            seed=tasks.EVALUATION_SEED,
-            **shared,
-        )
-    return rows
-
-
-def _tokenize(
-    config: TrainConfig, examples: list[Example], tokenizer: PreTrainedTokenizerBase
-) -> list[dict[str, list[int]]]:
-    """Tokenise examples, without those that are too long if the configuration says so."""
-    limit = sys.maxsize if config.drop_long_rows else config.max_length
-    tokenized = tokenize(examples, tokenizer, max_length=limit)
-    kept = [row for row in tokenized if len(row["input_ids"]) <= config.max_length]
-    if not kept:
-        raise UserError(f"no row of {config.task} has {config.max_length} tokens or fewer")
-    return kept
-
-
-def _refuse_rows_beyond_the_context(
-    model: PreTrainedModel, tokenized: Mapping[str, list[dict[str, list[int]]]]
-) -> None:
-    longest = max(len(row["input_ids"]) for rows in tokenized.values() for row in rows)
-    context = context_length(model)
-    if context is not None and longest > context:
-        raise UserError(
-            f"a row has {longest} tokens, more than the base's context of {context}: lower "
-            "--max_length, with --drop_long_rows true"
-        )
 
 
 def _recorder(
@@ -262,73 +206,6 @@ def _recorder(
         resume_at=resume_at,
         save=prepared.save,
     )
-
-
-def training_arguments(
-    config: TrainConfig, out: Path, *, dtype: models.Precision = "fp32"
-) -> TrainingArguments:
-    """Translate the configuration for the Trainer, which computes in `dtype`.
-
-    Raises:
-        UserError: if the global batch cannot be made of whole batches on all processes.
-    """
-    evaluated = config.eval_split != "none"
-    return TrainingArguments(
-        # Without GPUs, several processes find each other, and bf16 is accepted, only where the
-        # CPU is asked for.
-        use_cpu=(_processes() > 1 or dtype == "bf16") and not torch.cuda.is_available(),
-        output_dir=str(out / "checkpoints"),
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=4 * config.batch_size,
-        gradient_accumulation_steps=_accumulation(config),
-        max_steps=config.steps or -1,
-        num_train_epochs=config.epochs,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_schedule
-        if config.lr_schedule != "constant"
-        else "constant_with_warmup",
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        **optimizer_arguments(config),
-        max_grad_norm=config.max_grad_norm,
-        bf16=dtype == "bf16",
-        torch_compile=config.compile,
-        ddp_find_unused_parameters=False,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        include_num_input_tokens_seen="all",
-        eval_strategy="steps" if evaluated and config.eval_every else "no",
-        eval_steps=config.eval_every or None,
-        eval_on_start=evaluated,
-        save_strategy="steps" if config.checkpoint_every else "no",
-        save_steps=config.checkpoint_every or 500,
-        save_total_limit=2,
-        train_sampling_strategy="group_by_length" if config.group_by_length else "random",
-        seed=config.seed,
-        report_to=[],
-        label_names=["labels"],
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _accumulation(config: TrainConfig) -> int:
-    """Give the forward passes per optimizer step, so that all processes make the global batch."""
-    if config.global_batch is None:
-        return config.accumulation
-    processes = _processes()
-    accumulation, remainder = divmod(config.global_batch, config.batch_size * processes)
-    if remainder or not accumulation:
-        raise UserError(
-            f"global_batch {config.global_batch} is no multiple of batch_size {config.batch_size} "
-            f"x {processes} processes: change one of them"
-        )
-    return accumulation
-
-
-def _processes() -> int:
-    """Give the number of data-parallel processes, as accelerate launch and torchrun set it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -16,6 +16,7 @@ from subspace_lab.adapters.mask import RankMask
 from subspace_lab.adapters.methods import adapt, lora_config, peft_config_from_file
 from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.errors import UserError
+from subspace_lab.module_table import MODULE_COLUMNS
 from subspace_lab.peft_files.adapter_folder import AdapterFolder
 from tests.tiny import TARGETS, batch, tiny_llama
 
@@ -128,7 +129,7 @@ def test_the_conversion_of_a_compiled_model_is_that_of_the_model(tmp_path):
 
 @pytest.mark.parametrize("method", ["pissa", "milora"])
 def test_a_rank_above_the_smaller_side_is_refused(method):
-    with pytest.raises(UserError, match="16 x 32 and has no 20 singular directions"):
+    with pytest.raises(UserError, match="16 x 32 and does not have 20 singular directions"):
         adapted(method, rank=20, targets=["k_proj"])
 
 
@@ -161,10 +162,11 @@ def test_complete_snapshot_of_full_is_the_trained_model(tmp_path):
     reloaded = PeftModel.from_pretrained(tiny_llama(), tmp_path)
     torch.testing.assert_close(logits(reloaded), logits(model), atol=2e-5, rtol=1e-4)
     assert set(json.loads((tmp_path / TRUNCATION_FILE).read_text()).values()) == {0.0}
-    read, table = AdapterFolder(tmp_path).modules, {m["module"]: m for m in change.modules}
-    assert {row.module: (row.m, row.n, row.r, row.scaling) for row in read.itertuples()} == {
-        name: (m["m"], m["n"], m["r"], m["scaling"]) for name, m in table.items()
-    }
+    read, table = (
+        modules[MODULE_COLUMNS].sort_values("module", ignore_index=True)
+        for modules in (AdapterFolder(tmp_path).modules, change.modules)
+    )
+    assert read.equals(table)
 
 
 def test_truncated_snapshot_of_full_states_what_is_missing(tmp_path):
@@ -221,7 +223,7 @@ def test_peft_config_file_may_name_another_kind(tmp_path):
     ("content", "message"),
     [
         ("rnk: 2", "no field 'rnk'"),
-        ("peft_type: NONSENSE", "no peft_type NONSENSE"),
+        ("peft_type: NONSENSE", "peft_type NONSENSE is unknown"),
         ("- 1", "holds no fields"),
         ("{", "neither JSON nor YAML"),
     ],

@@ -106,7 +106,7 @@ def test_null_phi_is_the_mean_over_masks_of_gaussian_frames(exact_k):
 
 
 def test_a_run_without_step_masks_says_what_to_record(adapter):
-    with pytest.raises(UserError, match="--method droplora --granularity step"):
+    with pytest.raises(UserError, match="`method` droplora and `granularity` step"):
         compute(Run(adapter))
 
 

@@ -102,7 +102,7 @@ def test_a_pickle_is_never_executed(pickled, new):
     with pytest.raises(UserError, match=r"adapter_model\.bin cannot be read.*never executed"):
         AdapterFolder(folder)
     pickled([1, 2], new=new)
-    with pytest.raises(UserError, match="something else than named tensors"):
+    with pytest.raises(UserError, match="something other than named tensors"):
         AdapterFolder(folder)
 
 
@@ -176,7 +176,7 @@ def test_an_unknown_tensor_of_a_module_is_no_plain_lora(tmp_path):
 
 
 def test_messages_say_what_is_missing(tmp_path):
-    with pytest.raises(UserError, match=r"holds no adapter_config\.json: give"):
+    with pytest.raises(UserError, match=r"has no adapter_config\.json: name"):
         AdapterFolder(tmp_path)
     write_adapter(tmp_path / "inner")
     with pytest.raises(UserError, match="subfolders inner do"):
@@ -184,7 +184,7 @@ def test_messages_say_what_is_missing(tmp_path):
     folder = AdapterFolder(tmp_path / "inner")
     with pytest.raises(UserError, match=f"no module lm_head.*{MODULE}"):
         folder.factors("lm_head")
-    with pytest.raises(UserError, match="no DoRA"):
+    with pytest.raises(UserError, match="not a DoRA"):
         folder.magnitude(MODULE)
     (tmp_path / "inner/adapter_config.json").write_text("{")
     with pytest.raises(UserError, match=r"adapter_config\.json cannot be read"):
@@ -202,7 +202,7 @@ def test_resolving_prefers_the_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "nowhere", "a/b/c"])
 def test_what_can_be_no_hub_id_is_not_looked_up(monkeypatch, name):
     monkeypatch.setattr("huggingface_hub.snapshot_download", pytest.fail)
-    with pytest.raises(UserError, match=f"no adapter folder {name}, and it is no hub id"):
+    with pytest.raises(UserError, match=f"no adapter folder {name}, and it is not a hub id"):
         resolve_adapter(name)
 
 
@@ -224,7 +224,7 @@ def test_the_hub_is_asked_for_the_adapter_files_only(tmp_path, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     (tmp_path / "owner/base").mkdir(parents=True)
-    with pytest.raises(UserError, match="no PEFT adapter"):
+    with pytest.raises(UserError, match="not a PEFT adapter"):
         resolve_adapter("owner/base")
     write_adapter(tmp_path / "owner/adapter")
     assert resolve_adapter("owner/adapter") == tmp_path / "owner/adapter"

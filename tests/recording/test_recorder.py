@@ -17,6 +17,7 @@ from subspace_lab.errors import UserError
 from subspace_lab.linalg.rank_core import frame_core
 from subspace_lab.recording import writer
 from subspace_lab.recording.gate_recorder import MODULES
+from subspace_lab.recording.recorder import SubspaceRecorder
 from subspace_lab.runs.opening import open_runs
 from subspace_lab.runs.run import Run
 from tests.recording.conftest import train_tiny
@@ -236,6 +237,8 @@ def test_what_run_and_recorder_refuse(run, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty"):
         train_tiny(tmp_path)
+    with pytest.raises(UserError, match="set `cores` to never"):
+        SubspaceRecorder(tmp_path / "new", modules=run.modules)
     with pytest.raises(UserError):
         Run(tmp_path)
     with pytest.raises(UserError, match="no run matches"):

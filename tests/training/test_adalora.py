@@ -111,10 +111,10 @@ def test_a_peft_configuration_of_adalora_is_allocated_by_its_own_schedule(config
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"initial_rank": 2}, "above the rank, 2"),
-        ({"rank_mask": True}, "goes without rank_mask"),
+        ({"initial_rank": 2}, "above `rank`, 2"),
+        ({"rank_mask": True}, "omit `rank_mask`"),
         ({"allocation_end": 0.1}, "ascending order"),
-        ({"method": "lora"}, "belongs to method adalora"),
+        ({"method": "lora"}, "belongs to `method` adalora"),
     ],
 )
 def test_settings_that_do_not_go_with_adalora_are_refused(config, fields, message):

@@ -12,7 +12,7 @@ from subspace_lab.runs.run import Run
 from subspace_lab.tasks import Example
 from subspace_lab.trained import evaluation_examples
 from subspace_lab.training.config import TrainConfig
-from subspace_lab.training.trainer import _load_rows
+from subspace_lab.training.examples import load_examples
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def gsm8k(tmp_path: Path) -> str:
 def load(run: Path, **fields: Any) -> tuple[list[Example], list[Example]]:
     """Give training and evaluated examples; an analysis of the run loads the same."""
     config = TrainConfig(train_size=90, eval_size=9, **fields)
-    trained, evaluated = _load_rows(config).values()
+    trained, evaluated = load_examples(config).values()
     run.mkdir()
     (run / "run.json").write_text(json.dumps({"config": config.to_dict(), "modules": []}))
     assert evaluation_examples(Run(run)) == evaluated

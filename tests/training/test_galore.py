@@ -170,7 +170,7 @@ def test_galore_without_its_package_is_refused(config, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"galore_refresh": 0}, "galore_refresh must be at least 1"),
+        ({"galore_refresh": 0}, "`galore_refresh` must be at least 1"),
         ({"optimizer": "sgd"}, "AdamW of its own"),
         ({"rank_mask": True}, "has no adapter"),
         ({"base_dtype": "bf16"}, "in fp32"),

@@ -248,14 +248,17 @@ def test_old_runs_find_their_base_by_its_old_name(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method": "full", "rank_mask": True}, "method full has no adapter"),
+        ({"method": "full", "rank_mask": True}, "`method` full has no adapter"),
         ({"method": "full", "base_dtype": "bf16"}, "in fp32"),
-        ({"method": "lora", "rank_mask": True}, "is method droplora"),
-        ({"method": "lora", "snapshot_rank": 4}, "belongs to method full"),
-        ({"global_batch": 8, "accumulation": 2}, "give one of the two"),
-        ({"train_split": "train+validation", "eval_split": "validation"}, "are trained on"),
-        ({"global_batch": 0}, "global_batch must be at least 1"),
-        ({"keep_prob": 0.0}, "keep_prob must lie in"),
+        ({"method": "lora", "rank_mask": True}, "use `method` droplora"),
+        ({"method": "lora", "snapshot_rank": 4}, "belongs to `method` full"),
+        ({"global_batch": 8, "accumulation": 2}, "set only one of the two"),
+        (
+            {"train_split": "train+validation", "eval_split": "validation"},
+            "are part of the training set",
+        ),
+        ({"global_batch": 0}, "`global_batch` must be at least 1"),
+        ({"keep_prob": 0.0}, "`keep_prob` must lie in"),
     ],
 )
 def test_contradictions_are_refused(fields, message):

@@ -123,7 +123,7 @@ def test_lora_plus_gives_b_its_own_rate(config, tmp_path, optimizer):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method": "pissa", "restart_every": 2}, "goes with methods lora and droplora"),
+        ({"method": "pissa", "restart_every": 2}, "goes with `method` lora and droplora"),
         ({"restart_every": 2, "reset_optimizer": "prune:2"}, "share in"),
         ({"restart_every": 2, "reset_optimizer": "some"}, "is not known"),
         ({"restart_every": 2, "freeze": "B"}, "which is frozen"),

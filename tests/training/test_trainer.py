@@ -16,9 +16,10 @@ from subspace_lab import models
 from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
 from subspace_lab.trained import load_trained
-from subspace_lab.training import trainer as training
+from subspace_lab.training import examples
+from subspace_lab.training.arguments import training_arguments
 from subspace_lab.training.config import TrainConfig
-from subspace_lab.training.trainer import build, train, training_arguments
+from subspace_lab.training.trainer import build, train
 from tests.tiny import StopAfter
 
 
@@ -175,13 +176,13 @@ def test_global_batch_is_made_of_whole_batches(config, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     wanted = dataclasses.replace(config, global_batch=12)
     assert training_arguments(wanted, tmp_path).gradient_accumulation_steps == 3
-    with pytest.raises(UserError, match="no multiple of batch_size 4 x 1 processes"):
+    with pytest.raises(UserError, match="not a multiple of `batch_size` 4 x 1 processes"):
         training_arguments(dataclasses.replace(config, global_batch=10), tmp_path)
 
 
 def test_under_fsdp_only_what_can_be_read_is_recorded(config, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UserError, match="give --cores never and --checkpoint_every"):
+    with pytest.raises(UserError, match="set `cores` to never and `checkpoint_every`"):
         train(config, tmp_path / "refused")
     with pytest.raises(UserError, match="method pissa cannot be recorded under FSDP"):
         train(dataclasses.replace(config, method="pissa"), tmp_path / "refused")
@@ -226,8 +227,8 @@ def test_long_rows_are_dropped_and_counted(config, tmp_path):
 
 
 def test_rows_beyond_the_context_are_refused(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "context_length", lambda model: 40)
-    with pytest.raises(UserError, match=r"more than the base's context of 40: lower --max_length"):
+    monkeypatch.setattr(examples, "context_length", lambda model: 40)
+    with pytest.raises(UserError, match=r"more than the base's context of 40: lower `max_length`"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     train(dataclasses.replace(config, max_length=40, drop_long_rows=True), tmp_path / "run")

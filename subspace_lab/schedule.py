@@ -20,7 +20,7 @@ PRESETS = {"full": "every:1", "light": "every:10", "minimal": "log:8"}
 
 
 def every(k: int) -> Schedule:
-    """Give the predicate that holds at each k-th step.
+    """Return the predicate that holds at each k-th step.
 
     >>> [step for step in range(1, 10) if every(3)(step)]
     [3, 6, 9]
@@ -29,7 +29,7 @@ def every(k: int) -> Schedule:
 
 
 def logarithmic(per_decade: int) -> Schedule:
-    """Give the predicate that holds at about `per_decade` steps per decade, evenly in log(step).
+    """Return the predicate that holds at about `per_decade` steps per decade, evenly in log(step).
 
     >>> [step for step in range(1, 101) if logarithmic(3)(step)]
     [1, 2, 5, 10, 22, 46, 100]
@@ -44,7 +44,7 @@ def logarithmic(per_decade: int) -> Schedule:
 
 
 def at(steps: set[int]) -> Schedule:
-    """Give the predicate that holds at the listed steps."""
+    """Return the predicate that holds at the listed steps."""
     return lambda step: step in steps
 
 
