@@ -14,7 +14,6 @@ torch.compile, the live model should not be touched.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from subspace_lab.adapters.data_initialization import plain
 from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.module_names import PEFT_PREFIX, base_name, lora_key
 
@@ -80,9 +80,8 @@ class SaveOnOriginalBase:
 
 def converted_config(config: LoraConfig, *, products: int, base: nn.Module) -> LoraConfig:
     """Return the configuration of a sum of products B A: their joint rank with the same scaling."""
-    converted = copy.deepcopy(config)
+    converted = plain(config)
     growth = math.sqrt(products) if config.use_rslora else products  # keeps the scaling
-    converted.init_lora_weights = True
     converted.inference_mode = True
     converted.r = products * config.r
     converted.lora_alpha = growth * config.lora_alpha

@@ -11,7 +11,7 @@ from subspace_lab.errors import UserError
 
 COUNTS = (
     "rank", "snapshot_rank", "train_size", "eval_size", "max_length",
-    "batch_size", "accumulation", "global_batch", "galore_refresh",
+    "batch_size", "accumulation", "global_batch", "galore_refresh", "initialization_examples",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "warmup_steps", "weight_decay", "max_grad_norm", "eval_every", "checkpoint_every",
@@ -37,9 +37,9 @@ class TrainConfig:
         base_dtype: `bf16` (under bf16 autocast), `fp32`, or `auto`: bf16 on a GPU that computes in
             it, fp32 on every processor and for the pocket base. Adapters are stored in fp32 in
             both, and `full` is trained in fp32.
-        method: `lora`, `droplora` (LoRA with a rank mask), `dora`, `pissa`, `milora`,
-            `adalora`, `full` (the targets' own weights), or `galore` (the same by low-rank gradient
-            projection).
+        method: `lora`, `droplora` (LoRA with a rank mask), `dora`, `pissa`, `milora`, `olora`,
+            `lora_ga`, `corda`, `eva`, `adalora`, `full` (the targets' own weights), or `galore`
+            (the same by low-rank gradient projection).
         rank_mask: put the rank mask on `dora`, `pissa` or `milora` as well.
         rank: rank r of the adapter, or of GaLore's projections; of `adalora` the mean at the end.
         alpha: numerator of the scaling alpha / r; unset: the paper's rule, r for `pissa` and
@@ -63,6 +63,8 @@ class TrainConfig:
         initial_rank: of `adalora`: rank of every layer at the start (unset: 1.5 x rank).
         allocation_start: of `adalora`: share of the steps after which the budget of ranks shrinks.
         allocation_end: of `adalora`: share of the steps after which ranks stay as they are.
+        initialization_examples: of `lora_ga`, `corda` and `eva`: training examples that they look
+            at before training.
         snapshot_rank: of `full` and `galore`: singular directions of each weight's change that a
             snapshot keeps (unset: all, so that it is the trained model).
         keep_prob: probability that a rank direction is kept, in (0, 1] (the paper calls its
@@ -134,6 +136,7 @@ class TrainConfig:
     initial_rank: int | None = None
     allocation_start: float = 0.1
     allocation_end: float = 0.5
+    initialization_examples: int = 64
     snapshot_rank: int | None = None
     keep_prob: float = 0.5
     granularity: Literal["step", "sample", "token"] = "step"

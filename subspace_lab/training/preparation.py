@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from subspace_lab.adapters.adalora import adalora_config, adalora_table, save_all_directions
 from subspace_lab.adapters.conversion import SaveOnOriginalBase, taken_out_of_the_base
+from subspace_lab.adapters.data_initialization import FROM_DATA, Batches
 from subspace_lab.adapters.frozen import freeze
 from subspace_lab.adapters.full import FullChange
 from subspace_lab.adapters.initialization import refuse_quantized
@@ -50,13 +51,16 @@ class Prepared:
     callbacks: Sequence[TrainerCallback] = ()
 
 
-def prepare(config: TrainConfig, model: PreTrainedModel, *, device: torch.device) -> Prepared:
+def prepare(
+    config: TrainConfig, model: PreTrainedModel, *, device: torch.device, batches: Batches = ()
+) -> Prepared:
     """Make the method of `config` trainable on a base model, and put its rank mask on.
 
     Args:
         config: the configuration.
         model: the base model; changed in place.
         device: where singular value decompositions of the base are taken.
+        batches: of training examples, for initializations that look at some.
 
     Raises:
         UserError: if the method does not fit the model.
@@ -88,9 +92,9 @@ def prepare(config: TrainConfig, model: PreTrainedModel, *, device: torch.device
         peft_config = lora_config(**fields)  # type: ignore[arg-type]
     else:
         peft_config = peft_config_from_file(config.peft_config, fields)
-    if config.method in SPLIT_THE_BASE:
+    if config.method in (*SPLIT_THE_BASE, *FROM_DATA):
         model.to(device)  # type: ignore[arg-type]
-    adapted = adapt(model, peft_config, seed=config.seed, method=config.method)
+    adapted = adapt(model, peft_config, seed=config.seed, method=config.method, batches=batches)
     if config.masked:
         RankMask(
             config.keep_prob,

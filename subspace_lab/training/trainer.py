@@ -40,6 +40,7 @@ from subspace_lab.training.examples import (
     refuse_examples_beyond_the_context,
     tokenize_examples,
 )
+from subspace_lab.training.initialization_batches import initialization_batches
 from subspace_lab.training.optimizers import lora_plus_optimizer
 from subspace_lab.training.preparation import Prepared, prepare, restrict_to_shards
 from subspace_lab.training.resuming import FINISHED, how_to_continue, resume_point
@@ -121,7 +122,14 @@ def build(
     model.config.use_cache = False
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    prepared = prepare(config, model, device=arguments.device)
+    pad_token_id = int(tokenizer.pad_token_id)
+    batches = initialization_batches(
+        tokenized[config.train_split][: config.initialization_examples],
+        batch_size=config.batch_size,
+        pad_token_id=pad_token_id,
+        device=arguments.device,
+    )
+    prepared = prepare(config, model, device=arguments.device, batches=batches)
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":  # set by accelerate launch
         prepared = restrict_to_shards(config, prepared)
     description = {
@@ -146,7 +154,7 @@ def build(
         args=arguments,
         train_dataset=tokenized[config.train_split],
         eval_dataset=tokenized.get(config.eval_split),
-        data_collator=RightPadding(int(tokenizer.pad_token_id)),
+        data_collator=RightPadding(pad_token_id),
         compute_metrics=_metrics,
         preprocess_logits_for_metrics=response_statistics,
         callbacks=[
