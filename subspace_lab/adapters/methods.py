@@ -63,6 +63,8 @@ SPLIT_THE_BASE = ("pissa", "milora", "olora", "lora_ga", "corda")
 INITIALIZED_BY_PEFT = ("pissa", "olora", *FROM_DATA)
 WHOLE_WEIGHTS = ("full", "galore")
 
+VIRTUAL_TOKENS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "CPT", "CARTRIDGE")
+
 OF_A_SAVED_ADAPTER = (
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision",
 )  # fmt: skip
@@ -135,6 +137,11 @@ def peft_config_from_file(path: str | Path, lora_fields: Mapping[str, Any]) -> P
     if kind not in classes:
         raise UserError(
             f"{path}: the peft_type {kind} is unknown: choose one of {', '.join(classes)}"
+        )
+    if kind in VIRTUAL_TOKENS:
+        raise UserError(
+            f"{path}: {kind} puts virtual tokens before the input, so that the loss on responses "
+            "would be taken at wrong positions: use PREFIX_TUNING"
         )
     known = classes[kind].__dataclass_fields__
     for name in fields:

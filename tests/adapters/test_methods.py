@@ -219,12 +219,27 @@ def test_peft_config_file_may_name_another_kind(tmp_path):
     )
 
 
+def test_prefix_tuning_changes_the_function_and_no_weight(tmp_path):
+    file = tmp_path / "prefix.yaml"
+    file.write_text("peft_type: PREFIX_TUNING\nnum_virtual_tokens: 4\n")
+    model = adapt(tiny_llama(), peft_config_from_file(file, FIELDS), seed=0)
+    before = logits(model)
+    move(model)
+    assert (logits(model) - before).abs().max() > 1e-3
+    base = tiny_llama().state_dict()
+    kept = {name: p for name, p in model.get_base_model().state_dict().items() if name in base}
+    assert kept.keys() == base.keys()
+    assert all(torch.equal(base[name], parameter) for name, parameter in kept.items())
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("rnk: 2", "no field 'rnk'"),
         ("peft_type: NONSENSE", "peft_type NONSENSE is unknown"),
         ("- 1", "holds no fields"),
+        ("peft_type: P_TUNING", "virtual tokens before the input"),
+        ("peft_type: PROMPT_TUNING", "use PREFIX_TUNING"),
         ("{", "neither JSON nor YAML"),
     ],
 )
