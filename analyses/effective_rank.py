@@ -62,6 +62,10 @@ SPLIT = (
     "not converted to the original base, which was changed at the start (PiSSA, MiLoRA, OLoRA "
     "...): its update is the product minus the initial product"
 )
+RESTARTED = (
+    "the product is that of the adapter since its last restart; the run's update is the sum over "
+    "restarts, which its snapshots hold (--run RUN/snapshots)"
+)
 DORA = (
     "the product is DoRA's update of the direction only; the whole update needs the base weight "
     "and the magnitude"
@@ -147,6 +151,8 @@ def remark_on_product(run: Run) -> str:
     by hand leaves no trace in the files of other tools (see `peft_folder`).
     """
     method = run.config.get("method")
+    if run.config.get("restart_every"):
+        return RESTARTED
     notes = [note for adapter in run.snapshots.values() for note in adapter.modules["note"]]
     if method == "dora" or any("DoRA" in note for note in notes):
         return DORA

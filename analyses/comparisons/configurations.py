@@ -27,7 +27,13 @@ METHODS = {
     "dora": "DoRA",
     "pissa": "PiSSA",
     "milora": "MiLoRA",
+    "olora": "OLoRA",
+    "lora_ga": "LoRA-GA",
+    "corda": "CorDA",
+    "eva": "EVA",
+    "adalora": "AdaLoRA",
     "full": "Full",
+    "galore": "GaLore",
 }
 RESCALES = {"none": "not rescaled", "keep_prob": "rescaled", "realized": "rescaled by its mean"}
 USUAL = {"dwell": 1, "keep_prob_schedule": "constant", "shared_mask": False}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from subspace_lab.adapters.methods import Method, default_alpha, read_peft_fields
+from subspace_lab.adapters.methods import WHOLE_WEIGHTS, Method, default_alpha, read_peft_fields
 from subspace_lab.errors import UserError
 from subspace_lab.theory.mask_law import MaskLaw, Rescale, Schedule, mask_law, rescale_name
 from subspace_lab.training.objective import Kind
@@ -14,9 +15,10 @@ from subspace_lab.training.objective import Kind
 COUNTS = (
     "rank", "snapshot_rank", "train_size", "eval_size", "test_size", "max_length", "batch_size",
     "accumulation", "global_batch", "block_size", "dwell", "schedule_steps", "masks_per_step",
+    "galore_refresh", "initialization_examples",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "seed", "init_seed", "data_seed", "mask_seed", "noise_seed",
+    "seed", "init_seed", "data_seed", "mask_seed", "noise_seed", "restart_every",
     "warmup_steps", "weight_decay", "max_grad_norm", "eval_every", "checkpoint_every",
 )  # fmt: skip
 
@@ -39,10 +41,11 @@ class TrainConfig:
         base_dtype: `bf16` (under bf16 autocast), `fp32`, or `auto`: bf16 on a GPU that computes in
             it, fp32 on every processor and for the pocket base. Adapters are stored in fp32 in
             both, and `full` is trained in fp32.
-        method: `lora`, `droplora` (LoRA with a rank mask), `dora`, `pissa`, `milora`, or `full`
-            (the targets' own weights).
+        method: `lora`, `droplora` (LoRA with a rank mask), `dora`, `pissa`, `milora`, `olora`,
+            `lora_ga`, `corda`, `eva`, `adalora`, `full` (the targets' own weights), or `galore`
+            (the same by low-rank gradient projection).
         rank_mask: put the rank mask on `dora`, `pissa` or `milora` as well.
-        rank: rank r of the adapter.
+        rank: rank r of the adapter, or of GaLore's projections; of `adalora` the mean at the end.
         alpha: numerator of the scaling alpha / r; unset: the paper's rule, r for `pissa` and
             `milora` and 2 r for the others.
         targets: last path components of the linear layers to adapt.
@@ -50,8 +53,24 @@ class TrainConfig:
         use_rslora: scale by alpha / sqrt(r) instead of alpha / r.
         peft_config: JSON or YAML file with further LoraConfig fields, which win over the method's;
             or with another peft_type and its fields.
-        snapshot_rank: of `full`: singular directions of each weight's change that a snapshot keeps
-            (unset: all, so that it is the trained model).
+        galore_refresh: of `galore`: steps until its projections are drawn anew.
+        galore_scale: of `galore`: factor on the step (its authors: 0.25 in pretraining, up to 4 in
+            fine-tuning).
+        freeze: a factor that is not trained: `A` (LoRA-FA), or `B`, which then starts at random
+            and A at zero.
+        lora_plus_ratio: learning rate of B over that of A, which is `learning_rate` (LoRA+).
+        restart_every: steps until the adapter is merged into the base and begins anew (ReLoRA);
+            0: never. The learning rate is not warmed up again.
+        restart: whether a restart draws A anew (`redraw`) or goes on with it (`keep_a`).
+        reset_optimizer: what a restart does to Adam's moments of A and B: `true` forgets them,
+            `false` keeps them, `prune:0.99` zeroes the smallest 99 % of each.
+        initial_rank: of `adalora`: rank of every layer at the start (unset: 1.5 x rank).
+        allocation_start: of `adalora`: share of the steps after which the budget of ranks shrinks.
+        allocation_end: of `adalora`: share of the steps after which ranks stay as they are.
+        initialization_examples: of `lora_ga`, `corda` and `eva`: training examples that they look
+            at before training.
+        snapshot_rank: of `full` and `galore`: singular directions of each weight's change that a
+            snapshot keeps (unset: all, so that it is the trained model).
         keep_prob: probability that a rank direction is kept, in (0, 1] (the paper calls its
             complement the pruning rate).
         granularity: what shares one mask: an optimizer `step`, a `sample`, or a `token`.
@@ -143,6 +162,17 @@ class TrainConfig:
     lora_dropout: float = 0.0
     use_rslora: bool = False
     peft_config: str | None = None
+    galore_refresh: int = 200
+    galore_scale: float = 0.25
+    freeze: Literal["A", "B"] | None = None
+    lora_plus_ratio: float | None = None
+    restart_every: int = 0
+    restart: Literal["redraw", "keep_a"] = "redraw"
+    reset_optimizer: bool | str = True
+    initial_rank: int | None = None
+    allocation_start: float = 0.1
+    allocation_end: float = 0.5
+    initialization_examples: int = 64
     snapshot_rank: int | None = None
     keep_prob: float = 0.5
     granularity: Literal["step", "sample", "token"] = "step"
@@ -205,7 +235,8 @@ class TrainConfig:
             value, minimum = getattr(self, name), 1 if name in COUNTS else 0
             if value is not None and value < minimum:
                 raise UserError(f"`{name}` must be at least {minimum}, not {value}")
-        for name in ("alpha", "learning_rate", "penalty_strength"):
+        positive = ("alpha", "learning_rate", "penalty_strength", "galore_scale", "lora_plus_ratio")
+        for name in positive:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"`{name}` must be above 0, not {value}")
@@ -219,18 +250,26 @@ class TrainConfig:
         self._check_combinations()
         self._check_objective()
         self._check_choice()
+        self._check_restarts()
+        self._check_allocation()
         if self.masked:
             self.mask_law()  # refuses settings that do not fit together
 
     def _check_combinations(self) -> None:
-        if self.method == "full" and (self.rank_mask or self.peft_config):
-            raise UserError("`method` full has no adapter: omit `rank_mask` and `peft_config`")
-        if self.method == "full" and self.base_dtype == "bf16":
-            raise UserError("`method` full trains the base itself, in fp32: omit `base_dtype`")
+        if self.method in WHOLE_WEIGHTS and (self.rank_mask or self.peft_config):
+            raise UserError(
+                f"`method` {self.method} has no adapter: omit `rank_mask` and `peft_config`"
+            )
+        if self.method in WHOLE_WEIGHTS and self.base_dtype == "bf16":
+            raise UserError(
+                f"`method` {self.method} trains the base itself, in fp32: omit `base_dtype`"
+            )
+        if self.method == "galore" and self.optimizer != "adamw":
+            raise UserError("`method` galore is an AdamW of its own: omit `optimizer`")
         if self.method == "lora" and self.rank_mask:
             raise UserError("for LoRA with a rank mask, use `method` droplora")
-        if self.snapshot_rank is not None and self.method != "full":
-            raise UserError("`snapshot_rank` belongs to `method` full: omit it")
+        if self.snapshot_rank is not None and self.method not in WHOLE_WEIGHTS:
+            raise UserError("`snapshot_rank` belongs to `method` full and galore: omit it")
         if self.global_batch is not None and self.accumulation != 1:
             raise UserError("`global_batch` sets `accumulation`: set only one of the two")
         if self.train_split == "train+validation" and self.eval_split == "validation":
@@ -284,6 +323,67 @@ class TrainConfig:
                 "`early_stopping` chooses among evaluations on validation examples: set "
                 "`eval_every`, and `eval_split` to validation"
             )
+
+    def _check_restarts(self) -> None:
+        adapter_only = {"freeze": self.freeze, "lora_plus_ratio": self.lora_plus_ratio}
+        if self.method in WHOLE_WEIGHTS:
+            for name, value in adapter_only.items():
+                if value is not None:
+                    raise UserError(f"`method` {self.method} has no adapter: omit `{name}`")
+        if self.freeze is not None and self.method not in ("lora", "droplora"):
+            raise UserError("`freeze` goes with `method` lora and droplora: omit it")
+        if self.freeze is not None and self.lora_plus_ratio is not None:
+            raise UserError("`lora_plus_ratio` needs both factors trained: omit `freeze`")
+        if not self.restart_every:
+            return
+        if self.method not in ("lora", "droplora") or self.peft_config is not None:
+            raise UserError(
+                "`restart_every` goes with `method` lora and droplora, not with `peft_config`"
+            )
+        if self.freeze == "B":
+            raise UserError("a restart sets B to zero, which is frozen: omit `freeze`")
+        if self.optimizer == "sgd" and self.reset_optimizer is not True:
+            raise UserError("`optimizer` sgd has no moments: omit `reset_optimizer`")
+        _ = self.pruned_moments
+
+    def _check_allocation(self) -> None:
+        if self.method != "adalora":
+            if self.initial_rank is not None:
+                raise UserError("`initial_rank` belongs to `method` adalora: omit it")
+            return
+        if self.rank_mask or self.peft_config is not None or self.use_rslora:
+            raise UserError("`method` adalora: omit `rank_mask`, `use_rslora` and `peft_config`")
+        if self.adalora_rank <= self.rank:
+            raise UserError(f"`initial_rank` must be above `rank`, {self.rank}")
+        if not 0 <= self.allocation_start < self.allocation_end <= 1:
+            raise UserError(
+                "`allocation_start` and `allocation_end` must be shares in ascending order, not "
+                f"{self.allocation_start} and {self.allocation_end}"
+            )
+
+    @property
+    def adalora_rank(self) -> int:
+        """The rank that AdaLoRA starts with."""
+        return self.initial_rank or math.ceil(1.5 * self.rank)
+
+    @property
+    def pruned_moments(self) -> float:
+        """The share of Adam's moments that a restart zeroes, by `reset_optimizer`.
+
+        Raises:
+            UserError: if that is none of true, false and prune:SHARE.
+        """
+        kind, _, share = str(self.reset_optimizer).lower().partition(":")
+        try:
+            pruned = {"true": 1.0, "false": 0.0}[kind] if kind != "prune" else float(share)
+        except (KeyError, ValueError):
+            pruned = -1.0
+        if not 0 <= pruned <= 1:
+            raise UserError(
+                f"`reset_optimizer` {self.reset_optimizer!r} is not known: set true, false or "
+                "prune:SHARE with a share in [0, 1], such as prune:0.99"
+            )
+        return pruned
 
     @property
     def masked(self) -> bool:

@@ -19,7 +19,11 @@ from transformers import (
 from transformers.trainer_utils import EvalPrediction
 
 from subspace_lab import files, models
+from subspace_lab.adapters.adalora import RankAllocation
+from subspace_lab.adapters.restarts import Restarts
+from subspace_lab.errors import UserError
 from subspace_lab.provenance import provenance
+from subspace_lab.recording.projection_recorder import ProjectionRecorder
 from subspace_lab.recording.recorder import SubspaceRecorder
 from subspace_lab.recording.run_folder import refuse_if_occupied
 from subspace_lab.runs.run import Run
@@ -38,7 +42,9 @@ from subspace_lab.training.examples import (
     tokenized_memorization_sets,
 )
 from subspace_lab.training.final_scores import TEST, FinalScores
+from subspace_lab.training.initialization_batches import initialization_batches
 from subspace_lab.training.objective_trainer import make_trainer
+from subspace_lab.training.optimizers import lora_plus_optimizer
 from subspace_lab.training.preparation import Prepared, prepare, restrict_to_shards
 from subspace_lab.training.resuming import FINISHED, how_to_continue, resume_point
 from subspace_lab.training.validation_choice import ValidationChoice
@@ -72,13 +78,16 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> int | None
         return Run(out).diverged_at
     if resume_at is None:
         refuse_if_occupied(out)
+    checkpoint = out / "checkpoints" / f"checkpoint-{resume_at}" if resume_at else None
     _, trainer = build(config, out, resume_at=resume_at)
+    for callback in trainer.callback_handler.callbacks:
+        if checkpoint is not None and isinstance(callback, Restarts):
+            callback.resume(checkpoint)
     (recorder,) = (
         callback
         for callback in trainer.callback_handler.callbacks
         if isinstance(callback, SubspaceRecorder)
     )
-    checkpoint = out / "checkpoints" / f"checkpoint-{resume_at}" if resume_at else None
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except BaseException as error:
@@ -120,7 +129,14 @@ def build(
     model.config.use_cache = False
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    prepared = prepare(config, model, device=arguments.device)
+    pad_token_id = int(tokenizer.pad_token_id)
+    batches = initialization_batches(
+        tokenized[config.train_split][: config.initialization_examples],
+        batch_size=config.batch_size,
+        pad_token_id=pad_token_id,
+        device=arguments.device,
+    )
+    prepared = prepare(config, model, device=arguments.device, batches=batches)
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":  # set by accelerate launch
         prepared = restrict_to_shards(config, prepared)
     description = {
@@ -146,10 +162,11 @@ def build(
         args=arguments,
         train_dataset=tokenized[config.train_split],
         eval_dataset=tokenized.get(config.eval_split),
-        data_collator=RightPadding(int(tokenizer.pad_token_id)),
+        data_collator=RightPadding(pad_token_id),
         compute_metrics=_metrics,
         preprocess_logits_for_metrics=response_statistics,
         callbacks=[*[EvaluateTheEnd()] * (config.eval_split != "none")],
+        optimizers=(lora_plus_optimizer(config, prepared.model), None),
     )
     recorder = _recorder(config, out, prepared, description, resume_at)
     choice = None
@@ -161,7 +178,24 @@ def build(
             FinalScores(trainer, recorder, last_sets, choice=choice, snapshot=config.early_stopping)
         )
     trainer.add_callback(recorder)
+    for callback in (*_of_the_method(config, prepared.model, out), *prepared.callbacks):
+        trainer.add_callback(callback)  # after the recorder, which sees the step itself
     return prepared.model, trainer
+
+
+def _of_the_method(config: TrainConfig, model: nn.Module, out: Path) -> list[TrainerCallback]:
+    """List what else takes part in the training of a method, and writes into the run."""
+    if getattr(model, "peft_type", None) == "ADALORA":
+        if config.checkpoint_every:
+            raise UserError(
+                "AdaLoRA's scores are not part of a checkpoint, so that a run cannot be continued: "
+                "omit `checkpoint_every`"
+            )
+        phase = (config.allocation_start, config.allocation_end)
+        return [RankAllocation(model, out, phase=phase if config.method == "adalora" else None)]
+    if config.method == "galore":
+        return [ProjectionRecorder(out, refresh_every=config.galore_refresh)]
+    return []
 
 
 class EvaluateTheEnd(TrainerCallback):
