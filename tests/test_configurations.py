@@ -31,7 +31,7 @@ def test_runs_that_differ_in_seed_and_recording_only_share_a_label():
 
 
 def test_a_setting_that_only_some_configurations_have_tells_them_apart():
-    found = label_configurations({"a": {"rank": 8}, "b": {"rank": 8, "dwell": 10}})
+    found = label_configurations({"a": {"rank": 8}, "b": {"rank": 8, "lora_plus_ratio": 16}})
     assert found["a"] != found["b"]
 
 

@@ -36,7 +36,13 @@ METHODS = {
     "galore": "GaLore",
 }
 RESCALES = {"none": "not rescaled", "keep_prob": "rescaled", "realized": "rescaled by its mean"}
-USUAL = {"dwell": 1, "keep_prob_schedule": "constant", "shared_mask": False}
+USUAL = {
+    "dwell": 1,
+    "keep_prob_schedule": "constant",
+    "shared_mask": False,
+    "masks_per_step": 1,
+    "objective": "loss",
+}
 """Settings of a mask that are named where they differ from these, or have a value at all."""
 COLUMNS = ["rank", *MASK, "other_settings"]
 """Columns of a table that tell configurations apart, beside the method."""

@@ -49,7 +49,10 @@ def test_gates_are_taken_as_they_are_and_groups_have_their_own(granularity):
         update = module.scaling * (module.B * gates[module.name][group]) @ module.A
         expected = x[rows] @ (module.layer.base_layer.weight + update).mT
         torch.testing.assert_close(found[rows], expected)
-    with mask.use(gates), pytest.raises(UserError, match="5 rows cannot be split among 3 masks"):
+    with (
+        mask.use(gates),
+        pytest.raises(UserError, match="5 examples cannot be split among 3 masks"),
+    ):
         module.layer(x[:5])
 
 

@@ -55,6 +55,9 @@ def every_mask(monkeypatch) -> torch.Tensor:
     """All 2^r masks; the law's mask number i is the i-th of them."""
     masks = all_masks(RANK)
     monkeypatch.setattr(MaskLaw, "step_mask", lambda law, step, name, rank: masks[step].numpy())
+    monkeypatch.setattr(
+        MaskLaw, "step_gates", lambda law, step, name, rank: masks[step].numpy() * law.factor
+    )
     return masks
 
 
@@ -97,7 +100,9 @@ def test_noise_only_has_the_full_gradients_mean_and_a_masked_gradients_covarianc
     noisy, weights = [], []
     for i, j in itertools.product(range(len(every_mask)), repeat=2):
         pair = {1: every_mask[i], 2: every_mask[j]}
-        monkeypatch.setattr(MaskLaw, "step_mask", lambda law, step, *_, p=pair: p[step].numpy())
+        monkeypatch.setattr(
+            MaskLaw, "step_gates", lambda law, step, *_, p=pair: p[step].numpy() * law.factor
+        )
         noisy.append(gradient(model, mask, Objective(mask, "noise-only").terms(1)))
         weights.append(q[i] * q[j])
     noisy, weights = torch.stack(noisy), torch.stack(weights)

@@ -7,11 +7,11 @@ import json
 
 import pytest
 import torch
-from analyses.predictions.optimizer import optimizer_of
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from analyses import effective_rank
+from analyses.mask_theory.optimizer import optimizer_of
 from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
 from subspace_lab.training.config import TrainConfig
