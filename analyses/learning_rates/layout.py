@@ -42,7 +42,7 @@ def as_markdown(table: pd.DataFrame) -> str:
                     "open at equal rate",
                     "each at its own",
                 ],
-                {row.configuration: _said(row, equal) for row in own.itertuples()},
+                {str(row.configuration): _said(row, equal) for row in own.itertuples()},
             ),
         ]
     if own_at_edge := _edges(table):
