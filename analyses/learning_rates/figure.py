@@ -32,7 +32,7 @@ def draw(table: pd.DataFrame) -> Figure:
         title, unit, scale, _ = MEASURES[measure]
         rows = table[table["measure"] == measure]
         scores, differences = axes[2 * place : 2 * place + 2, 0]
-        scores.set_title(f"{title.lower()} on test examples; ring: each method's own rate")
+        scores.set_title(title.lower())
         scores.set_ylabel(unit)
         baseline = rows["baseline"].iloc[0]
         differences.set_title(f"difference to {baseline}, at equal rate and each at its own")
@@ -60,7 +60,8 @@ def draw(table: pd.DataFrame) -> Figure:
     axes[-1, 0].set_xlabel("peak learning rate")
     seeds = int(table["seeds"].min())
     figure.suptitle(
-        f"{seeds} seeds, 95 % t intervals; {int(table['examples'].min())} test examples"
+        f"{seeds} seeds, 95 % t intervals; {int(table['examples'].min())} test examples\n"
+        "ring: each method's own rate, chosen on validation"
     )
     legend_below(figure, axes[0, 0], columns=1)
     return figure
