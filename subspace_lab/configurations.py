@@ -123,13 +123,13 @@ def label_configurations(configs: Mapping[str, Config]) -> dict[str, str]:
     return {run: label(run) for run in configs}
 
 
-def unusual_settings(configs: Sequence[Config]) -> list[str]:
+def unusual_settings(configs: Sequence[Config], *, but: Collection[str] = ()) -> list[str]:
     """Say of each configuration in which settings it is not like most.
 
-    Method, rank and mask are left to a configuration's name. Of a setting of which no value is the
-    most frequent, the first one is taken as usual.
+    Method, rank and mask are left to a configuration's name, and so are the settings in `but`. Of a
+    setting of which no value is the most frequent, the first one is taken as usual.
     """
-    named = ("rank", *METHOD, *MASK)
+    named = ("rank", *METHOD, *MASK, *but)
     settings = [without_seed(config, but=named) for config in configs]
     unusual: list[list[str]] = [[] for _ in configs]
     for name in dict.fromkeys(name for one in settings for name in one):

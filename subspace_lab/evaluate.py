@@ -1,7 +1,8 @@
-"""Evaluate a run's adapter on the paper's tasks; results go into the run.
+"""Evaluate adapters of runs on the paper's tasks; results go into the runs.
 
     python -m subspace_lab.evaluate --run RUN --tasks boolq openbookqa --data_dir DATA
     python -m subspace_lab.evaluate --run RUN --tasks gsm8k humaneval lm_eval:piqa
+    python -m subspace_lab.evaluate --run "runs/learning-rates/*" --tasks flip --metric exact_match
     OPENAI_API_KEY=... python -m subspace_lab.evaluate --run RUN --tasks mt_bench --judge gpt-4
 
 A task is one of `subspace_lab.tasks`, or a mixture of them, boolq+arc_easy (generated greedily and
@@ -18,14 +19,17 @@ other snapshots than the last, and for validation examples, into folders of thei
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 
 from subspace_lab.errors import exit_code_2_on_user_error
 from subspace_lab.evaluation import records
-from subspace_lab.evaluation.by_task import evaluation_of
+from subspace_lab.evaluation.by_task import Evaluation, evaluation_of
 from subspace_lab.evaluation.configuration import EvaluationConfig
 from subspace_lab.evaluation.records import Summary
 from subspace_lab.evaluation.trained_model import load_trained
+from subspace_lab.runs.opening import open_runs
 from subspace_lab.runs.run import Run
 
 
@@ -36,7 +40,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--run", required=True, help="a run directory, or a PEFT adapter folder")
+    add(
+        "--run",
+        nargs="+",
+        required=True,
+        metavar="RUN",
+        help="a run directory, a PEFT adapter folder, or a quoted glob of run directories; several "
+        "are evaluated one after another",
+    )
     add("--tasks", nargs="+", required=True, metavar="TASK", help="what to evaluate on")
     add("--step", type=int, help="which snapshot (default: the last)")
     add(
@@ -96,28 +107,48 @@ def _result(summary: Summary) -> str:
 
 @exit_code_2_on_user_error
 def main() -> None:
-    """Evaluate the run on each task, and say where the results are."""
+    """Evaluate the runs on each task, and say where the results are."""
     arguments = _parser().parse_args()
     arguments.unsafe_execution = arguments.unsafe_execution == "true"
     settings = {field.name: getattr(arguments, field.name) for field in fields(EvaluationConfig)}
     config = EvaluationConfig(**settings)
-    run = Run(arguments.run)
-    folder = run.path if run.path.is_dir() else run.output_folder
+    plans = [(run, _evaluations(run, arguments.tasks, config)) for run in open_runs(arguments.run)]
+    for run, evaluations in plans:
+        _evaluate(run, evaluations, config, step=arguments.step)
+
+
+def _evaluations(run: Run, names: Sequence[str], config: EvaluationConfig) -> dict[str, Evaluation]:
+    """Make the evaluations of a run by their tasks, and check that they can be done."""
+    folder = _folder(run) / records.FOLDER
     evaluations = {
-        task: evaluation_of(task, config, run=run.config, folder=folder / records.FOLDER)
-        for task in arguments.tasks
+        task: evaluation_of(task, config, run=run.config, folder=folder) for task in names
     }
     for evaluation in evaluations.values():
         evaluation.check()
+    return evaluations
+
+
+def _folder(run: Run) -> Path:
+    return run.path if run.path.is_dir() else run.output_folder
+
+
+def _evaluate(
+    run: Run,
+    evaluations: Mapping[str, Evaluation],
+    config: EvaluationConfig,
+    *,
+    step: int | None,
+) -> None:
+    """Load a run's model, evaluate it, and say where the results are."""
     if root := run.snapshots.root:
         print(root.note)
-    trained = load_trained(run, step=arguments.step, base=config.base, dtype=config.dtype)
+    trained = load_trained(run, step=step, base=config.base, dtype=config.dtype)
     last = trained.step == run.final_step
     part = [] if last else [f"step-{trained.step}"]
     part += ["validation"] * (config.split == "validation")
     for task, evaluation in evaluations.items():
         table, summary = evaluation.run(trained)
-        path, replaced = records.write(folder, table, summary, part="-".join(part))
+        path, replaced = records.write(_folder(run), table, summary, part="-".join(part))
         print(f"{task}: {_result(summary)}")
         if replaced is not None:
             print(

@@ -13,7 +13,9 @@ thresholds in `analyses.claims.verdicts`:
 
 The more kinds of run, the more is tested: step masks and token masks, with and without rescale,
 AdamW and SGD, and LoRA beside them, several seeds each. Differences between methods are paired by
-seed and tested at 5 % for all comparisons of a claim together (sign flips, Holm). Runs that fail a
+seed and tested at 5 % for all comparisons of a claim together (sign flips, Holm). No method is
+called better on the strength of one learning rate: that takes runs of both at several rates, of
+which validation examples choose each method's own, and scores on test examples. Runs that fail a
 prediction of `analyses.mask_theory` about their masks or their training were not trained as they
 say: they give no verdict, and are listed with the predictions that they fail. Writes claims.md and
 claims.html (a table without a page around it), too.

@@ -10,6 +10,7 @@ from typing import Literal
 import pandas as pd
 
 from analyses.claims.differences import Difference, Measurement
+from analyses.claims.own_rates import own_rate_gains
 from analyses.mask_theory.against_lora import find_lora
 from analyses.mask_theory.prediction import Prediction
 from subspace_lab.configurations import label_configurations
@@ -139,8 +140,13 @@ class Evidence:
 
     @cached_property
     def gains(self) -> list[Difference]:
-        """The gain in exact match over LoRA of each masked configuration."""
+        """The gain in exact match over LoRA of each masked configuration, at its learning rate."""
         return self.against_lora(_score, quantity="exact match")
+
+    @cached_property
+    def own_rate_gains(self) -> list[Difference]:
+        """The gain over LoRA with each method at the rate that validation examples choose."""
+        return own_rate_gains(self.masked(), self.lora)
 
 
 def _score(run: Run) -> Measurement | None:

@@ -1,7 +1,8 @@
 """What runs show of the claims that masks beat LoRA, by differences paired over seeds.
 
 Differences that are tested together are corrected for their number (Holm), so that the probability
-that any of them is called a difference by chance is at most 5 %.
+that any of them is called a difference by chance is at most 5 %. Which method is better is decided
+by differences with each at its own learning rate; those at equal rate are shown.
 """
 
 from __future__ import annotations
@@ -88,13 +89,14 @@ def like_an_ensemble(evidence: Evidence) -> Finding:
 
 
 def better_than_lora(evidence: Evidence) -> Finding:
-    """Compare exact match with LoRA's over seeds, corrected for all configurations."""
+    """Compare exact match with LoRA's over seeds, each at its own learning rate."""
     return _finding(evidence, decide)
 
 
 def all_tasks(evidence: Evidence) -> Finding:
     """Compare exact match with LoRA's on each task: one task behind contradicts the claim."""
-    tasks = sorted({str(gain.config.get("task", "?")) for gain in evidence.gains})
+    gains = [*evidence.gains, *evidence.own_rate_gains]
+    tasks = sorted({str(gain.config.get("task", "?")) for gain in gains})
     if len(tasks) < 2:
         named = ", ".join(sorted({str(run.config.get("task", "?")) for run in evidence.runs}))
         return needs(
@@ -157,28 +159,45 @@ def gain_slopes(gains: Sequence[Difference]) -> list[Difference]:
 
 
 def _finding(evidence: Evidence, verdict: Callable[[Sequence[Difference]], Verdict]) -> Finding:
-    gains = evidence.gains
-    wanted = seeds_needed(len(gains))
-    if not gains:
+    """Judge by gains with each method at its own rate; at equal rates alone nothing is decided."""
+    equal, own = evidence.gains, evidence.own_rate_gains
+    counted = _with_enough_seeds(own)
+    equal_counted = _with_enough_seeds(equal)
+    wanted = seeds_needed(max(len(own), len(equal)))
+    if not equal and not own:
         return needs(f"masked and LoRA runs that differ in the mask only, {wanted} seeds each")
-    text = "; ".join(map(str, gains)) + "."
-    enough = [gain for gain in gains if gain.seeds >= wanted]
-    if not enough:
+    shown = [
+        f"{words}: {'; '.join(map(str, gains))}."
+        for words, gains in (
+            ("At equal learning rate", equal),
+            ("With each at its own, chosen on validation examples", own),
+        )
+        if gains
+    ]
+    text = " ".join(shown)
+    if not counted and not equal_counted:
         return Finding(
             "not tested", f"Not tested by these runs: needs {wanted} seeds each. Seen: {text}"
         )
-    rates = sorted(
-        {gain.config["learning_rate"] for gain in enough if "learning_rate" in gain.config}
-    )
-    at = f" ({', '.join(f'{rate:g}' for rate in rates)})" if rates else ""
-    left_out = len(gains) - len(enough)
-    few = f" {left_out} of them with fewer than {wanted} seeds, not counted." if left_out else ""
+    if not counted:
+        return Finding(
+            "undecided",
+            f"{text} Which is better, each at its own, is open: that needs both at several "
+            f"learning rates, {seeds_needed(1)} seeds each, evaluated on validation and on test "
+            "examples.",
+        )
+    left_out = len(own) - len(counted)
+    few = f" {left_out} of them with fewer seeds than {wanted}, not counted." if left_out else ""
+    plural = "s" * (len(counted) != 1)
     return Finding(
-        verdict(enough),
-        f"{text}{few} Compared at one learning rate{at}, that of the masked run; LoRA tuned by "
-        f"itself may do better. Corrected for {len(enough)} "
-        f"comparison{'s' * (len(enough) != 1)} (Holm).",
+        verdict(counted),
+        f"{text}{few} The verdict is that of each at its own, corrected for {len(counted)} "
+        f"comparison{plural} (Holm).",
     )
+
+
+def _with_enough_seeds(gains: Sequence[Difference]) -> list[Difference]:
+    return [gain for gain in gains if gain.seeds >= seeds_needed(len(gains))]
 
 
 def _gain_over_single(run: Run) -> Measurement | None:

@@ -74,13 +74,13 @@ def check_same_problem(runs: Sequence[Run], *, but: Sequence[str] = ()) -> None:
                 )
 
 
-def describe(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def describe(runs: Sequence[Run], *, but: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Give `method` and COLUMNS of runs of distinct configurations.
 
     `rank` is 0 of full fine-tuning, the settings of a mask are None without one, and
-    `other_settings` says what else is unlike most of these runs.
+    `other_settings` says what else is unlike most of these runs, except the settings in `but`.
     """
-    unusual = unusual_settings([run.config for run in runs])
+    unusual = unusual_settings([run.config for run in runs], but=but)
     return [
         {
             "method": method_name(run),

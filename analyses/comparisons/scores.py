@@ -96,6 +96,16 @@ def _read(run: Run, tasks: Collection[str] | None = None) -> Scored:
     )
 
 
+def last_validation(run: Run) -> pd.Series[Any] | None:
+    """Give the metrics of a finished run's last step, if they are of validation examples."""
+    known = run.finished and (run.path / "metrics.parquet").is_file()
+    if not known or run.evaluated_split != "validation":
+        return None
+    evaluated = run.evaluations
+    at_the_end = len(evaluated) and 0 < evaluated["step"].iloc[-1] == run.metrics["step"].iloc[-1]
+    return evaluated.iloc[-1] if at_the_end else None
+
+
 def _command(run: object, summaries: Mapping[str, Mapping[str, Any]]) -> str:
     """Write the command that evaluates a run on tasks as their summaries say."""
     names = " ".join(summaries) or "TASK"

@@ -1,4 +1,4 @@
-"""Is a method better than LoRA? Scores of repeated runs, and their differences seed by seed.
+"""How do methods differ from LoRA, seed by seed? At equal learning rates, and each at its own.
 
     python -m analyses.paired_differences --run "runs/methods/*" --out comparison
 
@@ -16,6 +16,11 @@ seeds have the same difference it has no interval, since their spread says nothi
 that p-value is at least 2 / 2^n, 0.25 for three, so three seeds can never reach significance. The
 standard error over test examples says what other test examples could have changed, the seeds being
 fixed. Nothing is corrected for many comparisons.
+
+A difference at equal learning rate does not say which method is better, since methods have
+different best rates. Where runs have several rates, each method's own is the one with the best mean
+on the validation examples of its training, by the measure that is compared, and the methods are
+also compared at their own rates; `analyses.learning_rates` has the whole curves.
 """
 
 from __future__ import annotations
@@ -26,22 +31,28 @@ import pandas as pd
 
 from analyses import kit
 from analyses.comparisons.configurations import COLUMNS as SETTINGS
-from analyses.comparisons.scores import ACCURACY, AVERAGE, LOSS, excluded_runs
-from analyses.paired_differences.layout import as_markdown, draw, over_all_tasks
-from analyses.paired_differences.pairing import (
-    Configuration,
-    difference_of,
-    mean_of,
+from analyses.comparisons.pairing import (
     read_configurations,
+    tasks_scored,
     tasks_without_answers,
 )
+from analyses.comparisons.rates import (
+    OWN,
+    Methods,
+    at_equal_rates,
+    at_own_rates,
+    by_method,
+    several_rates,
+)
+from analyses.comparisons.scores import ACCURACY, AVERAGE, LOSS, excluded_runs
+from analyses.paired_differences.layout import as_markdown, draw, over_all_tasks
 from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
 
 COLUMNS = [
-    "configuration", "method", *SETTINGS, "task", "measure", "mean", "low", "high", "seeds",
-    "examples", "baseline", "difference", "difference_low", "difference_high", "p_value",
-    "examples_error", "paired_seeds",
+    "configuration", "method", *SETTINGS, "learning_rate", "rates", "task", "measure", "mean",
+    "low", "high", "seeds", "examples", "baseline", "baseline_rate", "difference",
+    "difference_low", "difference_high", "p_value", "examples_error", "paired_seeds",
 ]  # fmt: skip
 
 
@@ -50,7 +61,7 @@ def compute(runs: Sequence[Run], *, baseline: str = "LoRA") -> pd.DataFrame:
 
     Args:
         runs: recorded and evaluated runs; others are excluded.
-        baseline: name of a configuration.
+        baseline: name of a configuration, without its learning rate.
 
     Returns:
         One row per configuration (its name, and its settings in columns of their own), task (the
@@ -58,56 +69,70 @@ def compute(runs: Sequence[Run], *, baseline: str = "LoRA") -> pd.DataFrame:
         nats per token): `mean` with its interval `low`, `high` over `seeds`, test `examples` (the
         fewest of a task), `difference` to the `baseline` with its interval and `p_value` over
         `paired_seeds`, and its standard error over test examples, `examples_error`. nan where a run
-        diverged. The attribute `remarks` lists the runs that are not compared, or not paired.
+        diverged. `rates` is `equal` where both have the same `learning_rate`, and `own` where each
+        has its own, the baseline `baseline_rate`. The attribute `remarks` lists the runs that are
+        not compared, or not paired.
 
     Raises:
         UserError: if nothing was evaluated, the baseline is not there or shares no seed with
             another configuration, two runs have the same configuration and seed, or runs differ
             in problem, evaluation or test examples.
     """
-    known = {one.name: one for one in read_configurations(runs)}
-    if not known:
+    configurations = read_configurations(runs)
+    methods = by_method(configurations)
+    if not methods:
         raise UserError(
             "none of these runs of subspace_lab.train was evaluated on test examples: run "
             "python -m subspace_lab.evaluate --run RUN --tasks TASK for each"
         )
-    if baseline not in known:
+    if baseline not in methods:
         raise UserError(
-            f"there is no configuration {baseline!r}: give --baseline one of {', '.join(known)}"
+            f"there is no configuration {baseline!r}: give --baseline one of {', '.join(methods)}"
         )
     rows = []
     for measure in (ACCURACY, LOSS):
-        keys = [key for one in known.values() for key in one.scores if key[1] == measure]
-        tasks = list(dict.fromkeys(key[0] for key in keys))
+        tasks = tasks_scored(configurations, measure)
         groups = [(task, [task]) for task in tasks] + [(AVERAGE, tasks)] * (len(tasks) > 1)
-        for one in known.values():
-            place = {"configuration": one.name, **one.settings, "baseline": baseline}
-            for title, members in groups:
-                if mean := mean_of(one, members, measure):
-                    row = place | {"task": title, "measure": measure, **mean}
-                    if one.name != baseline:
-                        row |= difference_of(known[baseline], one, members, measure)
-                    rows.append(row)
-    table = pd.DataFrame(rows, columns=COLUMNS)
+        for title, members in groups:
+            compared = at_equal_rates(methods, baseline, members, measure)
+            compared += at_own_rates(methods, baseline, members, measure)
+            rows += [row | {"task": title, "measure": measure} for row in compared]
+    table = pd.DataFrame(rows, columns=COLUMNS).assign(baseline=baseline)
     if table["paired_seeds"].isna().all():
         raise UserError(
             f"nothing can be paired with {baseline}: give runs of another configuration that were "
-            "evaluated on the same tasks and trained with the same seeds"
+            "evaluated on the same tasks and trained with the same seeds and learning rate"
         )
-    table.attrs["remarks"] = _remarks(runs, known, baseline)
+    if several_rates(methods):
+        table["configuration"] = [
+            f"{name} at {'its own rate' if rates == OWN else f'{rate:g}'}"
+            for name, rates, rate in zip(
+                table["configuration"], table["rates"], table["learning_rate"], strict=True
+            )
+        ]
+    table.attrs["remarks"] = _remarks(runs, methods, baseline)
     return table
 
 
-def _remarks(runs: Sequence[Run], known: dict[str, Configuration], baseline: str) -> list[str]:
+def _remarks(runs: Sequence[Run], methods: Methods, baseline: str) -> list[str]:
     """List the runs that are not compared, or not paired, and say why."""
-    tasks = dict.fromkeys(key[0] for one in known.values() for key in one.scores)
-    unpaired = [
-        f"{one.name}, seed {', '.join(map(str, sorted(alone)))}: not paired, since {baseline} has "
-        f"no {ACCURACY} of {task} for that seed"
-        for one in known.values()
-        for task in tasks
-        if (alone := set(one.seeds(task, ACCURACY)) - set(known[baseline].seeds(task, ACCURACY)))
-    ]
+    known = [one for of_rates in methods.values() for one in of_rates.values()]
+    tasks = dict.fromkeys(key[0] for one in known for key in one.scores)
+    unpaired = []
+    for one in known:
+        other = methods[baseline].get(one.learning_rate)
+        if other is None:
+            unpaired.append(
+                f"{one.method} at learning rate {one.learning_rate:g}: not paired at equal rate, "
+                f"since {baseline} has no runs at it"
+            )
+            continue
+        unpaired += [
+            f"{one.method}, seed {', '.join(map(str, sorted(alone)))}: not paired, since "
+            f"{baseline} has no {ACCURACY} of {task} for that seed"
+            for task in tasks
+            if (alone := set(one.seeds(task, ACCURACY)) - set(other.seeds(task, ACCURACY)))
+        ]
     unknown = [
         f"{task}: its table does not say which examples are right"
         for task in tasks_without_answers(runs, tasks)
@@ -131,7 +156,7 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
 ANALYSIS = kit.Analysis(
     name="paired_differences",
     description=__doc__,
-    question="is a method better than LoRA, seed by seed?",
+    question="how do methods differ from LoRA, seed by seed, at equal rates and each at its own?",
     needs=kit.Needs(0),
     compute=compute,
     plot=kit.Plot(draw),

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analyses.comparisons.rates import EQUAL, OWN
 from analyses.comparisons.scores import ACCURACY, AVERAGE, LOSS
 from subspace_lab.figures.style import PALETTE, new_figure
 from subspace_lab.stats.intervals import Interval, spread_text
@@ -19,13 +20,20 @@ MEASURES = {
     ACCURACY: ("Accuracy", "%", 100.0, ".1f"),
     LOSS: ("Loss of the right response", "nats/token", 1.0, ".3f"),
 }
+RATES = {
+    EQUAL: "at equal learning rate",
+    OWN: "each at its own learning rate, chosen on validation examples",
+}
 NAME_WIDTH = 40  # characters
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """Write two tables per measure, means and differences to the baseline, and the remarks."""
+    """Write means and differences to the baseline for each measure, and the remarks.
+
+    Differences at equal rates have a table of their own, and so have those of each at its own.
+    """
     baseline = table["baseline"].iloc[0]
-    parts = []
+    parts = [rates_note(table)]
     for measure, (title, unit, scale, form) in MEASURES.items():
         rows = table[table["measure"] == measure]
         if rows.empty:
@@ -48,10 +56,15 @@ def as_markdown(table: pd.DataFrame) -> str:
             f"{title} ({unit}): mean ± half width, or ends, of its 95 % interval over seeds "
             "(seeds)",
             _grid(rows, mean),
-            f"{title} ({unit}): paired difference to {baseline}, 95 % interval over seeds "
-            "(standard error over test examples)",
-            _grid(rows[rows["configuration"] != baseline], difference),
         ]
+        for rates, words in RATES.items():
+            paired = rows[(rows["rates"] == rates) & rows["paired_seeds"].notna()]
+            if not paired.empty:
+                parts += [
+                    f"{title} ({unit}): paired difference to {baseline} {words}, 95 % interval "
+                    "over seeds (standard error over test examples)",
+                    _grid(paired, difference),
+                ]
     if remarks := table.attrs.get("remarks"):
         parts += ["Not compared:", "\n".join(f"- {remark}" for remark in remarks)]
     return "\n\n".join(parts) + "\n"
@@ -64,6 +77,18 @@ def _grid(rows: pd.DataFrame, cell: Callable[[Any], str]) -> str:
         cells = {row.task: cell(row) for row in group.itertuples()}
         lines.append([str(name), *(cells.get(task, "") for task in tasks)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def rates_note(table: pd.DataFrame) -> str:
+    """Say what the comparison's learning rates were, and what it therefore leaves open."""
+    rates = ", ".join(f"{rate:g}" for rate in sorted(table["learning_rate"].unique()))
+    if OWN in set(table["rates"]):
+        return f"Learning rates: {rates}; methods are compared at equal rates and each at its own."
+    return (
+        f"Learning rate: {rates}. Methods are compared at equal rate only, so it is open which one "
+        "is better with each at its own best rate: train several rates, evaluated on validation "
+        "examples (`analyses.learning_rates`)."
+    )
 
 
 def over_all_tasks(table: pd.DataFrame) -> pd.DataFrame:
@@ -101,9 +126,10 @@ def draw(table: pd.DataFrame) -> Figure:
         panel.set_ylim(-0.6, len(names) - 0.4)
         panel.set_title(title.lower())
         panel.set_xlabel("percentage points" if unit == "%" else unit)
+    at = "at equal and own rates" if OWN in set(table["rates"]) else RATES[EQUAL]
     seeds, tests = int(rows["paired_seeds"].min()), int(rows["examples"].min())
     figure.suptitle(
-        f"Difference to {table['baseline'].iloc[0]}\n{seeds} seeds, 95 % t intervals; {tests} test "
-        "examples per task"
+        f"Difference to {table['baseline'].iloc[0]}, {at}\n"
+        f"{seeds} seeds, 95 % t intervals; {tests} test examples per task"
     )
     return figure

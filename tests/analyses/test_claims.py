@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -17,6 +18,7 @@ from analyses.mask_theory import COLUMNS
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.recording.writer import RunWriter
 from subspace_lab.runs.run import Run
+from tests.analyses.scored_runs import ROWS, write_run
 from tests.analyses.wrong_masks import Fault, drawn, per_sample, train
 
 VERDICTS = {"supported", "supported in part", "contradicted", "undecided", "not tested"}
@@ -115,16 +117,43 @@ LORA = [0.50, 0.52, 0.48, 0.51, 0.49, 0.50]
 @pytest.mark.parametrize(
     ("masked", "verdict"),
     [
-        ([0.60, 0.63, 0.57, 0.60, 0.60, 0.59], "supported"),
-        ([0.40, 0.43, 0.37, 0.40, 0.40, 0.39], "contradicted"),
+        ([0.60, 0.63, 0.57, 0.60, 0.60, 0.59], "undecided"),
+        ([0.40, 0.43, 0.37, 0.40, 0.40, 0.39], "undecided"),
         ([0.60, 0.42, 0.58, 0.41, 0.59, 0.40], "undecided"),
         ([0.60, 0.63, 0.57, 0.60, 0.60], "not tested"),
     ],
 )
-def test_gains_need_six_paired_seeds_and_an_interval_off_zero(masked, verdict, tmp_path):
+def test_gains_at_one_learning_rate_decide_nothing(masked, verdict, tmp_path):
     finding = better_than_lora(evidence(scored(tmp_path, {"lora": LORA, "droplora": masked})))
     assert finding.verdict == verdict
     assert f"{len(masked)} paired seeds" in finding.shown
+
+
+@pytest.mark.parametrize(
+    ("best", "verdict"), [(10, "supported"), (0, "undecided"), (-10, "contradicted")]
+)
+def test_each_at_its_own_rate_decides(best, verdict, tmp_path):
+    """LoRA's best rate is 1e-3, the masks' 2e-3, at which they have `best` more answers right."""
+    right = {("lora", 1e-3): 20, ("lora", 2e-3): 10, ("droplora", 1e-3): 10}
+    right[("droplora", 2e-3)] = 20 + best
+    chosen = {("lora", 1e-3), ("droplora", 2e-3)}
+    runs = [
+        write_run(
+            tmp_path / f"{method}-{rate}-{seed}", seed=seed, method=method, learning_rate=rate,
+            losses={"flip": np.where(np.arange(ROWS) < count + seed % 2, 0.5, 1.5)},
+            validation=(0.9 if (method, rate) in chosen else 0.1, 1.0),
+        )
+        for (method, rate), count in right.items()
+        for seed in range(6)
+    ]  # fmt: skip
+    known = evidence(runs)
+    (gain,) = known.own_rate_gains
+    assert gain.estimate == pytest.approx(best / ROWS)
+    finding = better_than_lora(known)
+    assert finding.verdict == verdict
+    assert "learning rate 0.002 against LoRA's 0.001" in finding.shown
+    one_rate = [run for run in runs if run.config["learning_rate"] == 2e-3]
+    assert better_than_lora(evidence(one_rate)).verdict == "undecided"
 
 
 def test_gain_is_the_mean_difference_over_seeds(tmp_path):

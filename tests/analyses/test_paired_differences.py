@@ -16,45 +16,8 @@ from analyses.paired_differences.layout import as_markdown, draw
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation import records
 from subspace_lab.runs.run import Run
-from subspace_lab.tasks import Example
-from subspace_lab.training.config import TrainConfig
+from tests.analyses.scored_runs import ROWS, write_run
 from tests.training.conftest import command
-
-ROWS = 40
-
-
-def write_run(
-    folder: Path,
-    *,
-    seed: int,
-    losses: dict[str, np.ndarray],
-    split: str = "test",
-    metric: str = "exact_match",
-    step: int | None = None,
-    max_new_tokens: int = 32,
-    prompts: list[int] | None = None,
-    **fields,
-) -> Run:
-    """Write a run that was evaluated, its answers right where the loss is below 1."""
-    config = TrainConfig(seed=seed, **fields)
-    prompts = list(range(ROWS)) if prompts is None else prompts
-    folder.mkdir(parents=True)
-    law = {"keep_prob": config.keep_prob} if config.masked else None
-    content = {"config": config.to_dict(), "modules": [], "status": "finished"}
-    (folder / "run.json").write_text(json.dumps(content | ({"mask": law} if law else {})))
-    for task, values in losses.items():
-        examples = [Example(task, f"{task} {i}", "yes", "yes") for i in prompts[: len(values)]]
-        table = records.example_records(
-            examples,
-            gold=["yes"] * len(values),
-            prediction=["yes"] * len(values),
-            correct=list(values < 1),
-            loss=list(values),
-        )
-        settings = {"split": split, "max_new_tokens": max_new_tokens}
-        summary = records.summarize(table, task=task, metric=metric, step=step, settings=settings)
-        records.write(folder, table, summary)
-    return Run(folder)
 
 
 @pytest.fixture
@@ -294,8 +257,19 @@ def test_what_is_unlike_most_is_told_and_what_has_no_effect_is_not(runs, tmp_pat
     fast = write_run(tmp_path / "fast", seed=0, losses=values, learning_rate=1e-2)
     again = write_run(tmp_path / "again", seed=3, losses=values, keep_prob=0.9)  # without a mask
     table = compute([*known, fast, again])
-    assert set(table["configuration"]) == {"LoRA", "PiSSA", "LoRA (learning_rate 0.01)"}
-    assert row(table, "LoRA", "boolq", "loss")["seeds"] == 4
+    names = {"LoRA at 0.0003", "PiSSA at 0.0003", "LoRA at 0.01"}
+    assert set(table["configuration"]) == names
+    assert row(table, "LoRA at 0.0003", "boolq", "loss")["seeds"] == 4
+    assert table["difference"].notna().sum() == 6  # PiSSA's at equal rate, of two tasks and both
+    unpaired = write_run(
+        tmp_path / "dora", seed=0, method="dora", losses=values, learning_rate=2e-2
+    )
+    assert compute([*known, unpaired]).attrs["remarks"] == [
+        f"{unpaired.path} was not evaluated on test examples of arc_easy: run "
+        f"python -m subspace_lab.evaluate --run {unpaired.path} --tasks arc_easy "
+        "--metric exact_match",
+        "DoRA at learning rate 0.02: not paired at equal rate, since LoRA has no runs at it",
+    ]
 
 
 def test_nothing_to_pair_is_one_sentence(runs, tmp_path):

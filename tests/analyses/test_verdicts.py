@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -223,9 +224,10 @@ def comparison(differences: list[float], label: str = "masked", **config: Any) -
     return Difference(label, "exact match", by_seed, "100 test examples", config)
 
 
-def with_gains(*gains_: Difference) -> Evidence:
+def with_gains(*gains_: Difference, own: Sequence[Difference] = ()) -> Evidence:
+    """Evidence of gains at equal learning rates, and of those with each method at its own."""
     evidence = Evidence([], pd.DataFrame({"agrees": pd.array([], dtype="boolean"), "run": []}))
-    evidence.__dict__["gains"] = list(gains_)
+    evidence.__dict__.update(gains=list(gains_), own_rate_gains=list(own))
     return evidence
 
 
@@ -252,11 +254,18 @@ BETTER, WORSE, SAME = around(0.1), around(-0.1), around(0.0)
     ],
 )
 def test_better_than_lora(differences, expected):
-    evidence = with_gains(*(comparison(d, label=str(i)) for i, d in enumerate(differences)))
-    finding = gains.better_than_lora(evidence)
-    assert finding.verdict == expected
-    if expected != "not tested":
-        assert "one learning rate" in finding.shown and "Holm" in finding.shown
+    compared = [comparison(d, label=str(i)) for i, d in enumerate(differences)]
+    finding = gains.better_than_lora(with_gains(comparison(SAME), own=compared))
+    at_equal_rate = gains.better_than_lora(with_gains(*compared))
+    if expected == "not tested":
+        assert at_equal_rate.verdict == "not tested"
+        assert finding.verdict == "undecided"  # the ten seeds at equal rate
+    else:
+        assert finding.verdict == expected
+        assert "each at its own" in finding.shown and "Holm" in finding.shown
+        assert at_equal_rate.verdict == "undecided"
+        assert "At equal learning rate: " in at_equal_rate.shown
+        assert "each at its own, is open" in at_equal_rate.shown
 
 
 @pytest.mark.parametrize(
@@ -271,8 +280,10 @@ def test_better_than_lora(differences, expected):
     ],
 )
 def test_better_on_every_task(tasks, expected):
-    evidence = with_gains(*(comparison(d, label=t, task=t) for t, d in tasks.items()))
-    assert gains.all_tasks(evidence).verdict == expected
+    compared = [comparison(d, label=t, task=t) for t, d in tasks.items()]
+    assert gains.all_tasks(with_gains(own=compared)).verdict == expected
+    at_equal_rate = gains.all_tasks(with_gains(*compared)).verdict
+    assert at_equal_rate == ("not tested" if expected == "not tested" else "undecided")
 
 
 def at_ranks(means: dict[int, float], **config: Any) -> list[Difference]:

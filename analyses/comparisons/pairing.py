@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from analyses.comparisons.scores import (
     LOSS,
     Scored,
     check_same_evaluation,
+    last_validation,
     scored_groups,
 )
 from subspace_lab.runs.run import Run
@@ -31,14 +32,20 @@ class Configuration:
     """What one configuration's runs scored.
 
     Attributes:
-        settings: the method, and what else tells configurations apart, by column.
-        name: the same in words.
-        scores: of its runs.
+        settings: the method, and what else but the learning rate tells configurations apart, by
+            column.
+        method: the same in words.
+        learning_rate: the peak rate; nan where it is not known.
+        scores: of its runs on test examples.
+        validation: of its runs after their last step, on the validation examples of their training:
+            the mean of each (measure, seed), nan where the run diverged.
     """
 
     settings: Mapping[str, Any]
-    name: str
+    method: str
+    learning_rate: float
     scores: Scores
+    validation: Mapping[tuple[str, int], float]
 
     def seeds(self, task: str, measure: str) -> list[int]:
         """List the seeds that were scored."""
@@ -52,6 +59,8 @@ class Configuration:
 def read_configurations(runs: Sequence[Run]) -> list[Configuration]:
     """Read the scores of all runs, one configuration after another.
 
+    Configurations of one `method` differ in their learning rate only.
+
     Raises:
         UserError: if runs differ in problem, evaluation or test examples.
     """
@@ -61,11 +70,17 @@ def read_configurations(runs: Sequence[Run]) -> list[Configuration]:
     scored = [one for group, _ in groups for one in group]
     check_same_problem([one.run for one in scored])
     check_same_evaluation(scored)
-    settings = describe([group[0].run for group, _ in groups])
+    settings = describe([group[0].run for group, _ in groups], but=["learning_rate"])
     with_rank = len({one["rank"] for one in settings if one["rank"]}) > 1
     return [
-        Configuration(one, _name(one, with_rank=with_rank), scores)
-        for one, (_, scores) in zip(settings, groups, strict=True)
+        Configuration(
+            one,
+            _name(one, with_rank=with_rank),
+            float(group[0].run.config.get("learning_rate", math.nan)),
+            scores,
+            _read_validation(group),
+        )
+        for one, (group, scores) in zip(settings, groups, strict=True)
     ]
 
 
@@ -86,6 +101,22 @@ def _read(group: Sequence[Scored]) -> Scores:
             if summary["metric"] == "exact_match":  # else the loss is of what the model chose
                 scores[task, LOSS, seed] = table["loss"].to_numpy(dtype=float)
     return scores
+
+
+def _read_validation(group: Sequence[Scored]) -> dict[tuple[str, int], float]:
+    columns = {ACCURACY: "eval_exact_match", LOSS: "eval_response_loss"}
+    return {
+        (measure, int(one.run.config["seed"])): float(last.get(column, math.nan))
+        for one in group
+        if (last := last_validation(one.run)) is not None
+        for measure, column in columns.items()
+    }
+
+
+def tasks_scored(configurations: Iterable[Configuration], measure: str) -> list[str]:
+    """List the tasks of which a measure is known, in the order of the configurations."""
+    keys = (key for one in configurations for key in one.scores if key[1] == measure)
+    return list(dict.fromkeys(key[0] for key in keys))
 
 
 def tasks_without_answers(runs: Sequence[Run], compared: Collection[str]) -> list[str]:

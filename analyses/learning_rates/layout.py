@@ -1,0 +1,130 @@
+"""The comparison at equal rates and at own rates as Markdown tables."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from analyses.comparisons.rates import EQUAL, OWN
+from analyses.comparisons.scores import LOSS
+from analyses.paired_differences.layout import MEASURES
+from subspace_lab.stats.intervals import Interval, spread_text
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """Write for each measure the scores by rate, the differences by rate, and the own rates."""
+    baseline = table["baseline"].iloc[0]
+    parts = []
+    for measure, (title, unit, scale, form) in MEASURES.items():
+        rows = table[table["measure"] == measure]
+        if rows.empty:
+            continue
+        equal, own = (rows[rows["rates"] == rates] for rates in (EQUAL, OWN))
+        rates = sorted(equal["learning_rate"].unique())
+        heads = [f"{rate:g}" for rate in rates]
+        parts += [
+            f"{title} ({unit}) on test examples by learning rate: mean, its 95 % interval over "
+            "seeds; bold at the rate with the best mean on validation examples",
+            _grid(heads, _by_rate(equal, rates, scale, form, own=own)),
+            f"{title} ({unit}): paired difference to {baseline} at equal learning rate, and each "
+            "at its own, 95 % interval over seeds",
+            _grid([*heads, "each at its own"], _differences(equal, own, rates, scale, form)),
+            f"{title}: what a comparison with {baseline} at one rate would have said (by whether "
+            "the interval excludes 0), and with each method at its own rate",
+            _grid(
+                [
+                    "own rate (single seeds)",
+                    f"ratio to {baseline}'s",
+                    "ahead at equal rate",
+                    "behind at equal rate",
+                    "open at equal rate",
+                    "each at its own",
+                ],
+                {str(row.configuration): _said(row, equal) for row in own.itertuples()},
+            ),
+        ]
+    if own_at_edge := _edges(table):
+        parts.append(own_at_edge)
+    if remarks := table.attrs.get("remarks"):
+        parts += ["Not compared:", "\n".join(f"- {remark}" for remark in remarks)]
+    return "\n\n".join(parts) + "\n"
+
+
+def verdict(low: float, high: float, measure: str) -> str:
+    """Say what an interval of a difference to the baseline shows: ahead, behind, or open.
+
+    >>> verdict(0.1, 0.3, "accuracy"), verdict(0.1, 0.3, "loss"), verdict(-0.1, 0.3, "loss")
+    ('ahead', 'behind', 'open')
+    """
+    if low > 0 or high < 0:
+        return "ahead" if (high < 0) == (measure == LOSS) else "behind"
+    return "open"
+
+
+def _grid(heads: list[str], lines: dict[str, list[str]]) -> str:
+    rows = [["method", *heads], ["---"] * (1 + len(heads))]
+    rows += [[name, *cells] for name, cells in lines.items()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _by_rate(
+    equal: pd.DataFrame, rates: list[float], scale: float, form: str, *, own: pd.DataFrame
+) -> dict[str, list[str]]:
+    chosen = dict(zip(own["configuration"], own["learning_rate"], strict=True))
+
+    def cell(row: Any) -> str:
+        interval = Interval(row.mean, row.low, row.high, 0.95, row.seeds)
+        text = f"{scale * row.mean:{form}} {spread_text(interval, form, scale=scale)}".strip()
+        return f"**{text}**" if row.learning_rate == chosen.get(row.configuration) else text
+
+    return _cells(equal, rates, cell)
+
+
+def _differences(
+    equal: pd.DataFrame, own: pd.DataFrame, rates: list[float], scale: float, form: str
+) -> dict[str, list[str]]:
+    def cell(row: Any) -> str:
+        if math.isnan(row.paired_seeds):
+            return ""
+        ends = (scale * row.difference_low, scale * row.difference_high)
+        interval = "" if math.isnan(ends[0]) else f" [{ends[0]:+{form}}, {ends[1]:+{form}}]"
+        return f"{scale * row.difference:+{form}}{interval}"
+
+    others = equal[equal["configuration"] != equal["baseline"]]
+    lines = _cells(others, rates, cell)
+    at_own = {row.configuration: cell(row) for row in own.itertuples()}
+    return {name: [*cells, at_own.get(name, "")] for name, cells in lines.items()}
+
+
+def _cells(rows: pd.DataFrame, rates: list[float], cell: Any) -> dict[str, list[str]]:
+    lines = {}
+    for name, group in rows.groupby("configuration", sort=False):
+        known = {row.learning_rate: cell(row) for row in group.itertuples()}
+        lines[str(name)] = [known.get(rate, "") for rate in rates]
+    return lines
+
+
+def _said(row: Any, equal: pd.DataFrame) -> list[str]:
+    """Give a method's own rate, the verdicts at equal rates, and that at own rates."""
+    edge = " (edge)" if row.at_edge else ""
+    chosen = f"{row.learning_rate:g}{edge} ({row.lowest_rate:g} to {row.highest_rate:g})"
+    if row.configuration == row.baseline:
+        return [chosen, "", "", "", "", ""]
+    said: dict[str, list[str]] = {"ahead": [], "behind": [], "open": []}
+    paired = equal[(equal["configuration"] == row.configuration) & equal["paired_seeds"].notna()]
+    for one in paired.itertuples():
+        words = verdict(one.difference_low, one.difference_high, row.measure)
+        said[words].append(f"{one.learning_rate:g}")
+    own = verdict(row.difference_low, row.difference_high, row.measure)
+    return [chosen, f"{row.rate_ratio:g}", *(", ".join(rates) for rates in said.values()), own]
+
+
+def _edges(table: pd.DataFrame) -> str:
+    at_edge = table[table["at_edge"].fillna(False)]
+    names = ", ".join(
+        f"{row.configuration} ({row.measure}) at {row.learning_rate:g}"
+        for row in at_edge.itertuples()
+    )
+    return names and (f"At the edge of the grid, so that a better rate may lie beyond it: {names}.")
