@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from analyses.comparisons.configurations import repetitions
+from subspace_lab import files
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.records import FOLDER, read_summaries, way_of_measuring
-from subspace_lab import files
 from subspace_lab.runs.run import Run
 
 ACCURACY, LOSS = "accuracy", "loss"
