@@ -116,9 +116,11 @@ def mask_text(settings: Mapping[Any, Any]) -> str:
     sampling = settings.get("sampling", "bernoulli")
     kind = "" if sampling == "bernoulli" else f"{sampling} "
     named = [f"{kind}{settings['granularity']} mask", RESCALES[rescale_name(settings["rescale"])]]
-    for name in MASK[4:]:
-        if (value := settings.get(name)) not in (None, USUAL.get(name)) and value == value:
-            named.append(f"{name} {setting_text(value)}")
+    others = {name: settings.get(name) for name in MASK[4:]}
+    unusual = {
+        name: value for name, value in others.items() if value not in (None, USUAL.get(name))
+    }
+    named += [f"{name} {setting_text(value)}" for name, value in unusual.items() if value == value]
     return ", ".join(named)
 
 

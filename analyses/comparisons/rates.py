@@ -63,7 +63,9 @@ def own_rate(
 
 def validated_seeds(of_rates: Mapping[float, Configuration], measure: str) -> list[int]:
     """List the seeds that have validation scores at all rates."""
-    known = [{seed for name, seed in one.validation if name == measure} for one in of_rates.values()]
+    known = [
+        {seed for name, seed in one.validation if name == measure} for one in of_rates.values()
+    ]
     return sorted(set.intersection(*known))
 
 

@@ -156,7 +156,7 @@ def _check_same_examples(task: str, scored: Sequence[Scored]) -> None:
             for examples, members in sets.items()
         )
         raise UserError(
-            f"{task} was not evaluated on the same examples in {listed}: evaluate these runs again, "
-            f"each with {_command('RUN', {task: scored[0].summaries[task]})} and the same "
+            f"{task} was not evaluated on the same examples in {listed}: evaluate these runs "
+            f"again, each with {_command('RUN', {task: scored[0].summaries[task]})} and the same "
             "--examples, --seed and --data_dir, if any"
         )

@@ -36,7 +36,7 @@ import pandas as pd
 import torch
 
 from analyses import kit
-from analyses.subspace_motion.projections import projection_drift
+from analyses.frame_drift.projections import projection_drift
 from subspace_lab import linalg
 from subspace_lab.linalg.rank_core import Since
 from subspace_lab.runs.projections import projection_steps
@@ -203,7 +203,3 @@ ANALYSIS = kit.Analysis(
     "their gradient is exactly zero, but Adam's momentum moves them all the same.",
     position=40,
 )
-
-
-if __name__ == "__main__":
-    kit.run_analysis(ANALYSIS)

@@ -69,7 +69,7 @@ def compute(
     if run.mask_steps:
         masks = subspace_angles.compute(run, steps=steps, modules=modules)
         masks = masks[masks["space"].isin(SIDES)]
-        masks = masks.assign(side=masks["space"].astype(str))
+        masks = masks.assign(side=masks["space"].astype(str).astype("category"))
         parts.append(_motion(masks, "mask").assign(interval=1, null_phi=masks["null_phi"]))
     table = kit.concatenate(parts)
     return table.assign(null_turned=1 - table["null_phi"])
@@ -148,3 +148,7 @@ ANALYSIS = kit.Analysis(
     "projection at each refresh.",
     position=45,
 )
+
+
+if __name__ == "__main__":
+    kit.run_analysis(ANALYSIS)
