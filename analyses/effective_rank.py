@@ -62,6 +62,10 @@ SPLIT = (
     "not converted to the original base, which was changed at the start (PiSSA, MiLoRA, OLoRA "
     "...): its update is the product minus the initial product"
 )
+RESTARTED = (
+    "the product is that of the adapter since its last restart; the run's update is the sum over "
+    "restarts, which its snapshots hold (--run RUN/snapshots)"
+)
 DORA = (
     "the product is DoRA's update of the direction only; the whole update needs the base weight "
     "and the magnitude"
@@ -95,7 +99,7 @@ def compute(
     if unknown := set(measures) - set(get_args(linalg.Measure)):
         known = ", ".join(get_args(linalg.Measure))
         raise UserError(f"unknown measure {', '.join(sorted(unknown))}: choose among {known}")
-    masks, remark = kit.StepMasks(run), remark_on_product(run)
+    masks, remark, law = kit.StepMasks(run), remark_on_product(run), run.mask_law
     product = "product" if remark else "update"
 
     def rows(
@@ -128,8 +132,9 @@ def compute(
         masked = rows(
             inside, {f"masked_{product}": inside.core.singular_values(mask)}, mask.sum(-1)
         )
-        keep_prob = run.mask_law.keep_prob if run.mask_law else np.nan
-        return kit.concatenate([table, masked.assign(expected_rank=keep_prob * int(rank))])
+        covered = law is not None and law.binary and law.constant
+        expected = law.moments(int(rank)).mean.sum() if law and covered else np.nan
+        return kit.concatenate([table, masked.assign(expected_rank=expected)])
 
     table = kit.concatenate(
         kit.over_batches(run, of_batch, steps=steps, modules=modules, displacements=remark == SPLIT)
@@ -146,6 +151,8 @@ def remark_on_product(run: Run) -> str:
     by hand leaves no trace in the files of other tools (see `peft_folder`).
     """
     method = run.config.get("method")
+    if run.config.get("restart_every"):
+        return RESTARTED
     notes = [note for adapter in run.snapshots.values() for note in adapter.modules["note"]]
     if method == "dora" or any("DoRA" in note for note in notes):
         return DORA

@@ -13,6 +13,10 @@ space of A; column: the column space of B), since the previous step and since th
     leakage     share of the squared step norm that lies on rank directions which the step's mask
                 had dropped (since previous, with step masks only)
 
+A GaLore run has no A and B: its frame is the projection that it draws at each refresh (see
+subspace_lab.adapters.galore), of one side only; the previous step is the previous refresh, and an
+orthonormal frame has no step norm. analyses.subspace_motion draws all three kinds of motion.
+
 Under plain SGD a dropped direction does not move: leakage 0. AdamW moves it by its momentum; the
 dotted line is the prediction for stationary gradients without weight decay (T16),
 beta_1^2 (1 - keep_prob), with beta_1 = 0.9: 0.405 at keep_prob 0.5. (The share of the mean
@@ -32,13 +36,16 @@ import pandas as pd
 import torch
 
 from analyses import kit
+from analyses.subspace_motion.projections import projection_drift
 from subspace_lab import linalg
 from subspace_lab.linalg.rank_core import Since
+from subspace_lab.runs.projections import projection_steps
 from subspace_lab.runs.run import Run
 from subspace_lab.theory.adam import squared_leakage
 
 SIDES = {"row": "row space of A", "column": "column space of B"}
 SINCE: tuple[Since, ...] = ("previous", "start")
+SMALL_ANGLE = 10.0  # degrees
 
 
 def compute(
@@ -50,8 +57,8 @@ def compute(
     """Compute the table; a row is (run, step, module, side, since).
 
     Args:
-        run: a run with recorded cores.
-        steps: only these steps; None: all but step 0.
+        run: a run with recorded cores, or the projections of GaLore.
+        steps: only these steps; None: all but step 0 (of projections: all but the first).
         modules: only these modules; None: all.
 
     Returns:
@@ -64,10 +71,13 @@ def compute(
         UserError: if no displacements were recorded.
     """
     kit.check_needs(run, kit.Needs.DISPLACEMENTS)
+    if projection_steps(run.path):
+        drift = projection_drift(run, steps=steps, modules=modules)
+        return drift.assign(step_norm=np.nan, leakage=np.nan, expected_leakage=np.nan)
     moved = [step for step in (run.steps if steps is None else steps) if step > 0]
     masks, law = kit.StepMasks(run), run.mask_law
     expected = np.nan
-    if law is not None and run.mask_steps and run.config.get("optimizer") == "adamw":
+    if law is not None and law.plain and run.mask_steps and run.config.get("optimizer") == "adamw":
         expected = squared_leakage(keep_prob=law.keep_prob)
 
     def of_batch(batch: kit.CoreBatch) -> pd.DataFrame:
@@ -183,7 +193,7 @@ ANALYSIS = kit.Analysis(
     name="frame_drift",
     description=__doc__,
     question="how fast do the directions themselves turn, and what leaks past the mask?",
-    needs=kit.Needs.FACTORS | kit.Needs.CORES | kit.Needs.DISPLACEMENTS,
+    needs=kit.Needs.FACTORS | kit.Needs.DISPLACEMENTS,
     compute=compute,
     plot=plot,
     summarize=summarize,

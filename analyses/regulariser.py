@@ -1,4 +1,4 @@
-"""What rank masks penalise, over training: the regularizer and its distance from its minimum.
+"""What rank masks penalize, over training: the regularizer and its distance from its minimum.
 
     python -m analyses.regulariser --run RUN [--run RUN2 ...]
 
@@ -77,20 +77,20 @@ def _under_masks(
     batch: kit.CoreBatch, law: MaskLaw | None, kept: torch.Tensor
 ) -> dict[str, torch.Tensor | float]:
     """Make the columns about masked updates, (T, M)."""
-    if law is None:
+    if law is None or not (law.diagonal and law.constant):
         return dict.fromkeys(("penalty", "masked", "masked_mean", "masked_std"), np.nan)
     B, A = batch.core.column.R, batch.core.row.R.mT
-    moments, factor = law.moments(B.shape[-1]), (batch.core.scaling * law.factor) ** 2
-    H = masked_moments.gram_product(B, A)
+    moments, squared = law.gate_moments(B.shape[-1]), batch.core.scaling**2
+    H, gates = masked_moments.gram_product(B, A), law.rescaled(kept)
     columns: dict[str, torch.Tensor | float] = {
-        "penalty": factor * masked_moments.output_energy_variance(B, A, moments),
-        "masked": factor * torch.einsum("tmi,tmij,tmj->tm", kept, H, kept),
-        "masked_mean": factor * masked_moments.expected_output_energy(B, A, moments),
+        "penalty": squared * masked_moments.output_energy_variance(B, A, moments),
+        "masked": squared * torch.einsum("tmi,tmij,tmj->tm", gates, H, gates),
+        "masked_mean": squared * masked_moments.expected_output_energy(B, A, moments),
         "masked_std": np.nan,
     }
-    if law.independent_gates:
+    if law.binary and law.independent_gates:
         variance = masked_moments.variance_of_output_energy(B, A, keep_prob=law.keep_prob)
-        columns["masked_std"] = factor * variance.sqrt()
+        columns["masked_std"] = squared * law.factor**2 * variance.sqrt()
     return columns
 
 
@@ -132,7 +132,7 @@ plot = kit.curves_over_steps(
 ANALYSIS = kit.Analysis(
     name="regulariser",
     description=__doc__,
-    question="what do masks penalise, and does training reduce it?",
+    question="what do masks penalize, and does training reduce it?",
     compute=compute,
     plot=plot,
     summarize=kit.medians_at_last_step(

@@ -141,7 +141,7 @@ def _describe(angles: torch.Tensor) -> dict[str, Any]:
 def _expected(run: Run, batch: kit.CoreBatch) -> dict[str, Any]:
     """Columns of expectations under the run's mask law, (1, M, space) or a number."""
     law, rank = run.mask_law, int(batch.modules["r"].iloc[0])
-    if law is None:
+    if law is None or not law.plain:
         names = ("expected_kept", "expected_shared", "expected_jaccard", "null_phi")
         return dict.fromkeys(names, np.nan)
     mean = law.moments(rank).mean

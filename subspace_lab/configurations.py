@@ -16,9 +16,16 @@ from subspace_lab.models import FORMER_NAMES
 Config = Mapping[str, Any]
 
 METHOD = ("method", "rank_mask")
-MASK = ("keep_prob", "granularity", "rescale", "sampling")
+MASK = (
+    "keep_prob", "granularity", "rescale", "sampling", "block_size", "prefix_geometric",
+    "nested_ranks", "dwell", "keep_prob_schedule", "schedule_steps", "keep_prob_pattern",
+    "shared_mask", "masks_per_step", "objective", "penalty_strength",
+)  # fmt: skip
 """Settings of a rank mask, without effect in a run that has none."""
-RECORDING = ("cores", "snapshots", "eval_every", "checkpoint_every")
+SEEDS = ("seed", "init_seed", "data_seed", "mask_seed", "noise_seed")
+RECORDING = (
+    "cores", "snapshots", "eval_every", "checkpoint_every", "test_size", "early_stopping",
+)  # fmt: skip
 """What is recorded when, which leaves training as it is."""
 PROBLEM = (
     "base", "task", "data_dir", "difficulty", "label_noise", "train_split", "train_size",
@@ -47,7 +54,7 @@ def without_seed(config: Config, *, but: Collection[str] = ()) -> dict[str, Any]
     Left out are also settings without a value, an alpha that is the method's default, and epochs
     beside steps.
     """
-    unused = {"seed", *RECORDING, *but}
+    unused = {*SEEDS, *RECORDING, *but}
     if {"method", "rank"} <= config.keys() and config.get("alpha") == default_alpha(
         config["method"], config["rank"]
     ):
@@ -64,9 +71,10 @@ def identity(settings: Config) -> str:
 
 
 def differ_in_mask_only(first: Config, second: Config) -> bool:
-    """Tell whether two runs share everything, the seed included, but the method and its mask."""
+    """Tell whether two runs share everything, seeds included, but the method and its masks."""
+    unlike = {*METHOD, *MASK, "mask_seed"}
     rest = [
-        {name: value for name, value in in_effect(config).items() if name not in (*METHOD, *MASK)}
+        {name: value for name, value in in_effect(config).items() if name not in unlike}
         for config in (first, second)
     ]
     return rest[0] == rest[1]
@@ -93,7 +101,7 @@ def label_configurations(configs: Mapping[str, Config]) -> dict[str, str]:
     {'a': 'rank 8', 'b': 'rank 8', 'c': 'rank 4'}
     """
     settings = {
-        run: {k: v for k, v in in_effect(config).items() if k not in ("seed", *RECORDING)}
+        run: {k: v for k, v in in_effect(config).items() if k not in (*SEEDS, *RECORDING)}
         for run, config in configs.items()
     }
     known = [of_run for of_run in settings.values() if of_run]

@@ -62,7 +62,7 @@ def find_base(name: str) -> Base:
         return Base(name, str(POCKET), "procedural text only, about 2 M parameters")
     name = FORMER_NAMES.get(name, name)
     if name == "smollm2":
-        remark = "4-bit quantisation (Q4_1), dequantised: not the published checkpoint"
+        remark = "4-bit quantization (Q4_1), dequantized: not the published checkpoint"
         return Base("smollm2", str(_dequantized_smollm2()), remark)
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
@@ -189,7 +189,7 @@ def _convert_smollm2(target: Path) -> None:
     gguf: dict[str, Any] = {"gguf_file": SMOLLM2_GGUF, "trust_remote_code": False}
     source = AutoModelForCausalLM.from_pretrained(folder, **gguf, dtype=torch.float16)
     config = AutoConfig.from_pretrained(folder, **gguf)
-    # The loaded model carries the GGUF's quantisation config, with which it refuses to be saved.
+    # The loaded model carries the GGUF's quantization config, with which it refuses to be saved.
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float16, trust_remote_code=False)
     plain.load_state_dict(source.state_dict(), strict=True)
     with files.replacing(target) as unfinished:

@@ -37,7 +37,7 @@ def logarithmic(per_decade: int) -> Schedule:
 
     def due(step: int) -> bool:
         nearest = round(per_decade * math.log10(step)) if step > 0 else -1
-        # Rounding can move a step by one place, so its neighbours on the grid are tried as well.
+        # Rounding can move a step by one place, so its neighbors on the grid are tried as well.
         return any(round(10 ** (i / per_decade)) == step for i in range(nearest - 1, nearest + 2))
 
     return due

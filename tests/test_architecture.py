@@ -19,8 +19,9 @@ FLOORS = [  # a room imports rooms of lower floors only; a new room needs a floo
     "adapters runs",
     "configurations evaluation recording",
     "training",
-    "sweeping subspace_lab",  # whose __init__ names the public classes
-    "train evaluate sweep analyses",
+    "train subspace_lab",  # the command; the __init__ that names the public classes
+    "sweeping",  # trains by the command, in processes forked from its own
+    "evaluate sweep analyses",
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 ONLY = {"linalg": set[str](), "theory": {"errors", "linalg"}, "figures": {"stats"}}

@@ -109,9 +109,9 @@ def test_papers_tables_cross_models_tasks_and_methods():
 @pytest.mark.parametrize(
     ("grid", "keys", "message"),
     [
-        ({"methd": ["lora"]}, {}, "'methd', which is no field"),
+        ({"methd": ["lora"]}, {}, "'methd', which is not a field"),
         ({"method": ["loraa"]}, {}, "method"),
-        ({"task": ["a"]}, {"select": "keep_prop"}, "'keep_prop', which is no field"),
+        ({"task": ["a"]}, {"select": "keep_prop"}, "'keep_prop', which is not a field"),
         ({"keep_prob": [0.5]}, {"select": {"field": "rank", "score": "loss"}}, "score must be"),
         ({"eval_split": ["test"]}, {"select": "keep_prob"}, "evaluates on test"),
         ([], {}, "has no grid"),
@@ -120,7 +120,7 @@ def test_papers_tables_cross_models_tasks_and_methods():
         ({"base": ["a/b", "a-b"]}, {}, "2 different runs of the grid would be named base=a-b"),
         ({"keep_prob": [0.5], "method": ["droplora"]}, {"select": "keep_prob"}, "at least 2"),
         ({"seed": [0, 1]}, {"select": "seed"}, "selects the seed"),
-        ({"seed": [0, 1]}, {"select": {"field": ["keep_prob"]}}, "is no field"),
+        ({"seed": [0, 1]}, {"select": {"field": ["keep_prob"]}}, "is not a field"),
     ],
 )
 def test_bad_sweep_files_are_refused(tiny, grid, keys, message):

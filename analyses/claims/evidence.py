@@ -69,11 +69,15 @@ class Evidence:
         }
 
     def masked(self, *, granularity: str | None = None) -> list[Run]:
-        """List the masked runs of a granularity (None: any) that were trained as they say."""
+        """List the runs of a granularity (None: any) that were trained as they say.
+
+        Those whose law the theory does not cover are left out.
+        """
         return [
             run
             for run in self.runs
             if run.mask_law is not None
+            and run.mask_law.plain
             and run.name not in self.excluded
             and granularity in (None, run.mask_law.granularity)
         ]

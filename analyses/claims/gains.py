@@ -204,7 +204,7 @@ def _gain_over_single(run: Run) -> Measurement | None:
     """Loss of single masks minus that of the full model, under masks of LoRA's test law."""
     law = run.mask_law
     known = _losses(run)
-    same = law is None or (law.keep_prob == DEFAULT_LAW.keep_prob and law.rescale)
+    same = law is None or (law.plain and law.factor == DEFAULT_LAW.factor == 1 / law.keep_prob)
     if known is None or not same:
         return None
     losses, conditions = known

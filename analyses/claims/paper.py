@@ -33,7 +33,7 @@ CLAIMS = (
         "one method",
         "Equation 2 and Algorithm 1 describe the same method.",
         "They differ in what shares a mask and in the rescale; in a transformer even the "
-        "second-order regulariser differs. Only the mean squared loss of a linear layer agrees, "
+        "second-order regularizer differs. Only the mean squared loss of a linear layer agrees, "
         "after rescaling.",
         "T7, T9, T10, T11",
         verdicts.same_method,
@@ -85,7 +85,7 @@ CLAIMS = (
         "an ensemble",
         "Inference with all directions acts like an ensemble of the masked models.",
         "With rescale 1/q and a (log-)linear adapter it is the geometric ensemble, and the gain "
-        "over single masks is the regulariser under another name, which training makes small. "
+        "over single masks is the regularizer under another name, which training makes small. "
         "Plain LoRA gains over its masked parts, too: what masks in training add is the "
         "difference (LoRA's own gain depends on the gauge in which training left B and A). Without "
         "rescale the full model overshoots.",
@@ -96,7 +96,7 @@ CLAIMS = (
         "not dropout",
         "The method differs from classical dropout.",
         "With a mask per token it is dropout on the hidden units of the two-layer linear network "
-        "B A, with dropout's nuclear-norm regulariser. With a mask per step all tokens share one "
+        "B A, with dropout's nuclear-norm regularizer. With a mask per step all tokens share one "
         "draw, and without a rescale the mean is another.",
         "T7",
         verdicts.unlike_dropout,

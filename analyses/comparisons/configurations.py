@@ -13,11 +13,13 @@ from subspace_lab.configurations import (
     identity,
     in_effect,
     is_masked,
+    setting_text,
     unusual_settings,
     without_seed,
 )
 from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
+from subspace_lab.theory.mask_law import LAWS, rescale_name
 
 METHODS = {
     "lora": "LoRA",
@@ -25,8 +27,17 @@ METHODS = {
     "dora": "DoRA",
     "pissa": "PiSSA",
     "milora": "MiLoRA",
+    "olora": "OLoRA",
+    "lora_ga": "LoRA-GA",
+    "corda": "CorDA",
+    "eva": "EVA",
+    "adalora": "AdaLoRA",
     "full": "Full",
+    "galore": "GaLore",
 }
+RESCALES = {"none": "not rescaled", "keep_prob": "rescaled", "realized": "rescaled by its mean"}
+USUAL = {"dwell": 1, "keep_prob_schedule": "constant", "shared_mask": False}
+"""Settings of a mask that are named where they differ from these, or have a value at all."""
 COLUMNS = ["rank", *MASK, "other_settings"]
 """Columns of a table that tell configurations apart, beside the method."""
 
@@ -96,9 +107,13 @@ def mask_text(settings: Mapping[Any, Any]) -> str:
     """
     if pd.isna(settings["granularity"]):
         return ""
-    exactly = "exact-k " if settings.get("sampling") == "exact-k" else ""
-    scale = "rescaled" if settings["rescale"] else "not rescaled"
-    return f"{exactly}{settings['granularity']} mask, {scale}"
+    sampling = settings.get("sampling", "bernoulli")
+    kind = "" if sampling == "bernoulli" else f"{sampling} "
+    named = [f"{kind}{settings['granularity']} mask", RESCALES[rescale_name(settings["rescale"])]]
+    for name in MASK[4:]:
+        if (value := settings.get(name)) not in (None, USUAL.get(name)) and value == value:
+            named.append(f"{name} {setting_text(value)}")
+    return ", ".join(named)
 
 
 def settings_text(settings: Mapping[Any, Any], *, with_rank: bool) -> str:
@@ -110,5 +125,6 @@ def settings_text(settings: Mapping[Any, Any], *, with_rank: bool) -> str:
     """
     rank = f"rank {settings['rank']}" if with_rank and settings["rank"] else ""
     mask = mask_text(settings)
-    keep_prob = f"keep_prob {settings['keep_prob']}" if mask else ""
+    has_keep_prob = mask and LAWS[settings.get("sampling", "bernoulli")].uses_keep_prob
+    keep_prob = f"keep_prob {settings['keep_prob']}" if has_keep_prob else ""
     return ", ".join(filter(None, [rank, settings["other_settings"], mask, keep_prob]))

@@ -97,9 +97,10 @@ def predicted_scale(run: Run, step: int) -> float:
     """Give the inference scale that theory (T9) predicts for the mask law and white inputs.
 
     c* = s [q + (1 - q) rho], rho = sum ||b_i||^2 ||a_i||^2 / ||B A||^2, summed over modules;
-    nan for a run without masks. Exact for one linear layer with squared loss, indicative here.
+    nan for a run without masks, or of a law that the formula does not cover. Exact for one linear
+    layer with squared loss, indicative here.
     """
-    if (law := run.mask_law) is None:
+    if (law := run.mask_law) is None or not law.plain:
         return float("nan")
     products = updates = 0.0
     for batch in run.cores(steps=[step], displacements=False):

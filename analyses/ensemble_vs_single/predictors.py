@@ -15,6 +15,7 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -126,23 +127,23 @@ def predictors(
     The base is the update at scale 0; where training split it, that was W_res and not the base,
     which gets the scale nan.
     """
-    law = run.mask_law or DEFAULT_LAW
+    law = (run.mask_law or DEFAULT_LAW).one_draw()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the adapter is trained already is the point here
-        mask = RankMask(
-            law.keep_prob, rescale=law.rescale, sampling=law.sampling, seed=seed
-        ).attach(trained.model)
+        mask = RankMask.of(replace(law, granularity="step", seed=seed)).attach(trained.model)
     ranks = dict(zip(run.modules["module"], run.modules["r"], strict=True))
 
-    def under(values: Mapping[str, Tensor]) -> Context:
-        return functools.partial(mask.in_evaluation, _leaving_the_start(mask, values))
+    def under(gates: Mapping[str, Tensor]) -> Context:
+        return functools.partial(mask.in_evaluation, _leaving_the_start(mask, gates))
 
     def scaled(scale: float) -> Context:
-        return under({name: torch.full((r,), scale / mask.law.factor) for name, r in ranks.items()})
+        ones = {name: torch.ones(r) for name, r in ranks.items()}
+        return under({n: scale * (g if law.diagonal else g.diag()) for n, g in ones.items()})
 
     def single(draw: int) -> Context:
-        drawn = ((name, mask.law.step_mask(FIRST_DRAW + draw, name, ranks[name])) for name in ranks)
-        return under({name: torch.from_numpy(kept).float() for name, kept in drawn})
+        step = FIRST_DRAW + draw
+        gates = {name: mask.law.step_gates(step, name, r) for name, r in ranks.items()}
+        return under({name: torch.from_numpy(gate).float() for name, gate in gates.items()})
 
     scale_of_base = 0.0 if ranks == mask.ranks else float("nan")
     scales = {*SCALES, mask.law.keep_prob} - {1.0}
@@ -154,9 +155,9 @@ def predictors(
     }
 
 
-def _leaving_the_start(mask: RankMask, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Extend values of the trained directions, (r,), by ones for the subtracted start's."""
-    return {
-        name: torch.cat([gate, torch.full((mask.ranks[name] - len(gate),), 1 / mask.law.factor)])
-        for name, gate in values.items()
-    }
+def _leaving_the_start(mask: RankMask, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Extend gates of the trained directions, (r,) or (r, r), by ones for the start's."""
+    ones = {name: torch.ones(mask.ranks[name] - len(gate)) for name, gate in gates.items()}
+    if mask.law.diagonal:
+        return {name: torch.cat([gate, ones[name]]) for name, gate in gates.items()}
+    return {name: torch.block_diag(gate, ones[name].diag()) for name, gate in gates.items()}

@@ -79,10 +79,10 @@ def compute(
     if modules is not None:
         raise UserError("gate_expansion evaluates whole models: omit `modules`")
     law = run.mask_law or DEFAULT_LAW
-    if not law.independent_gates:
+    if not (law.plain and law.independent_gates):
         raise UserError(
-            f"{run.path} draws exactly k directions, and the expansion is of independent gates: "
-            "choose a run with `sampling` bernoulli"
+            f"{run.path} does not have independent masks of one keep_prob, which the expansion is "
+            "of: choose a run with `sampling` bernoulli"
         )
     evaluated = evaluation_examples(run, size=examples)
     rows = []
@@ -173,13 +173,13 @@ plot = kit.Plot(draw, figure_table)
 ANALYSIS = kit.Analysis(
     name="gate_expansion",
     description=__doc__,
-    question="what do random masks cost the model, and is it the regulariser?",
+    question="what do random masks cost the model, and is it the regularizer?",
     needs=kit.Needs.FACTORS | kit.Needs.SNAPSHOTS | kit.Needs.MODEL,
     compute=compute,
     plot=plot,
     summarize=summarize,
     reading="The gap between the mean loss under random gates and the loss under their mean, on a "
-    "few held-out examples, beside the second order of its expansion: the regulariser that masks "
+    "few held-out examples, beside the second order of its expansion: the regularizer that masks "
     "amount to in a deep network. Hollow markers: the second order is not shown to stand "
     "for the gap, because higher orders are not small or the masks are too few.",
     why_missing="it was omitted to save time",

@@ -6,6 +6,7 @@ import enum
 
 from analyses.kit.notes import why_nothing
 from subspace_lab.errors import UserError
+from subspace_lab.runs.projections import projection_steps
 from subspace_lab.runs.run import Run
 
 
@@ -16,7 +17,8 @@ class Needs(enum.Flag):
         METRICS: losses and evaluations of the training.
         FACTORS: modules with factors B and A.
         CORES: rank cores, recorded or computed from saved adapters.
-        DISPLACEMENTS: recorded cores, which hold the displacements since earlier steps.
+        DISPLACEMENTS: recorded cores, which hold the displacements since earlier steps; or the
+            projections of GaLore, each beside the one before.
         STEP_MASKS: the mask of every optimizer step.
         SNAPSHOTS: saved adapters with factors.
         MODEL: the trained model: a saved adapter and its base.
@@ -46,19 +48,19 @@ def what_is_missing(run: Run, needs: Needs) -> str | None:
         ),
         Needs.CORES: (
             bool(run.steps),
-            "has no rank cores and no saved adapters: record it with --cores or --snapshots",
+            "has no rank cores and no saved adapters: record it with `cores` or `snapshots`",
         ),
         Needs.DISPLACEMENTS: (
-            bool(run.core_steps),
-            "has no displacements, only adapters: record a run with --cores",
+            bool(run.core_steps or projection_steps(run.path)),
+            "has no displacements, only adapters: record a run with `cores`",
         ),
         Needs.STEP_MASKS: (
             bool(run.mask_steps or run.steps_without_mask),
-            "has no step masks: train with --method droplora --granularity step",
+            "has no step masks: train with `method` droplora and `granularity` step",
         ),
         Needs.SNAPSHOTS: (
             bool(run.snapshots),
-            "has no saved adapters with factors B and A: record them with --snapshots",
+            "has no saved adapters with factors B and A: record them with `snapshots`",
         ),
         Needs.MODEL: (
             bool(run.adapter_folders),

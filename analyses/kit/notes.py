@@ -12,11 +12,16 @@ MAX_NAMES = 3
 
 
 def notes(run: Run) -> list[str]:
-    """Say in a sentence each which adapter is the final one, what is not analyzed, what is nan.
+    """Say in a sentence each which adapter is final, what is not testable, not analyzed or nan.
 
     Nan and infinities are those that were met so far, in what was read of the run.
     """
     lines = [run.snapshots.root.note] if run.snapshots.root else []
+    if run.gates_chosen:
+        lines.append(
+            "gates were chosen in training, so its steps have no single mask: what theory predicts "
+            "of masks and of steps under them is not testable"
+        )
     for (kind, reason), rows in run.left_out.groupby(["kind", "reason"], sort=False):
         parameters = rows["parameters"].sum()
         size = f"; {parameters:,} parameters" if parameters else ""

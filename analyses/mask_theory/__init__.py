@@ -2,7 +2,7 @@
 
     python -m analyses.mask_theory --run RUN [--run RUN2 ...]
 
-Three kinds of comparison, told apart in the table and the figure:
+Three kinds of comparison, distinguished in the table and the figure:
 
     exact       true of every draw, up to rounding: masks are the law's function, one mask per step
                 for all examples, tokens and micro-batches, steps of dropped directions ...

@@ -47,12 +47,18 @@ EVERY_STEP = Need(
     "it takes recorded cores of every step from 1 on, of both runs",
 )
 
-beside_lora = functools.partial(prediction, always=(LORA, ADAMW), tests="training")
+COVERED_LAW = Need(
+    lambda pair: pair.masked.law.plain,
+    "the theory does not cover the law of the masks",
+    MASKED,
+)
+
+beside_lora = functools.partial(prediction, always=(LORA, ADAMW, COVERED_LAW), tests="training")
 
 
 def find_lora(run: Run, runs: Sequence[Run]) -> Run | None:
     """Find a LoRA run that differs from a masked `run` in its mask only."""
-    if run.mask_law is None or run.config.get("method") != "droplora":
+    if run.mask_law is None or run.gates_chosen or run.config.get("method") != "droplora":
         return None
     loras = (other for other in runs if other.config.get("method") == "lora")
     return next((lora for lora in loras if differ_in_mask_only(lora.config, run.config)), None)

@@ -17,6 +17,7 @@ from analyses.mask_theory.comparison import (
 )
 from analyses.mask_theory.needs import (
     ADAMW,
+    COVERED_LAW,
     DISPLACEMENTS,
     EVERY_STEP,
     MASKS_KNOWN,
@@ -109,6 +110,7 @@ def _leakage(factor: str, side: str) -> Prediction:
         f"{factor}'s displacement while masked",
         "momentum carries masked directions by another share",
         STEP_MASKS,
+        COVERED_LAW,
         ADAMW,
         EVERY_STEP,
     )

@@ -23,7 +23,13 @@ from analyses.mask_theory.comparison import (
     within_limits,
 )
 from analyses.mask_theory.laws import Lattice, Law, law_of_sum
-from analyses.mask_theory.needs import INDEPENDENT_GATES, SOME_DROPPED, STEP_MASKS
+from analyses.mask_theory.needs import (
+    EXCHANGEABLE,
+    INDEPENDENT_DRAWS,
+    INDEPENDENT_GATES,
+    SOME_DROPPED,
+    STEP_MASKS,
+)
 from analyses.mask_theory.prediction import known, prediction
 from analyses.mask_theory.record import Group
 from subspace_lab.theory.mask_frequency import frequency_statistic
@@ -33,13 +39,14 @@ from subspace_lab.theory.mask_overlap import (
     expected_equal_pairs,
 )
 
-of_masks = functools.partial(prediction, "T1", always=(STEP_MASKS,), tests="masks drawn")
+of_record = functools.partial(prediction, "T1", always=(STEP_MASKS,), tests="masks drawn")
+of_masks = functools.partial(of_record, always=(STEP_MASKS, INDEPENDENT_DRAWS))
 
 NOT_INDEPENDENT = "successive masks are not independent draws"
 NOT_OF_THEIR_OWN = "the modules do not have masks of their own in a step"
 
 
-@of_masks(
+@of_record(
     "masks are the law's function",
     "the masks in use were not drawn from (seed, step, module) as the run says",
 )
@@ -72,7 +79,10 @@ def kept_law(group: Group) -> Comparison:
 
 
 @of_masks(
-    "keep frequency by direction", "some directions are kept more often than others", SOME_DROPPED
+    "keep frequency by direction",
+    "some directions are kept more often than others",
+    EXCHANGEABLE,
+    SOME_DROPPED,
 )
 def frequency(group: Group) -> Comparison:
     """Every direction of every module is kept in q T of the T steps, on average."""
@@ -107,7 +117,7 @@ overlap_law = of_masks("overlap of next masks, law", NOT_INDEPENDENT)(
 )
 
 
-@of_masks("Jaccard of next masks", NOT_INDEPENDENT, SOME_DROPPED)
+@of_masks("Jaccard of next masks", NOT_INDEPENDENT, EXCHANGEABLE, SOME_DROPPED)
 def jaccard(group: Group) -> Comparison:
     """Shared over united directions, pooled over pairs: sum |M and M'| / sum |M or M'|.
 

@@ -21,8 +21,10 @@ from analyses.mask_theory.comparison import (
 )
 from analyses.mask_theory.needs import (
     ADAMW,
+    COVERED_LAW,
     DRAWN_IN_PASSES,
     FROM_ZERO,
+    LAWS_OWN_GATES,
     LEARNING_RATES,
     MASKS_KNOWN,
     NO_DECAY,
@@ -57,6 +59,8 @@ first_columns = of_first_steps(
     "directions without a gradient are not as many as by chance",
     FROM_ZERO,
     DRAWN_IN_PASSES,
+    LAWS_OWN_GATES,
+    COVERED_LAW,
     BATCH_KNOWN,
     tests="training",
 )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from analyses.mask_theory.comparison import Comparison, NotTestableError, indicative, no_exceptions
+from analyses.mask_theory.needs import COVERED_LAW
 from analyses.mask_theory.norms import NEXT_MASKS, ROUNDING, masked_states
 from analyses.mask_theory.prediction import Prediction, known, prediction
 from analyses.mask_theory.record import Group
@@ -87,6 +88,7 @@ def _shrinking_rank(measure: linalg.Measure, name: str) -> Prediction:
     @of_masked(
         f"masked {measure} rank over full",
         f"the {name} does not shrink by keep_prob",
+        COVERED_LAW,
         tests="trained model",
     )
     def shrinks(group: Group) -> Comparison:

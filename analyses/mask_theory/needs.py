@@ -25,13 +25,38 @@ RANDOM_START = Need(
     INDEPENDENT_ROWS,
 )
 
-GATES = Need(lambda group: group.gates, "no gates were observed in training")
+LAWS_OWN_GATES = Need(
+    lambda group: not group.run.gates_chosen,
+    "training chose its gates itself (see `objective`), so its steps have no single mask",
+)
+GATES = Need(lambda group: group.gates, "no gates were observed in training", LAWS_OWN_GATES)
 UNMASKED = Need(lambda group: group.law is None, "the run has a rank mask")
 MASKED = Need(lambda group: group.law, "the run has no rank mask")
+MASKS = Need(
+    lambda group: group.law is None or group.law.binary,
+    "the gates are not masks: no direction is kept or dropped",
+)
+INDEPENDENT_DRAWS = Need(
+    lambda group: not group.law.dependence,
+    "masks of steps and modules are not independent draws of one law",
+    MASKED,
+    MASKS,
+)
+ONE_FACTOR = Need(
+    lambda group: group.law is None or group.law.one_factor,
+    "kept gates do not have one factor: they are rescaled draw by draw, or keep_prob varies",
+    MASKS,
+)
+EXCHANGEABLE = Need(
+    lambda group: group.law.exchangeable,
+    "the mask law does not treat all directions alike",
+    INDEPENDENT_DRAWS,
+)
+COVERED_LAW = Need(lambda group: group.law.plain, ONE_FACTOR.otherwise, EXCHANGEABLE)
 INDEPENDENT_GATES = Need(
     lambda group: group.law.independent_gates,
     "the mask law draws the directions of a mask together",
-    MASKED,
+    EXCHANGEABLE,
 )
 SOME_DROPPED = Need(lambda group: group.law.keep_prob < 1, "keep_prob is 1", MASKED)
 SHARED_BY_TOKENS = Need(
@@ -46,11 +71,14 @@ DRAWN_IN_PASSES = Need(
 TOKEN_MASKS = Need(
     lambda group: group.law.granularity == "token", "the run has no masks per token", MASKED
 )
-STEP_MASKS = Need(lambda group: group.masks is not None, "no step masks were recorded")
+STEP_MASKS = Need(
+    lambda group: group.masks is not None, "no step masks were recorded", LAWS_OWN_GATES
+)
 TWO_MASKS = Need(lambda group: len(group.masks) > 1, "there are fewer than two masks", STEP_MASKS)
 MASKS_KNOWN = Need(
     lambda group: group.law is None or group.masks is not None,
     "the masks of the steps are not recorded",
+    LAWS_OWN_GATES,
 )
 
 OPTIMIZER = Need(lambda group: group.optimizer, "the optimizer is unknown, or not covered")

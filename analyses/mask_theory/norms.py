@@ -16,7 +16,7 @@ from torch import Tensor
 
 from analyses.mask_theory import chance
 from analyses.mask_theory.comparison import Comparison, NotTestableError, indicative, no_exceptions
-from analyses.mask_theory.needs import CORES, STEP_MASKS
+from analyses.mask_theory.needs import CORES, COVERED_LAW, STEP_MASKS
 from analyses.mask_theory.prediction import Need, Prediction, known, prediction
 from analyses.mask_theory.record import Group, once
 from subspace_lab.linalg.rank_core import RankCore
@@ -80,7 +80,7 @@ def _squared_norms(group: Group) -> _SquaredNorms:
     # Drawn from the law, for moments that have no closed form.
     generator = torch.Generator().manual_seed(0)
     uniform = torch.rand(DRAWS, len(H), group.rank, generator=generator, dtype=torch.float64)
-    draws = masked_moments.masked_energy(H, law.keep(uniform).double()) - expected
+    draws = masked_moments.masked_energy(H, law.draw(uniform).double()) - expected
     variance = draws.square().mean(0)
     if law.independent_gates:
         variance = masked_moments.variance_of_output_energy(B, A, keep_prob=law.keep_prob)
@@ -111,6 +111,7 @@ def _mean_over_masks(norms: _SquaredNorms, *, unit: Tensor, less: float) -> Comp
     "T5",
     "masked norm² over expected",
     "the coming mask is not a fair draw for the weights",
+    COVERED_LAW,
     tests="masks drawn",
 )
 def norm(group: Group) -> Comparison:
@@ -128,8 +129,9 @@ def _regularizer_share(part: int, name: str) -> Prediction:
 
     @of_masked(
         "T7",
-        f"regulariser over norm², {name} third",
+        f"regularizer over norm², {name} third",
         "masks do not add to the update what their regularizer says",
+        COVERED_LAW,
         DROPPED,
         tests="masks drawn",
     )
@@ -159,7 +161,7 @@ UPDATES = Need(lambda group: _updates(group) is not None, "every recorded update
 
 @prediction(
     "T7",
-    "regulariser above its bound",
+    "regularizer above its bound",
     "R is below the squared nuclear norm over r",
     UPDATES,
     tests="identity",

@@ -23,7 +23,9 @@ from analyses.mask_theory.comparison import (
 from analyses.mask_theory.needs import (
     DRAWN_IN_PASSES,
     GATES,
-    MASKED,
+    INDEPENDENT_DRAWS,
+    MASKS,
+    ONE_FACTOR,
     SHARED_BY_SAMPLES,
     SHARED_BY_TOKENS,
     STEP_MASKS,
@@ -45,7 +47,9 @@ def no_mask(group: Group) -> Comparison:
     return no_exceptions((gates == 0)[~gates.isnan()])
 
 
-@of_gates("T7", "rescale of kept gates", "kept directions are not scaled as the run says")
+@of_gates(
+    "T7", "rescale of kept gates", "kept directions are not scaled as the run says", ONE_FACTOR
+)
 def rescale(group: Group) -> Comparison:
     """A kept gate is s: 1 / keep_prob, or 1 without rescale or mask; in every observed pass.
 
@@ -70,7 +74,7 @@ def rescale(group: Group) -> Comparison:
     "T1",
     "gates kept, count",
     "the layers keep another share than keep_prob: keep and prune swapped?",
-    MASKED,
+    INDEPENDENT_DRAWS,
 )
 def share(group: Group) -> Comparison:
     """Of N independent gates Bin(N, q) are kept; a gate that serves many tokens counts once."""
@@ -108,11 +112,11 @@ def as_recorded(group: Group) -> Comparison:
 
 
 over_tokens = of_gates(
-    "T7", "gates constant over tokens", "tokens have masks of their own", SHARED_BY_TOKENS
+    "T7", "gates constant over tokens", "tokens have masks of their own", SHARED_BY_TOKENS, MASKS
 )(lambda group: _no_variation(group, dim=2))
 
 over_rows = of_gates(
-    "T7", "gates constant over rows", "examples have masks of their own", SHARED_BY_SAMPLES
+    "T7", "gates constant over rows", "examples have masks of their own", SHARED_BY_SAMPLES, MASKS
 )(lambda group: _no_variation(group, dim=1))
 
 
@@ -121,6 +125,7 @@ over_rows = of_gates(
     "gates constant over micro-batches",
     "forward passes have masks of their own",
     SHARED_BY_SAMPLES,
+    MASKS,
 )
 def over_calls(group: Group) -> Comparison:
     """Masks per step: all forward passes of a step have the same gates."""
@@ -137,15 +142,27 @@ def over_calls(group: Group) -> Comparison:
 
 # Masks per token overlap in q^2 r directions on average.
 tokens_differ = of_gates(
-    "T7", "overlap of two tokens, mean", "tokens do not have independent masks", TOKEN_MASKS
+    "T7",
+    "overlap of two tokens, mean",
+    "tokens do not have independent masks",
+    TOKEN_MASKS,
+    INDEPENDENT_DRAWS,
 )(lambda group: _mean_overlap(group, dim=2))
 
 rows_differ = of_gates(
-    "T7", "overlap of two rows, mean", "examples do not have independent masks", DRAWN_IN_PASSES
+    "T7",
+    "overlap of two rows, mean",
+    "examples do not have independent masks",
+    DRAWN_IN_PASSES,
+    INDEPENDENT_DRAWS,
 )(lambda group: _mean_overlap(group, dim=1))
 
 steps_differ = of_gates(
-    "T7", "overlap of two passes, mean", "passes do not have independent masks", DRAWN_IN_PASSES
+    "T7",
+    "overlap of two passes, mean",
+    "passes do not have independent masks",
+    DRAWN_IN_PASSES,
+    INDEPENDENT_DRAWS,
 )(lambda group: _mean_overlap(group, dim=0))
 
 
@@ -167,7 +184,7 @@ def _varies(masks: Tensor, *, dim: int) -> Tensor:
 
 
 def _mean_overlap(group: Group, *, dim: int) -> Comparison:
-    """Compare the overlaps of masks (calls, examples, tokens, r) with neighbours along `dim`.
+    """Compare the overlaps of masks (calls, examples, tokens, r) with neighbors along `dim`.
 
     Each mask is in one pair. Checkpointing repeats a pass, with its masks, in the backward pass:
     one pass per step counts.

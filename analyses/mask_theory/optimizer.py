@@ -11,6 +11,9 @@ from subspace_lab.runs.run import Run
 CLASSES = {"adamw": "AdamW", "sgd": "SGD"}
 """torch's class for each optimizer that a configuration can name."""
 
+UNEVEN = ("freeze", "lora_plus_ratio", "restart_every")
+"""Settings under which A and B are trained unlike, or the optimizer forgets in between."""
+
 
 @dataclass(frozen=True)
 class Optimizer:
@@ -43,6 +46,8 @@ def optimizer_of(run: Run) -> Optimizer | None:
     weights in another way than others.
     """
     recorded, config = run.description.get("optimizer"), run.config
+    if any(config.get(name) for name in UNEVEN):
+        return None
     if recorded is None:
         if config.get("optimizer") not in CLASSES:
             return None

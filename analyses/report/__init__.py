@@ -34,7 +34,7 @@ def compute(runs: Sequence[Run], *, comparisons: Path | None = None) -> pd.DataF
             default. The attribute `comparisons` of the table names it.
 
     Returns:
-        Columns run, path, method, granularity, keep_prob, rescale (of its mask), steps,
+        Columns run, path, method, granularity, keep_prob, rescale, sampling (of its mask), steps,
         first_loss, last_loss (of evaluations, nats per token), first_exact_match,
         last_exact_match with its interval exact_match_low, exact_match_high (95 %, Wilson),
         examples and split (of the last evaluation), step_seconds (median), bytes, base_remark.
@@ -58,8 +58,9 @@ def _overview(run: Run) -> dict[str, Any]:
         "path": str(run.path),
         "method": str(run.config.get("method", "?")),
         "granularity": law and law.granularity,
-        "keep_prob": law and law.keep_prob,
+        "keep_prob": law.keep_prob if law and law.uses_keep_prob else math.nan,
         "rescale": law and law.rescale,
+        "sampling": law and law.sampling,
         "steps": int(metrics["step"].max()),
         **_evaluated(run),
         "step_seconds": statistics.median(seconds) if seconds else math.nan,

@@ -33,6 +33,11 @@ all of them afterwards. The runs differ in what shares one mask (an optimizer st
 single token) and in whether kept directions are scaled up by 1/keep_prob.</p>"""
 CAUTION = """<p class='remark'>One seed per run: differences between runs are within what another \
 seed could change, unless an interval says otherwise.</p>"""
+RESCALES = {
+    "none": "not rescaled",
+    "keep_prob": "× 1/keep_prob",
+    "realized": "× 1/the share kept",
+}
 COLUMNS = (
     "run",
     "method",
@@ -76,8 +81,9 @@ def _texts(row: Any) -> Iterator[str]:
     """Yield the cells of a run; empty where it has no such number."""
     mask, match, evaluated = "none", "", "nothing"
     if pd.notna(row.granularity):
-        rescale = "× 1/keep_prob" if row.rescale else "not rescaled"
-        mask = f"per {row.granularity}, keep_prob {row.keep_prob:g}, {rescale}"
+        kind = "" if row.sampling == "bernoulli" else f"{row.sampling}, "
+        share = f"keep_prob {row.keep_prob:g}, " if row.keep_prob > 0 else ""
+        mask = f"{kind}per {row.granularity}, {share}{RESCALES[row.rescale]}"
     if row.examples > 0:
         interval = f"[{row.exact_match_low:.2f}, {row.exact_match_high:.2f}]"
         match = f"{_change(row.first_exact_match, row.last_exact_match)} {interval}"

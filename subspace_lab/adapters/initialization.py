@@ -71,6 +71,6 @@ def refuse_quantized(model: nn.Module, method: str) -> None:
     """
     if getattr(model, "quantization_method", None) is not None:
         raise UserError(
-            f"{method} takes singular directions out of the base weights, which a quantized base "
-            "does not allow: load the base in bf16 or fp32"
+            f"{method} changes the base weights, which a quantized base does not allow: load the "
+            "base in bf16 or fp32"
         )

@@ -7,7 +7,8 @@ With a mask D = diag(d), d in {0, 1}^r, an adapted layer computes during trainin
 and without it in evaluation. The mask is a forward hook on each `lora_A` module, so the saved
 adapter is a plain LoRA adapter. Whether one d serves a whole optimizer step, a sample or a token
 is the granularity: the paper's Equation 2 is (`step`, not rescaled), its Algorithm 1 and released
-code are (`token`, rescaled), kohya's `rank_dropout` is (`sample`, rescaled).
+code are (`token`, rescaled), kohya's `rank_dropout` is (`sample`, rescaled). `theory.mask_law` has
+further laws of gates s D, which need not be masks.
 
 The masks are a pure function of the law's seed, the optimizer step and the module; those of samples
 and tokens also of the forward pass within the step and of the data-parallel process. Torch's global
@@ -26,12 +27,13 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.optim import Optimizer
 
-from subspace_lab.adapters.mask_check import refuse_unmasked
+from subspace_lab.adapters.chosen_gates import check_gates, chosen_on
+from subspace_lab.adapters.mask_check import check_modules, refuse_unmasked
 from subspace_lab.adapters.mask_hook import MaskHook
 from subspace_lab.adapters.mask_steps import OptimizerWatch, steps_taken
-from subspace_lab.adapters.modules import LoraModule, lora_modules
+from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.errors import UserError
-from subspace_lab.theory.mask_law import Granularity, mask_law
+from subspace_lab.theory.mask_law import Granularity, MaskLaw, Rescale, mask_law
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,9 +55,10 @@ class RankMask:
     Args:
         keep_prob: see `MaskLaw`, as for the other arguments.
         granularity: `step`, `sample` or `token`.
-        rescale: multiply by 1 / keep_prob.
-        sampling: `bernoulli` or `exact-k`.
+        rescale: `keep_prob` or True (multiply by 1 / keep_prob), `realized`, `none` or False.
+        sampling: name of the law, see `theory.mask_law`.
         seed: seed of the masks.
+        settings: dwell, schedule, schedule_steps, keep_prob_pattern, shared; settings of the law.
         checked_steps: number of optimizer steps, from the first on, in which the gradients are
             checked: they show whether the mask is applied. 0 for a loss with a term in A or B
             themselves, whose gradient no mask touches.
@@ -64,7 +67,8 @@ class RankMask:
         law: the `MaskLaw`.
         step: the optimizer step, from 1, whose masks are in use.
         ranks: rank of each masked module.
-        kept: the step masks in use, module name to (r,), True = kept; empty for other laws.
+        kept: the step masks in use, module name to (r,), True = kept; empty where masks are per
+            sample or token, where gates are not masks, and in a step for which gates were chosen.
     """
 
     def __init__(
@@ -72,13 +76,19 @@ class RankMask:
         keep_prob: float,
         *,
         granularity: Granularity = "step",
-        rescale: bool = True,
+        rescale: Rescale | bool = "keep_prob",
         sampling: str = "bernoulli",
         seed: int = 0,
         checked_steps: int = 3,
+        **settings: Any,
     ) -> None:
         self.law = mask_law(
-            keep_prob, sampling=sampling, granularity=granularity, rescale=rescale, seed=seed
+            keep_prob,
+            sampling=sampling,
+            granularity=granularity,
+            rescale=rescale,
+            seed=seed,
+            **settings,
         )
         self.checked_steps = checked_steps
         self.step = 0
@@ -87,19 +97,27 @@ class RankMask:
         self._hooks: dict[str, MaskHook] = {}
         self._handles: list[Any] = []
 
+    @classmethod
+    def of(cls, law: MaskLaw) -> Self:
+        """Make the mask that follows a given law."""
+        mask = cls(law.keep_prob)
+        mask.law = law
+        return mask
+
     def attach(self, model: nn.Module, *, adapter: str = "default") -> Self:
         """Put the mask on every LoRA layer of `model` and draw the masks of step 1.
 
         Raises:
-            UserError: if the model has no LoRA layers, already has a rank mask, or is a DoRA
-                asked for sample or token masks, which would corrupt its weight norm. Later, from
+            UserError: if the model has no LoRA layers, already has a rank mask, is a DoRA asked for
+                sample or token masks, which would corrupt its weight norm, or the law does not fit
+                the modules. Later, from
                 the optimizer's step: if the gradients show that the mask is not applied, or the
                 optimizer continues an earlier training and the mask's step is not known.
         """
         modules = lora_modules(model, adapter=adapter)
         if find_rank_mask(model) is not None:
             raise UserError("the model already has a rank mask: detach that one first")
-        self._check(modules, adapter)
+        check_modules(self.law, modules, adapter=adapter)
         for module in modules:
             hook = MaskHook(
                 self,
@@ -130,6 +148,11 @@ class RankMask:
         self.ranks.clear()
         self.kept.clear()
 
+    @property
+    def gates_chosen(self) -> bool:
+        """Whether gates were chosen with `use` since the optimizer step began."""
+        return any(hook.some_chosen for hook in self._hooks.values())
+
     def set_step(self, step: int) -> None:
         """Use the masks of optimizer step `step` (from 1) from now on, whatever was counted."""
         self._step_is_certain = True
@@ -143,36 +166,80 @@ class RankMask:
         """Give the step masks of one optimizer step: module name to (r,), True = kept.
 
         Raises:
-            UserError: if the masks are per sample or per token: those belong to no step.
+            UserError: if the masks are per sample or per token, which belong to no step, or the
+                gates are not masks.
         """
+        self._require_step_gates()
+        return {name: self.law.step_mask(step, name, rank) for name, rank in self.ranks.items()}
+
+    def gates(self, step: int) -> dict[str, NDArray[np.float64]]:
+        """Give the gates of one optimizer step, rescaled: module name to (r,), or to (r, r).
+
+        Raises:
+            UserError: if the gates are per sample or per token.
+        """
+        self._require_step_gates()
+        return {name: self.law.step_gates(step, name, rank) for name, rank in self.ranks.items()}
+
+    def _require_step_gates(self) -> None:
         if self.law.granularity != "step":
             raise UserError(f"{self.law.granularity} masks are drawn anew in every forward pass")
-        return {name: self.law.step_mask(step, name, rank) for name, rank in self.ranks.items()}
 
     @contextlib.contextmanager
     def in_evaluation(self, masks: Mapping[str, Tensor]) -> Iterator[None]:
-        """Keep chosen masks on while the model evaluates, rescaled as the law says.
+        """Keep chosen masks or gates on while the model evaluates.
 
         Args:
-            masks: module name to (r,) bool, one mask for all rows; or to (K, r) bool, where a
-                batch of K b rows is read as K groups of b and group i gets mask i, so that one
-                pass on a repeated batch evaluates an ensemble of K masks.
+            masks: module name to (r,) bool, one mask for all rows, rescaled as the law says; or to
+                (r,) float, gates that are taken as they are; of a law that is not diagonal to
+                matrices (r, r). Or to K of these, where a batch of K b rows is read as K groups of
+                b and group i gets mask i, so that one pass on a repeated batch evaluates an
+                ensemble of K masks.
 
         Raises:
             UserError: if the masks are not exactly those of the masked modules.
         """
-        if masks.keys() != self._hooks.keys():
-            missing = sorted(self._hooks.keys() ^ masks.keys())
-            raise UserError(
-                f"evaluation masks must cover the masked modules; differ: {missing[:3]}"
-            )
+        check_gates(masks, self.ranks, diagonal=self.law.diagonal)
+        gates = {}
         for name, hook in self._hooks.items():
-            hook.in_evaluation = masks[name].to(hook.multiplier) * self.law.factor
-        try:
+            chosen = masks[name]
+            if chosen.dtype == torch.bool:
+                chosen = self.law.at(self.step, name).rescaled(chosen)
+            gates[name] = chosen.to(hook.multiplier)
+        with chosen_on(self._hooks, gates, mode="evaluation"):
             yield
-        finally:
+
+    @contextlib.contextmanager
+    def use(self, gates: Mapping[str, Tensor]) -> Iterator[None]:
+        """Train under chosen gates: y = W0 x + scaling * B diag(g) A x, g as it is, no rescale.
+
+        For gradients of several masks in one optimizer step, in any loop:
+
+            for gates in several:
+                with mask.use(gates):
+                    loss = model(**batch).loss / len(several)
+                loss.backward()
+            optimizer.step()
+
+        Only forward passes need the context: the recomputation of gradient checkpointing gets the
+        gates of its forward pass. A step for which gates were chosen has no single mask, so `kept`
+        is empty until the next one. Evaluation is not affected.
+
+        Args:
+            gates: module name to (r,), for all examples; or to (K, r), where a batch of K b
+                examples is read as K groups of b and group i gets gates i. They may require
+                gradients.
+
+        Raises:
+            UserError: if the gates are not exactly those of the masked modules, or have another
+                shape.
+        """
+        check_gates(gates, self.ranks, diagonal=self.law.diagonal)
+        self.kept = {}
+        with chosen_on(self._hooks, gates, mode="training"):
             for hook in self._hooks.values():
-                hook.in_evaluation = None
+                hook.some_chosen = True
+            yield
 
     def _use(self, step: int) -> None:
         self.step = step
@@ -180,11 +247,13 @@ class RankMask:
             hook.begin(step)
         if self.law.granularity != "step":
             return
-        self.kept = self.masks(step)
-        for name, kept in self.kept.items():
-            multiplier = self._hooks[name].multiplier
+        masks = self.masks(step) if self.law.binary else {}
+        self.kept = {} if self.gates_chosen else masks
+        gates = {name: self.law.at(step, name).rescaled(kept) for name, kept in masks.items()}
+        gates = gates or self.gates(step)
+        for name, hook in self._hooks.items():
             # copy_ keeps the tensor that a compiled graph has seen.
-            multiplier.copy_(torch.from_numpy(kept * self.law.factor), non_blocking=True)
+            hook.multiplier.copy_(torch.from_numpy(gates[name]), non_blocking=True)
 
     def _follow_training(self) -> None:
         """Follow the optimizers that train the masked modules, and the Trainers."""
@@ -247,26 +316,6 @@ class RankMask:
         self.__dict__.update(state)
         if self.ranks:
             self._follow_training()
-
-    def _check(self, modules: list[LoraModule], adapter: str) -> None:
-        is_dora = any(
-            getattr(module.layer, "use_dora", {}).get(adapter, False)
-            or adapter in getattr(module.layer, "lora_magnitude_vector", {})
-            for module in modules
-        )
-        if is_dora and self.law.granularity != "step":
-            raise UserError(
-                f"DoRA pushes the identity matrix through A for its weight norm, which "
-                f"{self.law.granularity} masks would corrupt: use granularity step"
-            )
-        for module in modules:
-            self.law.check_rank(module.rank)
-        if self.law.keep_prob < 1 and any(bool(module.B.any()) for module in modules):
-            warnings.warn(
-                "the adapter's B A is not zero (PiSSA, MiLoRA, or already trained), so a rank "
-                "mask changes the model's function from its first step on",
-                stacklevel=3,
-            )
 
 
 def find_rank_mask(model: nn.Module) -> RankMask | None:

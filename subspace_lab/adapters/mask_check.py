@@ -1,8 +1,9 @@
-"""Checks from the gradients of the first steps that the stated mask is applied."""
+"""Can a law be applied to a model's layers, and is it? What the first gradients say."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +11,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from subspace_lab.adapters.mask_hook import MaskHook
+from subspace_lab.adapters.modules import LoraModule
 from subspace_lab.errors import UserError
+from subspace_lab.theory.mask_law import MaskLaw
+
+
+def check_modules(law: MaskLaw, modules: Sequence[LoraModule], *, adapter: str) -> None:
+    """Refuse modules that the law cannot gate; warn where it changes what the model computes.
+
+    Raises:
+        UserError: if a DoRA is asked for sample or token masks, or the law does not fit a rank.
+    """
+    is_dora = any(
+        getattr(module.layer, "use_dora", {}).get(adapter, False)
+        or adapter in getattr(module.layer, "lora_magnitude_vector", {})
+        for module in modules
+    )
+    if is_dora and law.granularity != "step":
+        raise UserError(
+            f"DoRA pushes the identity matrix through A for its weight norm, which "
+            f"{law.granularity} masks would corrupt: use granularity step"
+        )
+    law.check_modules({module.name: module.rank for module in modules})
+    if law.keep_prob < 1 and any(bool(module.B.any()) for module in modules):
+        warnings.warn(
+            "the adapter's B A is not zero (PiSSA, MiLoRA, or already trained), so a rank "
+            "mask changes the model's function from its first step on",
+            stacklevel=3,
+        )
 
 
 def refuse_unmasked(hooks: Iterable[MaskHook], kept: Mapping[str, NDArray[np.bool_]]) -> bool:

@@ -7,17 +7,21 @@
 | `dora` | A, B and a magnitude per output (Liu et al., 2024) | the update of the direction only |
 | `pissa` | A, B = the r largest singular directions of W0 (Meng et al., 2024) | see below |
 | `milora` | A, B = the r smallest singular directions of W0 (Wang et al., 2025) | see below |
+| `olora` | A, B = the leading part of a QR of the base (Büyükakyüz, 2024) | see below |
+| `lora_ga`, `corda`, `eva` | A and B from training examples | see `adapters.data_initialization` |
+| `adalora` | B, E, A: dW = B diag(E) A, ranks handed out in training | see `adapters.adalora` |
 | `full` | the target weights themselves | see `adapters.full` |
+| `galore` | the same, with Adam in a projection of the gradient | see `adapters.galore` |
 
-PiSSA and MiLoRA split the base, W0 = W_res + scaling * B0 A0, and train A and B from A0 and B0 on
-W_res. So B A holds the initial part as well and the true update of W0 is
+PiSSA, MiLoRA, OLoRA, LoRA-GA and CorDA split the base, W0 = W_res + scaling * B0 A0, and train A
+and B from A0 and B0 on W_res. So B A holds the initial part as well and the true update of W0 is
 
     dW = scaling * (B A - B0 A0),
 
 of rank 2 r at most. A rank core's R describes B A; its displacement since the start describes the
 true update exactly: `RankCore.change("start")`. Saved adapters hold the true update, as a plain
-LoRA of rank 2 r on the original base (see `adapters.conversion`). Both want lora_dropout 0, with
-which the model starts out as the base.
+LoRA of rank 2 r on the original base (see `adapters.conversion`). All of them want lora_dropout 0,
+with which the model starts out as the base.
 """
 
 from __future__ import annotations
@@ -32,6 +36,13 @@ import torch
 import yaml
 from torch import nn
 
+from subspace_lab.adapters.data_initialization import (
+    FROM_DATA,
+    Batches,
+    initialization_fields,
+    look_at_examples,
+    set_from_examples,
+)
 from subspace_lab.adapters.initialization import (
     refuse_quantized,
     refuse_too_high_ranks,
@@ -43,9 +54,16 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
-Method = Literal["lora", "droplora", "dora", "pissa", "milora", "full"]
+Method = Literal[
+    "lora", "droplora", "dora", "pissa", "milora", "olora", "lora_ga", "corda", "eva",
+    "adalora", "full", "galore",
+]  # fmt: skip
 
-SPLIT_THE_BASE = ("pissa", "milora")
+SPLIT_THE_BASE = ("pissa", "milora", "olora", "lora_ga", "corda")
+INITIALIZED_BY_PEFT = ("pissa", "olora", *FROM_DATA)
+WHOLE_WEIGHTS = ("full", "galore")
+
+VIRTUAL_TOKENS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "CPT", "CARTRIDGE")
 
 OF_A_SAVED_ADAPTER = (
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision",
@@ -54,7 +72,7 @@ OF_A_SAVED_ADAPTER = (
 
 def default_alpha(method: str, rank: int) -> float:
     """Return the paper's alpha (Table 7): r for PiSSA and MiLoRA, 2 r for the others."""
-    return float(rank if method in SPLIT_THE_BASE else 2 * rank)
+    return float(rank if method in ("pissa", "milora") else 2 * rank)
 
 
 def lora_config(
@@ -67,7 +85,7 @@ def lora_config(
     use_rslora: bool = False,
     overrides: Mapping[str, Any] | None = None,
 ) -> LoraConfig:
-    """Return the PEFT configuration of a method other than `full`: scaling alpha / r.
+    """Return the PEFT configuration of a method that has an adapter: scaling alpha / r.
 
     Args:
         method: one of `Method`; `droplora` is configured as `lora`.
@@ -88,7 +106,7 @@ def lora_config(
         "lora_dropout": lora_dropout,
         "use_rslora": use_rslora,
         "use_dora": method == "dora",
-        "init_lora_weights": "pissa" if method == "pissa" else True,
+        **(initialization_fields(method) if method in INITIALIZED_BY_PEFT else {}),
         **(overrides or {}),
     }
     if method in SPLIT_THE_BASE and fields["lora_dropout"] > 0:
@@ -120,6 +138,11 @@ def peft_config_from_file(path: str | Path, lora_fields: Mapping[str, Any]) -> P
         raise UserError(
             f"{path}: the peft_type {kind} is unknown: choose one of {', '.join(classes)}"
         )
+    if kind in VIRTUAL_TOKENS:
+        raise UserError(
+            f"{path}: {kind} puts virtual tokens before the input, so that the loss on responses "
+            "would be taken at wrong positions: use PREFIX_TUNING"
+        )
     known = classes[kind].__dataclass_fields__
     for name in fields:
         if name not in known:
@@ -137,15 +160,28 @@ def peft_config_from_file(path: str | Path, lora_fields: Mapping[str, Any]) -> P
 
 
 def adapt(
-    model: PreTrainedModel, config: PeftConfig, *, seed: int, method: str = "lora"
+    model: PreTrainedModel,
+    config: PeftConfig,
+    *,
+    seed: int,
+    method: str = "lora",
+    batches: Batches = (),
 ) -> PeftModel:
     """Put an adapter on `model`, initialized by `seed`, in fp32 whatever the base's dtype.
 
-    PiSSA and MiLoRA change the base's weights in place, rounded to the base's dtype.
+    PiSSA and its relatives (`SPLIT_THE_BASE`) change the base's weights in place, rounded to the
+    base's dtype.
+
+    Args:
+        model: the base model.
+        config: the adapter's configuration.
+        seed: of the initialization.
+        method: one of `Method`.
+        batches: of training examples, which `FROM_DATA` look at; on the model's device.
 
     Raises:
-        UserError: if a target module matches nothing in the model, or a PiSSA or MiLoRA meets
-            quantized weights or a rank that a weight does not have.
+        UserError: if a target module matches nothing in the model, or a method that splits the
+            base meets quantized weights or a rank that a weight does not have.
     """
     from peft import get_peft_model
 
@@ -154,6 +190,8 @@ def adapt(
         refuse_quantized(model, method)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        if method in FROM_DATA:
+            look_at_examples(model, config, batches)
         try:
             adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
         except ValueError as error:
@@ -161,6 +199,8 @@ def adapt(
                 raise
             message = " ".join(str(error).split())
             raise UserError(f"the adapter does not fit the model: {message}") from error
+        if method in FROM_DATA:
+            set_from_examples(adapted, batches)
     if method in SPLIT_THE_BASE:
         refuse_too_high_ranks(adapted)
     if method == "milora":

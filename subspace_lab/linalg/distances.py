@@ -27,7 +27,7 @@ def geodesic_distance(angles: Float[Tensor, "*batch q"]) -> Float64[Tensor, "*ba
 def overlap(
     X: Float[Tensor, "*#batch n k"], Y: Float[Tensor, "*#batch n l"]
 ) -> Float64[Tensor, "*out"]:
-    """Normalised Grassmann overlap of range(X) and range(Y), in [0, 1].
+    """Normalized Grassmann overlap of range(X) and range(Y), in [0, 1].
 
     phi = ||Q_X^T Q_Y||_F^2 / min(k, l) = mean of cos^2 theta_i over the principal angles (Hu et
     al. 2022, LoRA, Section 7.2 and Appendix G). Where columns are dependent, k and l are numerical
@@ -39,7 +39,7 @@ def overlap(
 def grassmann_overlap(
     U: Float[Tensor, "*#batch n k"], V: Float[Tensor, "*#batch n l"]
 ) -> Float64[Tensor, "*out k l"]:
-    """Normalised overlap of the i leading columns of U with the j leading ones of V, for all i, j.
+    """Normalized overlap of the i leading columns of U with the j leading ones of V, for all i, j.
 
     phi(i, j) = ||U_i^T V_j||_F^2 / min(i, j) at [..., i - 1, j - 1] (Hu et al. 2022, LoRA, Section
     7.2, equation 4). One product and two cumulative sums.
@@ -66,7 +66,7 @@ def grassmann_overlap(
 
 
 def pairwise_overlap(X: Float[Tensor, "d r"], masks: Bool[Tensor, "T r"]) -> Float64[Tensor, "T T"]:
-    """Normalised overlap of range(X diag(M_s)) and range(X diag(M_t)) for all pairs of T masks.
+    """Normalized overlap of range(X diag(M_s)) and range(X diag(M_t)) for all pairs of T masks.
 
     phi = tr(P_s P_t) / min(rank_s, rank_t) with the orthogonal projectors P: one product of a
     T x d^2 matrix with its transpose. A core's R serves for X as well as the frame itself.

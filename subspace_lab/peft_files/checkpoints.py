@@ -10,6 +10,7 @@ import pandas as pd
 from subspace_lab.errors import UserError
 from subspace_lab.peft_files.adapter_folder import AdapterFolder
 from subspace_lab.peft_files.configuration import CONFIG_FILE
+from subspace_lab.peft_files.lora_file import LoraFile
 from subspace_lab.peft_files.root_adapter import RootAdapter, find_root_adapter
 
 
@@ -116,6 +117,8 @@ def open_any(path_or_hub_id: str | Path) -> Checkpoints:
         UserError: if it is neither, or none of the checkpoints can be read.
     """
     path = Path(path_or_hub_id)
+    if path.suffix == ".safetensors" and path.is_file():
+        return Checkpoints({0: LoraFile(path)}, pd.DataFrame(columns=["folder", "reason"]), None)
     checkpoints = open_checkpoints(path)
     if checkpoints:
         return checkpoints

@@ -163,6 +163,8 @@ class SubspaceRecorder(TrainerCallback):
     ) -> None:
         """Keep the masks in use: the optimizer's step brings those of the next one."""
         self._kept = {} if self.mask is None else self.mask.kept
+        if self._recording is not None and self.mask is not None and self.mask.gates_chosen:
+            self._recording.note_chosen_gates()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -216,7 +218,22 @@ class SubspaceRecorder(TrainerCallback):
         """Keep evaluations (columns `eval_*`) with the step of the model that was evaluated."""
         if self._recording is not None and metrics:
             step = self._loaded_step if self._recording.closed else state.global_step
+            self.add_evaluation(step, metrics)
+
+    def add_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add what an evaluation of the model of a step found to that step's metrics."""
+        if self._recording is not None:
             self._recording.add_evaluation(step, evaluation_metrics(metrics))
+
+    def add_chosen(self, step: int, *, save: bool) -> None:
+        """Record which step validation chose; the model has its weights now.
+
+        Args:
+            step: the step.
+            save: save its adapter as a snapshot, where there is none.
+        """
+        if self._recording is not None:
+            self._recording.add_chosen(step, save=save)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

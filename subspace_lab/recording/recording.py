@@ -63,6 +63,7 @@ class Recording:
         self._resume_at = resume_at
         self._cores: CoreRecorder | None = None
         self._gates: GateRecorder | None = None
+        self._gates_chosen = False
         self.diverged_at = self._known_divergence()
         if self.diverged_at is not None:
             description = {"diverged_at": self.diverged_at} | dict(description)
@@ -139,6 +140,18 @@ class Recording:
         self._writer.describe(best_step=step)
         if step not in self._snapshots:
             self._save_snapshot(step)
+
+    def add_chosen(self, step: int, *, save: bool) -> None:
+        """Record the step that validation chose, and its adapter, which the model has now."""
+        self._writer.describe(chosen_step=step)
+        if save and step not in self._snapshots:
+            self._save_snapshot(step)
+
+    def note_chosen_gates(self) -> None:
+        """Record that steps have no single mask, since gates were chosen, once."""
+        if not self._gates_chosen:
+            self._gates_chosen = True
+            self._writer.describe(gates_chosen=True)
 
     def add_logged(self, step: int, metrics: dict[str, float], *, filtered: int | None) -> None:
         """Add what was logged after a step, the mean loss since the last time among it.

@@ -8,8 +8,12 @@ from pathlib import Path
 from subspace_lab import files
 from subspace_lab.errors import UserError
 from subspace_lab.runs.observed_gates import GATES_FILE
+from subspace_lab.runs.projections import PROJECTIONS_FOLDER
 
-OF_THE_RECORD = ("run.json", "metrics.parquet", GATES_FILE, "cores", "masks", "snapshots")
+OF_THE_RECORD = (
+    "run.json", "metrics.parquet", GATES_FILE, "cores", "masks", "snapshots", PROJECTIONS_FOLDER,
+    "ranks.parquet",
+)  # fmt: skip
 """What a recorder writes into a run directory."""
 
 
@@ -63,16 +67,17 @@ def _delete(path: Path) -> None:
 
 def forget_after(folder: Path, step: int) -> dict[int, dict[str, float]]:
     """Delete what a run recorded after `step`, or left half-written; return the rows that stay."""
-    for place in ("", "cores", "masks", "snapshots"):
+    for place in ("", "cores", "masks", "snapshots", PROJECTIONS_FOLDER):
         for half in (folder / place).glob(".*.unfinished"):
             _delete(half)
     for kind in ("cores", "masks"):
         for chunk in sorted((folder / kind).glob("steps-*.safetensors")):
             if int(chunk.stem.split("-")[1]) > step:
                 chunk.unlink()
-    for snapshot in sorted((folder / "snapshots").glob("step-*")):
-        if int(snapshot.name.split("-")[1]) > step:
-            shutil.rmtree(snapshot)
+    for kind in ("snapshots", PROJECTIONS_FOLDER):
+        for path in sorted((folder / kind).glob("step-*")):
+            if int(path.stem.split("-")[1]) > step:
+                _delete(path)
     path = folder / "metrics.parquet"
     if not path.exists():
         return {}

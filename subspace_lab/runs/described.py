@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from subspace_lab.models import DTYPES
+from subspace_lab.theory.mask_law import rescale_name
 
 
 class Described:
@@ -30,6 +31,8 @@ class Described:
         if "base_dtype" in config and used is not None:
             names = {dtype: name for name, dtype in DTYPES.items()}
             config["base_dtype"] = names.get(used, used)
+        if "rescale" in config:  # a boolean in runs of 0.1.0
+            config["rescale"] = rescale_name(config["rescale"])
         return config
 
     @property

@@ -81,6 +81,16 @@ class Run(Described):
         return {step: path for step, path in folders.items() if (path / CONFIG_FILE).is_file()}
 
     @property
+    def chosen_step(self) -> int | None:
+        """The step with the lowest loss on validation examples, if the run was to choose one."""
+        return self.description.get("chosen_step")
+
+    @property
+    def gates_chosen(self) -> bool:
+        """Whether training chose gates itself (`RankMask.use`): its steps have no single mask."""
+        return bool(self.description.get("gates_chosen"))
+
+    @property
     def final_step(self) -> int:
         """The step of the adapter that the run ended with.
 
@@ -156,7 +166,8 @@ class Run(Described):
     @property
     def steps_without_mask(self) -> list[int]:
         """The steps whose masks are missing from the record of a run that has one mask a step."""
-        if self.mask_law is None or self.mask_law.granularity != "step":
+        law = self.mask_law
+        if law is None or law.granularity != "step" or not law.binary or self.gates_chosen:
             return []
         recorded = self.mask_steps
         last = max([*recorded, *self.core_steps], default=0)
@@ -178,6 +189,11 @@ class Run(Described):
         chunks = list_chunks(self.path, "masks")
         if not chunks and self.steps_without_mask:
             raise UserError(f"{self.path / 'masks'} was deleted: restore it")
+        law = self.mask_law
+        if not chunks and law is not None and not law.binary:
+            raise UserError(
+                f"{self.path} has no step masks: its gates are {law.sampling}, see Run.step_gates"
+            )
         if not chunks:
             raise UserError(
                 f"{self.path} has no step masks: train with `method` droplora and `granularity` "
@@ -206,6 +222,20 @@ class Run(Described):
         if not places.size:
             raise UserError(f"{self.path} has no mask of step {step}: see Run.mask_steps")
         return np.asarray(masks[places[0]])
+
+    def step_gates(self, step: int) -> dict[str, NDArray[np.float64]]:
+        """Give the gates of optimizer step `step` by module, rescaled: (r,), or (r, r) matrices.
+
+        They follow from the run's law, also where gates are not masks and none were recorded.
+
+        Raises:
+            UserError: if the run has no step gates.
+        """
+        law = self.mask_law
+        if law is None or law.granularity != "step":
+            raise UserError(f"{self.path} has no gates that all rows of a step share")
+        ranks = zip(self.modules["module"], self.modules["r"], strict=True)
+        return {name: law.step_gates(step, name, int(rank)) for name, rank in ranks}
 
     def core(self, step: int, module: str) -> RankCore:
         """Return the rank core of one module at one step, without batch dimensions.

@@ -19,6 +19,6 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     p = np.asarray(p_values, dtype=np.float64)
     order = p.argsort()
     adjusted = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
-    found = np.empty_like(p)
-    found[order] = adjusted
-    return found
+    by_input = np.empty_like(p)
+    by_input[order] = adjusted
+    return by_input

@@ -51,8 +51,8 @@ def paired_difference(
     Raises:
         ValueError: if no seed is in both.
 
-    >>> found = paired_difference({0: 1.0, 1: 2.0, 2: 2.5}, {0: 1.5, 1: 3.0, 2: 3.0})
-    >>> round(found.difference.estimate, 3), found.test.p_value
+    >>> paired = paired_difference({0: 1.0, 1: 2.0, 2: 2.5}, {0: 1.5, 1: 3.0, 2: 3.0})
+    >>> round(paired.difference.estimate, 3), paired.test.p_value
     (0.667, 0.25)
     """
     pairs = tuple(sorted(first.keys() & second.keys(), key=str))
@@ -81,7 +81,7 @@ def sign_flip_test(differences: ArrayLike) -> SignFlipTest:
     if len(sample) == 1:  # both signs are as extreme; SciPy takes no sample of one
         return SignFlipTest(1.0, exact=True)
     exact = len(sample) <= EXACT_UP_TO
-    found = stats.permutation_test(
+    result = stats.permutation_test(
         (sample, np.zeros_like(sample)),
         lambda x, y, axis: np.mean(x - y, axis=axis),
         permutation_type="samples",
@@ -90,4 +90,4 @@ def sign_flip_test(differences: ArrayLike) -> SignFlipTest:
         batch=4096,
         rng=np.random.default_rng(0),
     )
-    return SignFlipTest(float(found.pvalue), exact)
+    return SignFlipTest(float(result.pvalue), exact)

@@ -171,7 +171,7 @@ def _read_selection(path: Path, content: Mapping[str, Any]) -> Selection | None:
         raise UserError(f"{path}: select takes a field and a score, such as {{field: keep_prob}}")
     selection = Selection(**{key: str(value) for key, value in given.items()})
     if selection.field not in {f.name for f in fields(TrainConfig)}:
-        raise UserError(f"{path} selects {selection.field!r}, which is no field of a run")
+        raise UserError(f"{path} selects {selection.field!r}, which is not a field of a run")
     if selection.field == "seed":
         raise UserError(f"{path} selects the seed, over which scores are averaged: select another")
     if selection.score not in SCORES:
@@ -205,7 +205,7 @@ def _points(path: Path, grid: Any) -> Iterator[dict[str, Any]]:
             raise UserError(f"{path}: grid must hold `field: [values]` pairs")
         for key in product:
             if key not in known:
-                raise UserError(f"{path}: the grid has {key!r}, which is no field of a run")
+                raise UserError(f"{path}: the grid has {key!r}, which is not a field of a run")
             if product[key] == []:
                 raise UserError(f"{path}: the grid has no value of {key}: give at least one")
         axes = [_listed(values) for values in product.values()]

@@ -42,8 +42,8 @@ def select(sweep: Sweep, out: Path) -> pd.DataFrame:
             place = (_group(job, selection.field), job.values[selection.field])
             scores.setdefault(place, []).append(_score(job, out, selection))
     rows = []
-    for (group, value), found in scores.items():
-        interval = mean_interval(found)
+    for (group, value), of_seeds in scores.items():
+        interval = mean_interval(of_seeds)
         rows.append(
             {
                 "group": group,
@@ -52,7 +52,7 @@ def select(sweep: Sweep, out: Path) -> pd.DataFrame:
                 "mean": interval.estimate,
                 "low": interval.low,
                 "high": interval.high,
-                "seeds": len(found),
+                "seeds": len(of_seeds),
             }
         )
     table = pd.DataFrame(rows)
@@ -69,7 +69,7 @@ def _group(job: Job, field: str) -> str:
 
 
 def _score(job: Job, out: Path, selection: Selection) -> float:
-    """Read the score after the last step; a loss that is no number is the worst of all."""
+    """Read the score after the last step; a loss that is not a number is the worst of all."""
     run, column = out / job.name, f"eval_{selection.score}"
     if state_of(run) != "finished":
         raise UserError(f"{run} is not finished: run the sweep to its end before selecting")

@@ -15,7 +15,8 @@ from subspace_lab.recording.lock import run_lock
 if TYPE_CHECKING:
     import pandas as pd
 
-    from subspace_lab.sweeping.grid import Sweep
+    from subspace_lab.training.config import filled_in
+from subspace_lab.sweeping.grid import Sweep
 
 State = Literal["waiting", "running", "interrupted", "finished"]
 
@@ -50,7 +51,7 @@ def refuse_other_runs(sweep: Sweep, out: Path) -> None:
         recorded = files.read_json(description).get("config")
         if recorded is None:
             continue
-        if names := different_settings(recorded, job.config.to_dict()):
+        if names := different_settings(filled_in(recorded), job.config.to_dict()):
             raise UserError(
                 f"{out / job.name} differs from the sweep file in {', '.join(names)}: choose "
                 "another --out"

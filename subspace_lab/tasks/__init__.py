@@ -75,6 +75,7 @@ def load(
     seed: int = 0,
     data_dir: str | Path | None = None,
     label_noise: float = 0.0,
+    noise_seed: int | None = None,
     difficulty: str = "easy",
     draw: bool = True,
 ) -> list[Example]:
@@ -85,12 +86,12 @@ def load(
         split: "train", "validation", "train+validation" or "test".
         size: at most this many examples (None: all, or the built-in default); the tasks of a
             mixture share it equally, the first ones having one more where it does not divide.
-        seed: of the drawn examples of a set, the generated ones of a built-in task, and the label
-            noise.
+        seed: of the drawn examples of a set, and of the generated ones of a built-in task.
         data_dir: folder that holds `commonsense/boolq/train.json`, `math/gsm8k_train.jsonl` and
             so on, as each family's module says; None reads the hub.
         label_noise: share of training examples that get the response of another; `answer` stays
             true.
+        noise_seed: seed of the label noise; None: `seed`.
         difficulty: "easy", "medium" or "hard", for the built-in tasks.
         draw: whether `size` examples of a set are drawn by `seed`, or are its first ones.
 
@@ -108,6 +109,7 @@ def load(
         "seed": seed,
         "data_dir": data_dir,
         "label_noise": label_noise,
+        "noise_seed": seed if noise_seed is None else noise_seed,
         "difficulty": difficulty,
         "draw": draw,
     }
@@ -130,6 +132,7 @@ def _load_one(
     seed: int,
     data_dir: str | Path | None,
     label_noise: float,
+    noise_seed: int,
     difficulty: str,
     draw: bool,
 ) -> list[Example]:
@@ -140,7 +143,7 @@ def _load_one(
         if size is not None and size < len(examples):
             examples = random.Random(seed).sample(examples, size) if draw else examples[:size]
     if label_noise and split.startswith("train"):
-        examples = with_label_noise(examples, fraction=label_noise, seed=seed)
+        examples = with_label_noise(examples, fraction=label_noise, seed=noise_seed)
     return examples
 
 

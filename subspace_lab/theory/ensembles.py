@@ -41,7 +41,7 @@ class AmbiguityDecomposition:
 def geometric_ensemble(
     logits: Float[Tensor, "masks *batch classes"], *, weights: Float[Tensor, " masks"] | None = None
 ) -> Float[Tensor, "*batch classes"]:
-    """Log-probabilities of the normalised geometric mean of the masked predictions.
+    """Log-probabilities of the normalized geometric mean of the masked predictions.
 
     softmax(E z_D) = prod_D p_D^{w_D} / sum_c prod_D p_{D,c}^{w_D}: the mean logits are that
     ensemble, so for an adapter on the logits with rescale 1/q the full-rank model is the geometric
@@ -136,7 +136,7 @@ def ambiguity_decomposition(
     """E ||y - f_D||^2 = ||y - E f_D||^2 + tr Var f_D (Krogh and Vedelsby 1995).
 
     For a linear adapter the mean over tokens of the last term is `masked_output_variance`'s, the
-    dropout regulariser: training on single masks minimises the ensemble's error plus its diversity.
+    dropout regularizer: training on single masks minimizes the ensemble's error plus its diversity.
     """
     mean = _mean(outputs, weights)
     return AmbiguityDecomposition(

@@ -10,7 +10,7 @@ independently, with mean g0 = s q. With z = s (d - q), Taylor's theorem about g0
 
     mu2 = s^2 q (1-q),  mu3 = s^3 q (1-q) (1-2q),  mu4 = s^4 q (1-q) (1 - 3q (1-q)),
 
-mu2 = (1-q)/q at s = 1/q; the third order is 0 at q = 1/2. The second order is the regulariser of
+mu2 = (1-q)/q at s = 1/q; the third order is 0 at q = 1/2. The second order is the regularizer of
 dropout (Wager, Wang, Liang 2013; Wei, Kakade, Ma 2020); its Gauss-Newton part is that of the
 network linearised in its gates. Step and token gates give different traces where tokens mix after
 the gate (attention), the cross-token terms of the Hessian.

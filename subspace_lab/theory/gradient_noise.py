@@ -105,7 +105,7 @@ def gradient_noise(
     rescale: float,
     scaling: float = 1.0,
 ) -> GradientNoise:
-    """Noise of K independent masks, each shared by N/K neighbouring tokens.
+    """Noise of K independent masks, each shared by N/K neighboring tokens.
 
     With s = scaling * rescale, one mask for all tokens gives
 
@@ -164,7 +164,7 @@ def gradient_covariance(
 def noise_only_gradient(
     full: Float[Tensor, "*shape"], first: Float[Tensor, "*shape"], second: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
-    """g_full + (g_1 - g_2) / sqrt(2): the mask noise without its regulariser, in any network.
+    """g_full + (g_1 - g_2) / sqrt(2): the mask noise without its regularizer, in any network.
 
     `full` is the unmasked gradient, `first` and `second` those under two independent masks of the
     same batch. The mean is `full` and the covariance that of one masked gradient, exactly.

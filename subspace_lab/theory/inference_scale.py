@@ -27,7 +27,7 @@ def optimal_inference_scale(balance_ratio: float, *, keep_prob: float, rescale: 
     """Optimal scale c* = s [q + (1 - q) ρ] of the update at a stationary point of the masked loss.
 
     ρ is `masked_moments.balance_ratio` of the trained factors. With s = 1/q this is 1 + λ ρ > 1,
-    the shrinkage of the regulariser read off one number; with s = 1 (the paper's Eq. 2, which
+    the shrinkage of the regularizer read off one number; with s = 1 (the paper's Eq. 2, which
     infers at c = 1) it is q + (1 - q) ρ, near q where the update is spread over the ranks.
 
     At stationarity along the direction of scaling, s q <M, W>_Σ = s^2 [q^2 + q (1 - q) ρ] ||W||_Σ^2

@@ -31,7 +31,7 @@ class MaskMoments:
 def relative_variance(*, keep_prob: float) -> float:
     """Relative variance λ = Var d / (E d)^2 = (1 - q) / q of one gate d ~ Bernoulli(q).
 
-    It is the variance of a rescaled gate d/q, and so the strength of the masks' regulariser.
+    It is the variance of a rescaled gate d/q, and so the strength of the masks' regularizer.
 
     >>> relative_variance(keep_prob=0.5)
     1.0
@@ -87,7 +87,7 @@ def two_masks(rank: int, *, keep_prob: float) -> MaskMoments:
 
 
 def blocks(rank: int, *, block_size: int, keep_prob: float) -> MaskMoments:
-    """Blocks of neighbouring coordinates, each kept or dropped as one, independently.
+    """Blocks of neighboring coordinates, each kept or dropped as one, independently.
 
     Cov(d)_ij = q (1 - q) if i and j lie in the same block, else 0. One block of size r drops the
     whole update; stacking the factors of several layers that share a mask is this law up to order.
@@ -101,3 +101,20 @@ def blocks(rank: int, *, block_size: int, keep_prob: float) -> MaskMoments:
     block = np.arange(rank) // block_size
     covariance = keep_prob * (1 - keep_prob) * (block[:, None] == block)
     return MaskMoments(np.full(rank, keep_prob), covariance)
+
+
+def haar_diagonal(rank: int, *, kept: int) -> MaskMoments:
+    """The diagonal of a Haar-random projector P of rank k = `kept` in R^r.
+
+    P_ii ~ Beta(k / 2, (r - k) / 2), and the diagonal sums to k:
+
+        E P_ii = k / r,  Var P_ii = 2 k (r - k) / (r^2 (r + 2)),  Cov(P_ii, P_jj) = -Var / (r - 1).
+
+    Raises:
+        ValueError: unless 0 <= kept <= rank.
+    """
+    check_kept(kept, rank)
+    variance = 2 * kept * (rank - kept) / (rank**2 * (rank + 2))
+    covariance = np.full((rank, rank), -variance / max(rank - 1, 1))
+    np.fill_diagonal(covariance, variance)
+    return MaskMoments(np.full(rank, kept / rank), covariance)

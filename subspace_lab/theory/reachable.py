@@ -115,9 +115,7 @@ def frame_drift(A: Float[Tensor, "r n"], step: Float[Tensor, "r n"]) -> Float[Te
     for name, triangle in [("A", R), ("A + step", R_next)]:
         sigma = torch.linalg.svdvals(triangle)
         if not sigma[-1] > len(A) * torch.finfo(A.dtype).eps * sigma[0]:
-            raise ValueError(
-                f"the rows of {name} are linearly dependent, its row space is no frame"
-            )
+            raise ValueError(f"the rows of {name} are linearly dependent: they do not form a frame")
     outside = E.T - Q @ (Q.T @ E.T)
     inclined = torch.linalg.solve_triangular(R_next, outside, upper=True, left=False)
     sines: Tensor = torch.linalg.svdvals(inclined)

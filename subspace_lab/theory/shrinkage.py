@@ -4,7 +4,7 @@ Minimised over the gauge, the loss of a linear layer under Bernoulli(q) masks wi
 
     min over rank(W) <= r of  ||(W - M) Σ^{1/2}||_F^2 + (λ / r) ||W Σ^{1/2}||_*^2,  λ = (1 - q) / q,
 
-with the least-squares solution M = (Y X^T / N) Σ^{-1} and W = γ B A. Its minimiser soft-thresholds
+with the least-squares solution M = (Y X^T / N) Σ^{-1} and W = γ B A. Its minimizer soft-thresholds
 the singular values of M Σ^{1/2}. Without the rescale (Eq. 2) the factors give W / q instead. The
 shrinkage form is that of Mianjy, Arora and Vidal 2018 and of Cavazza et al. 2018; the prune rate
 follows from it.
@@ -62,14 +62,14 @@ def dropout_spectrum(
     return Shrinkage(spectrum=spectrum, threshold=threshold.squeeze(-1), kept=kept)
 
 
-def dropout_minimiser(
+def dropout_minimizer(
     least_squares: Float[Tensor, "m n"],
     *,
     rank: int,
     keep_prob: float,
     second_moment: Float[Tensor, "n n"] | None = None,
 ) -> Float[Tensor, "m n"]:
-    """The update W that minimises the masked loss, for s = 1/q and any scaling γ.
+    """The update W that minimizes the masked loss, for s = 1/q and any scaling γ.
 
     W Σ^{1/2} is M Σ^{1/2} with its spectrum replaced by `dropout_spectrum`; at s = 1 the trained
     product γ B A is W / q. Σ (None: identity, a whitened design) must be positive definite.
@@ -90,11 +90,11 @@ def optimal_prune_prob(
     *,
     rank: int,
 ) -> OptimalPruning:
-    """Prune probability whose minimiser lies nearest to a reference, in a whitened design.
+    """Prune probability whose minimizer lies nearest to a reference, in a whitened design.
 
     p* = sum_{i <= r} (σ_i - u_i^T W* v_i) / sum_{i <= r} σ_i = 1 - <U_r V_r^T, W*> / ||M_r||_*,
 
-    the share of noise in the nuclear norm of the unregularised rank-r solution M_r = U_r S_r V_r^T.
+    the share of noise in the nuclear norm of the unregularized rank-r solution M_r = U_r S_r V_r^T.
     The reference is the true W* or, for an estimate, the least-squares solution of held-out data,
     which is unbiased for it. Exact while no singular value is clipped (see `clipped`); beyond that
     an approximation that is usually close.

@@ -9,8 +9,10 @@ import torch
 from transformers import TrainingArguments
 
 from subspace_lab import models
+from subspace_lab.adapters.methods import WHOLE_WEIGHTS
 from subspace_lab.errors import UserError
 from subspace_lab.training.config import TrainConfig
+from subspace_lab.training.optimizers import optimizer_arguments
 
 
 def training_arguments(
@@ -38,7 +40,7 @@ def training_arguments(
         else "constant_with_warmup",
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
-        optim="adamw_torch_fused" if config.optimizer == "adamw" else "sgd",
+        **optimizer_arguments(config),
         max_grad_norm=config.max_grad_norm,
         bf16=dtype == "bf16",
         torch_compile=config.compile,
@@ -53,7 +55,8 @@ def training_arguments(
         save_steps=config.checkpoint_every or 500,
         save_total_limit=2,
         train_sampling_strategy="group_by_length" if config.group_by_length else "random",
-        seed=config.seed,
+        seed=config.seed_of("noise"),
+        data_seed=config.seed_of("data"),
         report_to=[],
         label_names=["labels"],
         remove_unused_columns=False,
@@ -82,6 +85,6 @@ def process_count() -> int:
 
 def base_dtype(config: TrainConfig, base: models.Base) -> models.Precision:
     """Choose the dtype of the base and of what is computed; `auto` leaves it to the machine."""
-    if config.method == "full":
+    if config.method in WHOLE_WEIGHTS:
         return "fp32"
     return models.training_dtype(base) if config.base_dtype == "auto" else config.base_dtype

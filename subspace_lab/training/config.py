@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from subspace_lab.adapters.methods import Method, default_alpha, read_peft_fields
+from subspace_lab.adapters.methods import WHOLE_WEIGHTS, Method, default_alpha, read_peft_fields
 from subspace_lab.errors import UserError
+from subspace_lab.theory.mask_law import MaskLaw, Rescale, Schedule, mask_law, rescale_name
+from subspace_lab.training.objective import Kind
 
 COUNTS = (
-    "rank", "snapshot_rank", "train_size", "eval_size", "max_length",
-    "batch_size", "accumulation", "global_batch",
+    "rank", "snapshot_rank", "train_size", "eval_size", "test_size", "max_length", "batch_size",
+    "accumulation", "global_batch", "block_size", "dwell", "schedule_steps", "masks_per_step",
+    "galore_refresh", "initialization_examples",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "seed", "warmup_steps", "weight_decay", "max_grad_norm", "eval_every", "checkpoint_every",
+    "seed", "init_seed", "data_seed", "mask_seed", "noise_seed", "restart_every",
+    "warmup_steps", "weight_decay", "max_grad_norm", "eval_every", "checkpoint_every",
 )  # fmt: skip
 
 PEFT_NAMES = {
@@ -35,10 +41,11 @@ class TrainConfig:
         base_dtype: `bf16` (under bf16 autocast), `fp32`, or `auto`: bf16 on a GPU that computes in
             it, fp32 on every processor and for the pocket base. Adapters are stored in fp32 in
             both, and `full` is trained in fp32.
-        method: `lora`, `droplora` (LoRA with a rank mask), `dora`, `pissa`, `milora`, or `full`
-            (the targets' own weights).
+        method: `lora`, `droplora` (LoRA with a rank mask), `dora`, `pissa`, `milora`, `olora`,
+            `lora_ga`, `corda`, `eva`, `adalora`, `full` (the targets' own weights), or `galore`
+            (the same by low-rank gradient projection).
         rank_mask: put the rank mask on `dora`, `pissa` or `milora` as well.
-        rank: rank r of the adapter.
+        rank: rank r of the adapter, or of GaLore's projections; of `adalora` the mean at the end.
         alpha: numerator of the scaling alpha / r; unset: the paper's rule, r for `pissa` and
             `milora` and 2 r for the others.
         targets: last path components of the linear layers to adapt.
@@ -46,13 +53,53 @@ class TrainConfig:
         use_rslora: scale by alpha / sqrt(r) instead of alpha / r.
         peft_config: JSON or YAML file with further LoraConfig fields, which win over the method's;
             or with another peft_type and its fields.
-        snapshot_rank: of `full`: singular directions of each weight's change that a snapshot keeps
-            (unset: all, so that it is the trained model).
+        galore_refresh: of `galore`: steps until its projections are drawn anew.
+        galore_scale: of `galore`: factor on the step (its authors: 0.25 in pretraining, up to 4 in
+            fine-tuning).
+        freeze: a factor that is not trained: `A` (LoRA-FA), or `B`, which then starts at random
+            and A at zero.
+        lora_plus_ratio: learning rate of B over that of A, which is `learning_rate` (LoRA+).
+        restart_every: steps until the adapter is merged into the base and begins anew (ReLoRA);
+            0: never. The learning rate is not warmed up again.
+        restart: whether a restart draws A anew (`redraw`) or goes on with it (`keep_a`).
+        reset_optimizer: what a restart does to Adam's moments of A and B: `true` forgets them,
+            `false` keeps them, `prune:0.99` zeroes the smallest 99 % of each.
+        initial_rank: of `adalora`: rank of every layer at the start (unset: 1.5 x rank).
+        allocation_start: of `adalora`: share of the steps after which the budget of ranks shrinks.
+        allocation_end: of `adalora`: share of the steps after which ranks stay as they are.
+        initialization_examples: of `lora_ga`, `corda` and `eva`: training examples that they look
+            at before training.
+        snapshot_rank: of `full` and `galore`: singular directions of each weight's change that a
+            snapshot keeps (unset: all, so that it is the trained model).
         keep_prob: probability that a rank direction is kept, in (0, 1] (the paper calls its
             complement the pruning rate).
         granularity: what shares one mask: an optimizer `step`, a `sample`, or a `token`.
-        rescale: multiply kept directions by 1 / keep_prob.
-        sampling: `bernoulli`, or `exact-k` (always keep_prob x rank directions).
+        rescale: multiply what is kept by 1 / keep_prob (`keep_prob`, or true), by 1 / the share
+            that the draw keeps (`realized`), or not at all (`none`, or false).
+        sampling: law of the gates: `bernoulli` masks, `exact-k` (always keep_prob x rank
+            directions), `antithetic` (a mask, then its complement), `two` (masks in turn), `blocks`
+            of directions, `prefix` (DyLoRA), `fixed` (MatryoshkaLoRA), `gaussian` numbers, `haar`
+            projectors; `prefix` and `fixed` have no keep_prob.
+        block_size: directions in a block of `blocks`.
+        prefix_geometric: draw the length b of a `prefix` with probability ~ (1 - p)^(b - 1), p in
+            (0, 1), instead of uniformly.
+        nested_ranks: ranks among which `prefix` draws, and over which `fixed` takes the mean.
+        dwell: optimizer steps that use one draw.
+        keep_prob_schedule: `constant`, `linear` (pruning fades out), `early` (masks in the first
+            steps only) or `late` (none in them).
+        schedule_steps: steps that the schedule takes (unset: all of `steps` for `linear`, half of
+            them for `early` and `late`).
+        keep_prob_pattern: keep_prob of some modules, by name endings or regular expressions, as in
+            PEFT's rank_pattern.
+        shared_mask: use one draw for all modules.
+        masks_per_step: K, the masks over which the loss of every step is averaged, a forward and a
+            backward pass for each.
+        objective: what is descended of a rank mask (see `training.objective`): its masked `loss`;
+            `noise-only`, the loss without masks, its gradient with a masked gradient's noise;
+            `penalty`, the loss without masks plus `penalty_strength` times the regularizer that
+            masks are on a linear layer; or `second-order`, the masked loss to second order.
+        penalty_strength: factor of `penalty` and `second-order` (unset: (1 - keep_prob) /
+            keep_prob, as masks of keep_prob have it).
         task: name of the task (see `subspace_lab.tasks`), a .jsonl file of your own, or a single
             generator (`reasoning_gym:gcd`); several joined by "+" share the examples equally.
         data_dir: folder with task files in LLM-Adapters' layout; unset: generated, or the hub.
@@ -65,6 +112,10 @@ class TrainConfig:
             `validation`.
         train_size: training examples (unset: all).
         eval_size: examples for evaluations during training (unset: all).
+        test_size: test examples that are scored once, when training is over: the last step, and
+            the one that validation chose, `chosen_step` (unset: none).
+        early_stopping: save the adapter of `chosen_step`, the evaluated step with the lowest loss
+            on validation examples, as a snapshot; training continues to its last step.
         max_length: maximum tokens per example; longer ones are refused, never truncated.
         drop_long_rows: drop longer examples, and record how many, instead of refusing them.
         group_by_length: batch examples of similar length together: less padding, but batches are no
@@ -84,8 +135,11 @@ class TrainConfig:
         max_grad_norm: gradients are clipped to this norm; 0: not at all.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
         compile: compile the model with torch.compile.
-        seed: seed of initialization, data order, masks and training data; what is evaluated is
-            the same for all seeds.
+        seed: seed of all that is random in training; what is evaluated is the same for all seeds.
+        init_seed: seed of the adapter's first weights (unset: `seed`, as for those that follow).
+        data_seed: seed of the training examples and of their order.
+        mask_seed: seed of the masks.
+        noise_seed: seed of the label noise and of the dropout on the adapter's input.
         cores: when to record rank cores: full, light, minimal, never, every:K, log:K or 1,2,5.
         snapshots: when to save whole adapters (same syntax as `cores`); the first and the last are
             always saved.
@@ -108,11 +162,35 @@ class TrainConfig:
     lora_dropout: float = 0.0
     use_rslora: bool = False
     peft_config: str | None = None
+    galore_refresh: int = 200
+    galore_scale: float = 0.25
+    freeze: Literal["A", "B"] | None = None
+    lora_plus_ratio: float | None = None
+    restart_every: int = 0
+    restart: Literal["redraw", "keep_a"] = "redraw"
+    reset_optimizer: bool | str = True
+    initial_rank: int | None = None
+    allocation_start: float = 0.1
+    allocation_end: float = 0.5
+    initialization_examples: int = 64
     snapshot_rank: int | None = None
     keep_prob: float = 0.5
     granularity: Literal["step", "sample", "token"] = "step"
-    rescale: bool = True
-    sampling: Literal["bernoulli", "exact-k"] = "bernoulli"
+    rescale: Rescale | bool = "keep_prob"
+    sampling: Literal[
+        "bernoulli", "exact-k", "antithetic", "two", "blocks", "prefix", "fixed", "gaussian", "haar"
+    ] = "bernoulli"
+    block_size: int | None = None
+    prefix_geometric: float | None = None
+    nested_ranks: list[int] | None = None
+    dwell: int = 1
+    keep_prob_schedule: Schedule = "constant"
+    schedule_steps: int | None = None
+    keep_prob_pattern: dict[str, float] | None = None
+    shared_mask: bool = False
+    masks_per_step: int = 1
+    objective: Kind = "loss"
+    penalty_strength: float | None = None
     task: str = "pocket"
     data_dir: str | None = None
     difficulty: str = "easy"
@@ -121,6 +199,8 @@ class TrainConfig:
     eval_split: Literal["validation", "test", "none"] = "validation"
     train_size: int | None = None
     eval_size: int | None = None
+    test_size: int | None = None
+    early_stopping: bool = False
     max_length: int = 512
     drop_long_rows: bool = False
     group_by_length: bool = False
@@ -138,19 +218,25 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     compile: bool = False
     seed: int = 0
+    init_seed: int | None = None
+    data_seed: int | None = None
+    mask_seed: int | None = None
+    noise_seed: int | None = None
     cores: str = "full"
     snapshots: str = "never"
     eval_every: int = 0
     checkpoint_every: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "rescale", rescale_name(self.rescale))
         if not 0 < self.keep_prob <= 1:
             raise UserError(f"`keep_prob` must lie in (0, 1], not {self.keep_prob}")
         for name in (*COUNTS, *NOT_NEGATIVE):
             value, minimum = getattr(self, name), 1 if name in COUNTS else 0
             if value is not None and value < minimum:
                 raise UserError(f"`{name}` must be at least {minimum}, not {value}")
-        for name in ("alpha", "learning_rate"):
+        positive = ("alpha", "learning_rate", "penalty_strength", "galore_scale", "lora_plus_ratio")
+        for name in positive:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"`{name}` must be above 0, not {value}")
@@ -162,16 +248,28 @@ class TrainConfig:
         if not self.targets:
             raise UserError("`targets` is empty: name at least one linear layer, such as q_proj")
         self._check_combinations()
+        self._check_objective()
+        self._check_choice()
+        self._check_restarts()
+        self._check_allocation()
+        if self.masked:
+            self.mask_law()  # refuses settings that do not fit together
 
     def _check_combinations(self) -> None:
-        if self.method == "full" and (self.rank_mask or self.peft_config):
-            raise UserError("`method` full has no adapter: omit `rank_mask` and `peft_config`")
-        if self.method == "full" and self.base_dtype == "bf16":
-            raise UserError("`method` full trains the base itself, in fp32: omit `base_dtype`")
+        if self.method in WHOLE_WEIGHTS and (self.rank_mask or self.peft_config):
+            raise UserError(
+                f"`method` {self.method} has no adapter: omit `rank_mask` and `peft_config`"
+            )
+        if self.method in WHOLE_WEIGHTS and self.base_dtype == "bf16":
+            raise UserError(
+                f"`method` {self.method} trains the base itself, in fp32: omit `base_dtype`"
+            )
+        if self.method == "galore" and self.optimizer != "adamw":
+            raise UserError("`method` galore is an AdamW of its own: omit `optimizer`")
         if self.method == "lora" and self.rank_mask:
             raise UserError("for LoRA with a rank mask, use `method` droplora")
-        if self.snapshot_rank is not None and self.method != "full":
-            raise UserError("`snapshot_rank` belongs to `method` full: omit it")
+        if self.snapshot_rank is not None and self.method not in WHOLE_WEIGHTS:
+            raise UserError("`snapshot_rank` belongs to `method` full and galore: omit it")
         if self.global_batch is not None and self.accumulation != 1:
             raise UserError("`global_batch` sets `accumulation`: set only one of the two")
         if self.train_split == "train+validation" and self.eval_split == "validation":
@@ -180,10 +278,159 @@ class TrainConfig:
                 "training set: set `eval_split` to test or none"
             )
 
+    def _check_objective(self) -> None:
+        own_gates = self.objective != "loss" or self.masks_per_step > 1
+        if own_gates and not self.masked:
+            raise UserError(
+                "`objective` and `masks_per_step` are about a rank mask: set `method` to droplora"
+            )
+        if own_gates and self.compile:
+            raise UserError(
+                "`objective` and `masks_per_step` choose gates in every forward pass: omit "
+                "`compile`"
+            )
+        if self.objective != "loss" and self.masks_per_step > 1:
+            raise UserError("`masks_per_step` averages the masked loss: omit `objective`")
+        if self.objective != "loss" and self.rescale == "none":
+            raise UserError(
+                f"`objective` {self.objective} is about gates of mean 1: set `rescale` to true"
+            )
+        has_strength = self.objective in ("penalty", "second-order")
+        if self.penalty_strength is not None and not has_strength:
+            raise UserError("`penalty_strength` belongs to `objective` penalty and second-order")
+        if own_gates and self.keep_prob_schedule != "constant":
+            raise UserError(
+                "`objective` and `masks_per_step` draw other masks than one a step: set "
+                "`keep_prob_schedule` to constant"
+            )
+        if has_strength and self.sampling != "bernoulli":
+            raise UserError(
+                f"`objective` {self.objective} is that of independent gates: set `sampling` to "
+                "bernoulli"
+            )
+        if self.objective == "second-order" and self.granularity != "step":
+            raise UserError(
+                "`objective` second-order is that of step masks: set `granularity` to step"
+            )
+
+    def _check_choice(self) -> None:
+        if self.test_size is not None and self.eval_split == "test":
+            raise UserError(
+                "`test_size` keeps test examples for the end: set `eval_split` to validation"
+            )
+        if self.early_stopping and (self.eval_split != "validation" or not self.eval_every):
+            raise UserError(
+                "`early_stopping` chooses among evaluations on validation examples: set "
+                "`eval_every`, and `eval_split` to validation"
+            )
+
+    def _check_restarts(self) -> None:
+        adapter_only = {"freeze": self.freeze, "lora_plus_ratio": self.lora_plus_ratio}
+        if self.method in WHOLE_WEIGHTS:
+            for name, value in adapter_only.items():
+                if value is not None:
+                    raise UserError(f"`method` {self.method} has no adapter: omit `{name}`")
+        if self.freeze is not None and self.method not in ("lora", "droplora"):
+            raise UserError("`freeze` goes with `method` lora and droplora: omit it")
+        if self.freeze is not None and self.lora_plus_ratio is not None:
+            raise UserError("`lora_plus_ratio` needs both factors trained: omit `freeze`")
+        if not self.restart_every:
+            return
+        if self.method not in ("lora", "droplora") or self.peft_config is not None:
+            raise UserError(
+                "`restart_every` goes with `method` lora and droplora, not with `peft_config`"
+            )
+        if self.freeze == "B":
+            raise UserError("a restart sets B to zero, which is frozen: omit `freeze`")
+        if self.optimizer == "sgd" and self.reset_optimizer is not True:
+            raise UserError("`optimizer` sgd has no moments: omit `reset_optimizer`")
+        _ = self.pruned_moments
+
+    def _check_allocation(self) -> None:
+        if self.method != "adalora":
+            if self.initial_rank is not None:
+                raise UserError("`initial_rank` belongs to `method` adalora: omit it")
+            return
+        if self.rank_mask or self.peft_config is not None or self.use_rslora:
+            raise UserError("`method` adalora: omit `rank_mask`, `use_rslora` and `peft_config`")
+        if self.adalora_rank <= self.rank:
+            raise UserError(f"`initial_rank` must be above `rank`, {self.rank}")
+        if not 0 <= self.allocation_start < self.allocation_end <= 1:
+            raise UserError(
+                "`allocation_start` and `allocation_end` must be shares in ascending order, not "
+                f"{self.allocation_start} and {self.allocation_end}"
+            )
+
+    @property
+    def adalora_rank(self) -> int:
+        """The rank that AdaLoRA starts with."""
+        return self.initial_rank or math.ceil(1.5 * self.rank)
+
+    @property
+    def pruned_moments(self) -> float:
+        """The share of Adam's moments that a restart zeroes, by `reset_optimizer`.
+
+        Raises:
+            UserError: if that is none of true, false and prune:SHARE.
+        """
+        kind, _, share = str(self.reset_optimizer).lower().partition(":")
+        try:
+            pruned = {"true": 1.0, "false": 0.0}[kind] if kind != "prune" else float(share)
+        except (KeyError, ValueError):
+            pruned = -1.0
+        if not 0 <= pruned <= 1:
+            raise UserError(
+                f"`reset_optimizer` {self.reset_optimizer!r} is not known: set true, false or "
+                "prune:SHARE with a share in [0, 1], such as prune:0.99"
+            )
+        return pruned
+
     @property
     def masked(self) -> bool:
         """Whether a rank mask is on in training."""
         return self.method == "droplora" or self.rank_mask
+
+    def mask_law(self) -> MaskLaw:
+        """Make the law of the gates.
+
+        Raises:
+            UserError: if the settings do not fit together.
+        """
+        own = {"block_size", "prefix_geometric", "nested_ranks"}
+        settings = {name: value for name in own if (value := getattr(self, name)) is not None}
+        return mask_law(
+            self.keep_prob,
+            sampling=self.sampling,
+            granularity=self.granularity,
+            rescale=self.rescale,
+            seed=self.seed_of("mask"),
+            dwell=self.dwell,
+            schedule=self.keep_prob_schedule,
+            schedule_steps=self._schedule_steps(),
+            keep_prob_pattern=self.keep_prob_pattern or {},
+            shared=self.shared_mask,
+            **settings,
+        )
+
+    def _schedule_steps(self) -> int | None:
+        if self.keep_prob_schedule == "constant" or self.schedule_steps is not None:
+            return self.schedule_steps
+        if not self.steps:
+            raise UserError(
+                f"`keep_prob_schedule` {self.keep_prob_schedule} needs `steps` or `schedule_steps`"
+            )
+        return self.steps if self.keep_prob_schedule == "linear" else max(self.steps // 2, 1)
+
+    def seed_of(self, source: Literal["init", "data", "mask", "noise"]) -> int:
+        """Give the seed of one source of randomness: its own, else `seed`."""
+        own: int | None = getattr(self, f"{source}_seed")
+        return self.seed if own is None else own
+
+    @property
+    def chooses(self) -> bool:
+        """Whether validation examples choose a step."""
+        reports = self.test_size is not None and self.eval_split == "validation"
+        return self.early_stopping or reports
 
     @property
     def scaling_alpha(self) -> float:
@@ -198,8 +445,16 @@ class TrainConfig:
         """
         values = asdict(self) | {"alpha": self.scaling_alpha}
         if self.peft_config is not None:
-            fields = read_peft_fields(self.peft_config)
-            values["peft_config"] = fields
-            shared = {name: other for name, other in PEFT_NAMES.items() if other in fields}
-            values |= {name: fields[other] for name, other in shared.items()}
+            given = read_peft_fields(self.peft_config)
+            values["peft_config"] = given
+            shared = {name: other for name, other in PEFT_NAMES.items() if other in given}
+            values |= {name: given[other] for name, other in shared.items()}
         return values
+
+
+def filled_in(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in what a record of an older version lacks: fields whose defaults train as it did."""
+    defaults = {field.name: field.default for field in fields(TrainConfig)}
+    known = {name: value for name, value in defaults.items() if value is not MISSING}
+    filled = known | dict(recorded)
+    return filled | {"rescale": rescale_name(filled["rescale"])}

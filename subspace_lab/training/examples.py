@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,30 +14,54 @@ from subspace_lab.models import context_length
 from subspace_lab.tasks import Example
 from subspace_lab.training.config import TrainConfig
 from subspace_lab.training.data import tokenize
+from subspace_lab.training.memorization import memorization_sets
 
 
 def load_examples(config: TrainConfig) -> dict[str, list[Example]]:
-    """Load the examples that a configuration trains on and evaluates during training, by split."""
-    shared: dict[str, Any] = {"data_dir": config.data_dir, "difficulty": config.difficulty}
-    examples: dict[str, list[Example]] = {
-        config.train_split: tasks.load(
-            config.task,
-            config.train_split,
-            size=config.train_size,
-            seed=config.seed,
-            label_noise=config.label_noise,
-            **shared,
-        )
-    }
+    """Load the examples that a configuration trains on, evaluates and is scored on, by split."""
+    examples: dict[str, list[Example]] = {}
+    examples[config.train_split] = _training_examples(config, label_noise=config.label_noise)
+    evaluated: dict[str, int | None] = {}
     if config.eval_split != "none":
-        examples[config.eval_split] = tasks.load(
+        evaluated[config.eval_split] = config.eval_size
+    if config.test_size is not None:
+        evaluated["test"] = config.test_size
+    for split, size in evaluated.items():
+        examples[split] = tasks.load(
             config.task,
-            config.eval_split,
-            size=config.eval_size,
+            split,
+            size=size,
             seed=tasks.EVALUATION_SEED,
-            **shared,
+            data_dir=config.data_dir,
+            difficulty=config.difficulty,
         )
     return examples
+
+
+def _training_examples(config: TrainConfig, *, label_noise: float) -> list[Example]:
+    return tasks.load(
+        config.task,
+        config.train_split,
+        size=config.train_size,
+        seed=config.seed_of("data"),
+        noise_seed=config.seed_of("noise"),
+        label_noise=label_noise,
+        data_dir=config.data_dir,
+        difficulty=config.difficulty,
+    )
+
+
+def tokenized_memorization_sets(
+    config: TrainConfig, trained: list[Example], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, list[dict[str, list[int]]]]:
+    """Tokenize the sets of training examples under label noise (`memorization`); none without."""
+    if not config.label_noise:
+        return {}
+    sets = memorization_sets(trained, _training_examples(config, label_noise=0.0))
+    dropping = replace(config, drop_long_rows=True)  # a true response may be longer
+    return {
+        name: tokenize_examples(dropping, examples, tokenizer) for name, examples in sets.items()
+    }
 
 
 def tokenize_examples(

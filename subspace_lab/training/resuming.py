@@ -8,7 +8,7 @@ from subspace_lab import files
 from subspace_lab.configurations import different_settings
 from subspace_lab.errors import UserError
 from subspace_lab.recording.run_folder import discard_unfinished
-from subspace_lab.training.config import TrainConfig
+from subspace_lab.training.config import TrainConfig, filled_in
 
 FINISHED = -1
 
@@ -25,7 +25,7 @@ def resume_point(config: TrainConfig, out: Path, *, processes: int, base_dtype: 
     if not (out / "run.json").exists():
         return None
     description = files.read_json(out / "run.json")
-    if different_settings(description.get("config") or {}, config.to_dict()):
+    if different_settings(filled_in(description.get("config") or {}), config.to_dict()):
         raise UserError(
             f"{out} holds a run of another configuration (see {out / 'run.json'}): choose another "
             "folder (`out`)"

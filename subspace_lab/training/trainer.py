@@ -19,7 +19,11 @@ from transformers import (
 from transformers.trainer_utils import EvalPrediction
 
 from subspace_lab import files, models
+from subspace_lab.adapters.adalora import RankAllocation
+from subspace_lab.adapters.restarts import Restarts
+from subspace_lab.errors import UserError
 from subspace_lab.provenance import provenance
+from subspace_lab.recording.projection_recorder import ProjectionRecorder
 from subspace_lab.recording.recorder import SubspaceRecorder
 from subspace_lab.recording.run_folder import refuse_if_occupied
 from subspace_lab.runs.run import Run
@@ -35,9 +39,15 @@ from subspace_lab.training.examples import (
     load_examples,
     refuse_examples_beyond_the_context,
     tokenize_examples,
+    tokenized_memorization_sets,
 )
+from subspace_lab.training.final_scores import TEST, FinalScores
+from subspace_lab.training.initialization_batches import initialization_batches
+from subspace_lab.training.objective_trainer import make_trainer
+from subspace_lab.training.optimizers import lora_plus_optimizer
 from subspace_lab.training.preparation import Prepared, prepare, restrict_to_shards
 from subspace_lab.training.resuming import FINISHED, how_to_continue, resume_point
+from subspace_lab.training.validation_choice import ValidationChoice
 
 
 def train(config: TrainConfig, out: Path, *, resume: bool = False) -> int | None:
@@ -68,13 +78,16 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> int | None
         return Run(out).diverged_at
     if resume_at is None:
         refuse_if_occupied(out)
+    checkpoint = out / "checkpoints" / f"checkpoint-{resume_at}" if resume_at else None
     _, trainer = build(config, out, resume_at=resume_at)
+    for callback in trainer.callback_handler.callbacks:
+        if checkpoint is not None and isinstance(callback, Restarts):
+            callback.resume(checkpoint)
     (recorder,) = (
         callback
         for callback in trainer.callback_handler.callbacks
         if isinstance(callback, SubspaceRecorder)
     )
-    checkpoint = out / "checkpoints" / f"checkpoint-{resume_at}" if resume_at else None
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except BaseException as error:
@@ -108,12 +121,22 @@ def build(
     tokenized = {split: tokenize_examples(config, examples[split], tokenizer) for split in examples}
     dtype = base_dtype(config, base)
     arguments = training_arguments(config, out, dtype=dtype)
+    arguments.eval_on_start &= resume_at is None  # which would be one evaluation more
     model = models.load_model(base, dtype=dtype)
-    refuse_examples_beyond_the_context(model, tokenized)
+    last_sets = tokenized_memorization_sets(config, examples[config.train_split], tokenizer)
+    last_sets |= {TEST: tokenized[TEST]} if config.test_size else {}
+    refuse_examples_beyond_the_context(model, tokenized | last_sets)
     model.config.use_cache = False
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    prepared = prepare(config, model, device=arguments.device)
+    pad_token_id = int(tokenizer.pad_token_id)
+    batches = initialization_batches(
+        tokenized[config.train_split][: config.initialization_examples],
+        batch_size=config.batch_size,
+        pad_token_id=pad_token_id,
+        device=arguments.device,
+    )
+    prepared = prepare(config, model, device=arguments.device, batches=batches)
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":  # set by accelerate launch
         prepared = restrict_to_shards(config, prepared)
     description = {
@@ -133,20 +156,46 @@ def build(
             "processes": arguments.world_size,
         },
     }
-    trainer = Trainer(
+    trainer = make_trainer(
+        config,
         model=prepared.model,
         args=arguments,
         train_dataset=tokenized[config.train_split],
         eval_dataset=tokenized.get(config.eval_split),
-        data_collator=RightPadding(int(tokenizer.pad_token_id)),
+        data_collator=RightPadding(pad_token_id),
         compute_metrics=_metrics,
         preprocess_logits_for_metrics=response_statistics,
-        callbacks=[
-            _recorder(config, out, prepared, description, resume_at),
-            *[EvaluateTheEnd()] * (config.eval_split != "none"),
-        ],
+        callbacks=[*[EvaluateTheEnd()] * (config.eval_split != "none")],
+        optimizers=(lora_plus_optimizer(config, prepared.model), None),
     )
+    recorder = _recorder(config, out, prepared, description, resume_at)
+    choice = None
+    if config.chooses:
+        choice = ValidationChoice(out / "checkpoints", resume_at=resume_at)
+        trainer.add_callback(choice)
+    if last_sets or choice:
+        trainer.add_callback(
+            FinalScores(trainer, recorder, last_sets, choice=choice, snapshot=config.early_stopping)
+        )
+    trainer.add_callback(recorder)
+    for callback in (*_of_the_method(config, prepared.model, out), *prepared.callbacks):
+        trainer.add_callback(callback)  # after the recorder, which sees the step itself
     return prepared.model, trainer
+
+
+def _of_the_method(config: TrainConfig, model: nn.Module, out: Path) -> list[TrainerCallback]:
+    """List what else takes part in the training of a method, and writes into the run."""
+    if getattr(model, "peft_type", None) == "ADALORA":
+        if config.checkpoint_every:
+            raise UserError(
+                "AdaLoRA's scores are not part of a checkpoint, so that a run cannot be continued: "
+                "omit `checkpoint_every`"
+            )
+        phase = (config.allocation_start, config.allocation_end)
+        return [RankAllocation(model, out, phase=phase if config.method == "adalora" else None)]
+    if config.method == "galore":
+        return [ProjectionRecorder(out, refresh_every=config.galore_refresh)]
+    return []
 
 
 class EvaluateTheEnd(TrainerCallback):

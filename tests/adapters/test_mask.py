@@ -30,7 +30,7 @@ def test_step_masks_follow_their_law_and_depend_on_seed_step_and_module():
     tail = expected < 5
     grouped = [np.append(x[~tail], x[tail].sum()) for x in (observed, expected)]
     assert stats.chisquare(*grouped).pvalue > 1e-3
-    # Successive steps, neighbouring modules and seeds are independent: overlap q^2 r.
+    # Successive steps, neighboring modules and seeds are independent: overlap q^2 r.
     overlaps = [
         (masks[1:] & masks[:-1]).sum(1),
         (masks & np.stack([law.step_mask(t, "n", 16) for t in range(1, 2001)])).sum(1),
@@ -108,7 +108,7 @@ def test_token_masks_are_the_dropout_of_the_released_code():
     kept = gates != 0
     torch.testing.assert_close(gates[kept], torch.full_like(gates[kept], 1 / 0.7))
     assert abs(kept.float().mean() - 0.7) < 4 * (0.21 / kept.numel()) ** 0.5
-    for shift in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):  # neighbours in every dimension
+    for shift in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):  # neighbors in every dimension
         both = (kept & kept.roll(shift, dims=(0, 1, 2))).float().mean()
         assert abs(both - 0.49) < 5 * (0.49 * 0.51 / kept.numel()) ** 0.5
 

@@ -9,7 +9,7 @@ from torch import distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from subspace_lab.adapters.mask import RankMask
-from subspace_lab.adapters.mask_hook import draw_gates
+from subspace_lab.adapters.mask_hook import draw_uniform
 from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.theory.mask_law import Bernoulli, mask_law
 from tests.adapters.observed_masks import observed, trainer
@@ -97,13 +97,10 @@ def test_a_recomputed_layer_gets_the_mask_of_its_own_forward_pass(granularity, r
 @RANDOM
 @pytest.mark.parametrize("sampling", ["bernoulli", "exact-k"])
 def test_masks_of_bf16_outputs_are_those_of_fp32(granularity, sampling):
+    law = mask_law(0.25, granularity=granularity, sampling=sampling)
     drawn = [
-        draw_gates(
-            mask_law(0.25, granularity=granularity, sampling=sampling),
-            torch.empty(64, 8, 8, dtype=dtype),
-            torch.Generator().manual_seed(0),
-        )
-        for dtype in (torch.float32, torch.bfloat16)
+        law.draw(draw_uniform(law, output, torch.Generator().manual_seed(0)))
+        for output in (torch.empty(64, 8, 8), torch.empty(64, 8, 8, dtype=torch.bfloat16))
     ]
     assert torch.equal(*drawn)
 
@@ -113,7 +110,7 @@ def test_masks_of_bf16_outputs_are_those_of_fp32(granularity, sampling):
 def test_every_direction_is_kept_with_the_laws_probability(granularity, sampling):
     law = mask_law(0.25, granularity=granularity, sampling=sampling)
     output = torch.empty(40_000, 1, 8)
-    kept = draw_gates(law, output, torch.Generator().manual_seed(0))
+    kept = law.draw(draw_uniform(law, output, torch.Generator().manual_seed(0)))
     assert kept.shape == output.shape
     counts = kept.sum(0).flatten().numpy()
     assert stats.binomtest(int(counts.sum()), 320_000, 0.25).pvalue > 1e-3
@@ -130,8 +127,8 @@ def test_the_number_of_threads_changes_no_mask():
     drawn = []
     for count in (1, 2):
         torch.set_num_threads(count)
-        output = torch.empty(512, 32, 8)
-        drawn.append(draw_gates(Bernoulli(0.5, "token"), output, torch.Generator().manual_seed(0)))
+        output, law = torch.empty(512, 32, 8), Bernoulli(0.5, "token")
+        drawn.append(draw_uniform(law, output, torch.Generator().manual_seed(0)))
     torch.set_num_threads(threads)
     assert torch.equal(*drawn)
 

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from subspace_lab.adapters.conversion import SaveOnOriginalBase
+from subspace_lab.adapters.conversion import SaveOnOriginalBase, taken_out_of_the_base
 from subspace_lab.adapters.full import TRUNCATION_FILE, FullChange
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.adapters.methods import adapt, lora_config, peft_config_from_file
@@ -79,7 +79,7 @@ def test_planted_singular_values_go_into_the_adapter(method, taken, use_rslora):
 def test_saved_adapter_gives_the_trained_model_on_the_original_base(method, use_rslora, tmp_path):
     pattern = {"rank_pattern": {"layers.1.self_attn.q_proj": 2}, "alpha_pattern": {"v_proj": 5}}
     model = adapted(method, use_rslora=use_rslora, overrides=pattern)
-    save = SaveOnOriginalBase(model)
+    save = SaveOnOriginalBase(taken_out_of_the_base(model))
     move(model)
     save(model, tmp_path)
     reloaded = PeftModel.from_pretrained(tiny_llama(), tmp_path)
@@ -91,7 +91,7 @@ def test_saved_adapter_gives_the_trained_model_on_the_original_base(method, use_
 
 def test_converted_adapter_of_an_untrained_model_is_exactly_zero(tmp_path):
     model = adapted("pissa")
-    SaveOnOriginalBase(model)(model, tmp_path)
+    SaveOnOriginalBase(taken_out_of_the_base(model))(model, tmp_path)
     folder = AdapterFolder(tmp_path)
     for module in folder.modules["module"]:
         factors = folder.factors(module)
@@ -102,7 +102,7 @@ def test_conversion_agrees_with_pefts_own(tmp_path):
     model = adapted("pissa")
     model.peft_config["default"].init_lora_weights = True  # PEFT's instructions
     model.save_pretrained(tmp_path / "initial")
-    save = SaveOnOriginalBase(model)
+    save = SaveOnOriginalBase(taken_out_of_the_base(model))
     move(model)
     save(model, tmp_path / "ours")
     model.save_pretrained(
@@ -117,7 +117,7 @@ def test_conversion_agrees_with_pefts_own(tmp_path):
 
 def test_the_conversion_of_a_compiled_model_is_that_of_the_model(tmp_path):
     model = adapted("pissa")
-    save = SaveOnOriginalBase(model)
+    save = SaveOnOriginalBase(taken_out_of_the_base(model))
     move(model)
     save(model, tmp_path / "plain")
     save(torch.compile(model, backend="eager"), tmp_path / "compiled")
@@ -219,12 +219,27 @@ def test_peft_config_file_may_name_another_kind(tmp_path):
     )
 
 
+def test_prefix_tuning_changes_the_function_and_no_weight(tmp_path):
+    file = tmp_path / "prefix.yaml"
+    file.write_text("peft_type: PREFIX_TUNING\nnum_virtual_tokens: 4\n")
+    model = adapt(tiny_llama(), peft_config_from_file(file, FIELDS), seed=0)
+    before = logits(model)
+    move(model)
+    assert (logits(model) - before).abs().max() > 1e-3
+    base = tiny_llama().state_dict()
+    kept = {name: p for name, p in model.get_base_model().state_dict().items() if name in base}
+    assert kept.keys() == base.keys()
+    assert all(torch.equal(base[name], parameter) for name, parameter in kept.items())
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("rnk: 2", "no field 'rnk'"),
         ("peft_type: NONSENSE", "peft_type NONSENSE is unknown"),
         ("- 1", "holds no fields"),
+        ("peft_type: P_TUNING", "virtual tokens before the input"),
+        ("peft_type: PROMPT_TUNING", "use PREFIX_TUNING"),
         ("{", "neither JSON nor YAML"),
     ],
 )

@@ -237,7 +237,7 @@ def test_a_square_weight_that_may_be_stored_either_way_is_left_out(tmp_path, nam
     assert table["remark"].str.contains("does not tell").all() != known
 
 
-def test_a_weight_that_is_stored_transposed_tells_of_its_square_neighbours(tmp_path):
+def test_a_weight_that_is_stored_transposed_tells_of_its_square_neighbors(tmp_path):
     base = Square("square")
     base.wide = nn.Linear(8, 12)
     stored = {

@@ -161,7 +161,7 @@ def test_masks_on_a_split_base_are_those_of_training(tmp_path, method, sampling)
             residual.data = exact
     model.double(), loaded.double()
     contexts = predictors(Run(tmp_path / "run"), trained, masks=3, seed=config.seed)
-    half = {name: torch.full((r,), 0.5 / live.law.factor) for name, r in live.ranks.items()}
+    half = {name: torch.full((r,), 0.5) for name, r in live.ranks.items()}
     kept = {n: torch.from_numpy(mask) for n, mask in live.masks(FIRST_DRAW + 2).items()}
     for name, values in {("single", 1, 1.0, 2): kept, ("scaled", 0, 0.5, -1): half}.items():
         with live.in_evaluation(values):

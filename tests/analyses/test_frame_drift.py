@@ -108,7 +108,7 @@ def test_summary_gives_the_leakage_of_the_second_half_of_the_steps(table):
 
 
 def test_an_adapter_says_that_drift_needs_cores(adapter):
-    with pytest.raises(UserError, match="record a run with --cores"):
+    with pytest.raises(UserError, match="record a run with `cores`"):
         compute(Run(adapter), steps=[0])
 
 

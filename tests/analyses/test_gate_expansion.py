@@ -184,7 +184,7 @@ def test_bad_arguments_are_refused(masked, tmp_path):
     with pytest.raises(UserError, match="omit `modules`"):
         gate_expansion.compute(masked, modules=["q_proj"])
     exact = short_run(tmp_path / "k", method="droplora", sampling="exact-k")
-    with pytest.raises(UserError, match="draws exactly k directions"):
+    with pytest.raises(UserError, match="independent masks of one keep_prob"):
         gate_expansion.compute(exact)
 
 

@@ -61,11 +61,11 @@ class Record:
 
 
 def draw_masks(law: MaskLaw, rng, *shape: int, rank: int):
-    return law.keep(rng.random((*shape, rank)))
+    return law.draw(rng.random((*shape, rank)))
 
 
 def draw_cores(rng, *shape: int, rank: int) -> RankCore:
-    """Draw cores of A as PEFT initialises it (uniform entries) and of some B."""
+    """Draw cores of A as PEFT initializes it (uniform entries) and of some B."""
     A = torch.from_numpy(rng.uniform(-1, 1, (*shape, N, rank)))
     B = torch.from_numpy(rng.normal(size=(*shape, M_OUT, rank)))
     frames = [Frame(triangular_factor(X)) for X in (A, B)]

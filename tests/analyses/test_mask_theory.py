@@ -143,7 +143,7 @@ WRONG = {  # the mask, what it claims if not its own law, what the layers do, ro
             "kept directions, mean",
             "kept directions, law",
             "masked norm² over expected",
-            "regulariser over norm², last third",
+            "regularizer over norm², last third",
         },
     ),
     "not rescaled": (
@@ -381,7 +381,7 @@ def test_regulariser_over_training_is_that_of_all_masks(sampling, tmp_path):
             found.append(((B * kept[:, None]) @ A).square().sum((-2, -1)) / mean - 1)
             masked = (B * possible[:, None, None]) @ A
             expected.append(masked.square().sum((-2, -1)).mean(0) / mean - 1)
-        row = table.loc[f"regulariser over norm², {part} third"]
+        row = table.loc[f"regularizer over norm², {part} third"]
         assert row["measured"] == pytest.approx(float(torch.cat(found).mean()), rel=1e-9)
         assert row["predicted"] == pytest.approx(float(torch.cat(expected).mean()), rel=1e-9)
 

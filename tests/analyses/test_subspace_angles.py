@@ -97,7 +97,7 @@ def test_expectations_follow_the_mask_law(table):
 def test_null_phi_is_the_mean_over_masks_of_gaussian_frames(law):
     generator = torch.Generator().manual_seed(0)
     draws = torch.rand(2, 4000, 6, generator=generator)
-    masks = law.keep(draws)
+    masks = law.draw(draws)
     frames = torch.randn(4000, 20, 6, generator=generator, dtype=torch.float64)
     angles = linalg.masked_angles(frames, masks[0], masks[1]).angles
     phi = angles.cos().square().nanmean(-1)

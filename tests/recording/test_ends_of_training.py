@@ -265,7 +265,7 @@ def test_a_full_disk_is_named_with_the_file(tmp_path, monkeypatch):
         )
 
     trainer = make_trainer(tmp_path / "run")
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("subspace_lab.files.save_file", full)
     with pytest.raises(OSError, match=r"No space left on device: .*/run/.*s.safetensors"):
         trainer.train()
     assert not Run(tmp_path / "run").finished

@@ -45,7 +45,7 @@ def test_full_rank_logits_are_the_geometric_ensemble(q, deviation):
     expected = product / product.sum(-1, keepdim=True)
     found = geometric_ensemble(model.outputs, weights=weights).exp()
     deviation(
-        "T12: normalised geometric mean of the predictions",
+        "T12: normalized geometric mean of the predictions",
         geometric_ensemble,
         (found - expected).abs().max(),
         1e-13,

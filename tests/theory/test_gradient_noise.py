@@ -21,7 +21,7 @@ def problem(seed=0, m=4, r=3, n=5, N=3):
 def gradients(B, A, X, Y, gates, s):
     """Autograd's gradients under each row of gates, (rows, r, m) and (rows, r, n).
 
-    A row holds r gates for each of K masks, which N/K neighbouring tokens share.
+    A row holds r gates for each of K masks, which N/K neighboring tokens share.
     """
     N, r = X.shape[1], B.shape[1]
 

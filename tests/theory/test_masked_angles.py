@@ -105,7 +105,7 @@ def test_null_overlap_by_enumeration(deviation, rank, width, keep_prob):
     error = abs(found.squared_cosines - cosines)
     deviation("T3: E sum cos² over masks of a random frame", null_overlap, error, 1e-13)
     error = abs(found.phi - phi / nonempty)
-    deviation("T3: E of the normalised overlap over masks", null_overlap, error, 1e-13)
+    deviation("T3: E of the normalized overlap over masks", null_overlap, error, 1e-13)
 
 
 def test_random_frames_follow_the_null(deviation):

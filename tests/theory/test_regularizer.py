@@ -70,10 +70,10 @@ def test_expected_loss_with_input_dropout(deviation):
     deviation(
         "T7: expected loss with input dropout (relative)", expected_squared_loss, error, 1e-13
     )
-    regulariser = explicit_regularizer(
+    regularizer = explicit_regularizer(
         B, A, second_moment=X @ X.T / 2, input_keep_prob=input_keep_prob
     )
-    penalty = (SCALING * 1.5) ** 2 * KEEP_PROB * (1 - KEEP_PROB) * regulariser
+    penalty = (SCALING * 1.5) ** 2 * KEEP_PROB * (1 - KEEP_PROB) * regularizer
     error = abs(found.mask_penalty / penalty - 1)
     deviation("T7: R with input dropout (relative)", explicit_regularizer, error, 1e-13)
 

@@ -4,7 +4,7 @@ import torch
 
 from subspace_lab.theory import mask_moments
 from subspace_lab.theory.regularizer import equalised_factors, expected_squared_loss
-from subspace_lab.theory.shrinkage import dropout_minimiser, dropout_spectrum, optimal_prune_prob
+from subspace_lab.theory.shrinkage import dropout_minimizer, dropout_spectrum, optimal_prune_prob
 
 
 def problem(m=6, n=5, tokens=40, whitened=True, seed=0):
@@ -19,31 +19,31 @@ def problem(m=6, n=5, tokens=40, whitened=True, seed=0):
 
 @pytest.mark.parametrize("whitened", [True, False])
 @pytest.mark.parametrize(("rank", "keep_prob"), [(3, 0.9), (4, 0.5), (6, 0.7), (6, 0.3)])
-def test_minimiser_against_bfgs(deviation, minimize_masked_loss, whitened, rank, keep_prob):
+def test_minimizer_against_bfgs(deviation, minimize_masked_loss, whitened, rank, keep_prob):
     X, Y, _ = problem(whitened=whitened)
     second_moment = X @ X.T / X.shape[1]
     least_squares = Y @ X.T @ torch.linalg.inv(X @ X.T)
     law = mask_moments.bernoulli(rank, keep_prob=keep_prob)
     B, A = minimize_masked_loss(X, Y, law, scaling=0.8, rescale=1 / keep_prob)
-    found = dropout_minimiser(
+    found = dropout_minimizer(
         least_squares, rank=rank, keep_prob=keep_prob, second_moment=second_moment
     )
     error = (0.8 * B @ A - found).abs().max()
-    deviation("T8: closed-form minimiser against BFGS", dropout_minimiser, error, 1e-6)
+    deviation("T8: closed-form minimizer against BFGS", dropout_minimizer, error, 1e-6)
     products = 0.8 * B.norm(dim=0) * (A @ second_moment @ A.T).diagonal().sqrt()
     expected = torch.linalg.svdvals(found @ torch.linalg.cholesky(second_moment)).sum() / rank
     error = (products - expected).abs().max()
-    deviation("T8: all ||b_i|| ||a_i|| are ||dW||_* / r", dropout_minimiser, error, 1e-6)
+    deviation("T8: all ||b_i|| ||a_i|| are ||dW||_* / r", dropout_minimizer, error, 1e-6)
 
 
-def test_minimiser_without_rescale(deviation, minimize_masked_loss):
+def test_minimizer_without_rescale(deviation, minimize_masked_loss):
     X, Y, _ = problem()
     least_squares = Y @ X.T / X.shape[1]
     law = mask_moments.bernoulli(3, keep_prob=0.6)
     B, A = minimize_masked_loss(X, Y, law, scaling=0.8, rescale=1.0)
-    found = dropout_minimiser(least_squares, rank=3, keep_prob=0.6) / 0.6
+    found = dropout_minimizer(least_squares, rank=3, keep_prob=0.6) / 0.6
     error = (0.8 * B @ A - found).abs().max()
-    deviation("T8: Eq. 2 overshoots by 1/q, against BFGS", dropout_minimiser, error, 1e-6)
+    deviation("T8: Eq. 2 overshoots by 1/q, against BFGS", dropout_minimizer, error, 1e-6)
 
 
 @pytest.mark.parametrize("keep_prob", [0.2, 0.5, 0.8, 1.0])
@@ -73,17 +73,17 @@ def test_threshold_without_clipping(deviation):
     deviation("T8: nuclear norm shrinks by q without clipping", dropout_spectrum, error, 1e-14)
 
 
-def test_equalised_minimiser_is_stationary(deviation):
+def test_equalised_minimizer_is_stationary(deviation):
     X, Y, _ = problem(whitened=False)
     second_moment = X @ X.T / X.shape[1]
     least_squares = Y @ X.T @ torch.linalg.inv(X @ X.T)
-    found = dropout_minimiser(least_squares, rank=5, keep_prob=0.5, second_moment=second_moment)
+    found = dropout_minimizer(least_squares, rank=5, keep_prob=0.5, second_moment=second_moment)
     factors = equalised_factors(found, rank=5, second_moment=second_moment)
     B, A = factors.B.requires_grad_(), factors.A.requires_grad_()
     law = mask_moments.bernoulli(5, keep_prob=0.5)
     expected_squared_loss(B, A, X, Y, law, rescale=2.0).total.backward()
     error = max(B.grad.abs().max(), A.grad.abs().max())
-    deviation("T8: gradient at the equalised minimiser", dropout_minimiser, error, 1e-11)
+    deviation("T8: gradient at the equalised minimizer", dropout_minimizer, error, 1e-11)
 
 
 @pytest.mark.parametrize("held_out", [False, True])
@@ -98,7 +98,7 @@ def test_optimal_prune_prob_against_a_grid(deviation, held_out):
     grid = np.linspace(0, 0.99, 100)
     for _ in range(4):  # refine around the best point
         errors = [
-            float((dropout_minimiser(M, rank=3, keep_prob=1 - p) - W).square().sum()) for p in grid
+            float((dropout_minimizer(M, rank=3, keep_prob=1 - p) - W).square().sum()) for p in grid
         ]
         best = grid[int(np.argmin(errors))]
         width = grid[1] - grid[0]

@@ -1,0 +1,67 @@
+"""What is scored once, when training is over: test examples, and what became of label noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from subspace_lab.recording.recorder import SubspaceRecorder
+from subspace_lab.training.validation_choice import ValidationChoice
+
+TEST = "test"
+
+Tokens = Sequence[dict[str, list[int]]]
+
+
+class FinalScores(TrainerCallback):
+    """Scores the last step, and on test examples also the step that validation chose.
+
+    Scores go into the metrics rows of their steps, as columns that begin with their set's name. It
+    must come before the recorder among the Trainer's callbacks, which ends the record.
+
+    Args:
+        trainer: the Trainer, whose metrics are computed.
+        recorder: of the run.
+        sets: tokenized examples by the name of their set.
+        choice: the validation-chosen step; None: nothing is chosen.
+        snapshot: whether the chosen step's adapter is saved as a snapshot.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        recorder: SubspaceRecorder,
+        sets: Mapping[str, Tokens],
+        *,
+        choice: ValidationChoice | None,
+        snapshot: bool,
+    ) -> None:
+        self._trainer = trainer
+        self._recorder = recorder
+        self._sets = sets
+        self._choice = choice
+        self._snapshot = snapshot
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Score the trained model, then the chosen one."""
+        for name in self._sets:
+            self._score(name, state.global_step)
+        if self._choice is None:
+            return
+        chosen = self._choice.step
+        if chosen is not None:
+            with self._choice.loaded(kwargs["model"]):
+                self._recorder.add_chosen(chosen, save=self._snapshot)
+                if TEST in self._sets and chosen != state.global_step:
+                    self._score(TEST, chosen)
+        self._trainer.accelerator.wait_for_everyone()
+        if state.is_world_process_zero:
+            self._choice.discard()
+
+    def _score(self, name: str, step: int) -> None:
+        result = self._trainer.predict(self._sets[name], metric_key_prefix=name)  # type: ignore[arg-type]
+        self._recorder.add_evaluation(step, result.metrics or {})
