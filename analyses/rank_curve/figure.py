@@ -92,7 +92,10 @@ def draw(points: pd.DataFrame) -> Figure:
         for place, run in enumerate(runs):
             rows = points[(points["panel"] == panel) & (points["run"] == run)]
             if panel == LEFT_OUT:
-                style = {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % 7]}
+                style: dict[str, Any] = {
+                    "color": PALETTE[place % len(PALETTE)],
+                    "marker": MARKERS[place % 7],
+                }
                 _draw_curve(axis, rows, label=run, **style)
             else:
                 _draw_orders(axis, rows, run, place if len(runs) > 1 else None)
@@ -102,7 +105,8 @@ def draw(points: pd.DataFrame) -> Figure:
             axes[0, 0].plot([], [], color="0.3", linestyle=line, label=name)
     note = f"{kit.examples_note(points)}, {points['draws'].max()} random orders"
     figure.suptitle(
-        f"Rank curves, not rescaled\n{note}, {points['dtype'].iloc[0]}; bands: 95 % over examples",
+        f"Rank curves, not rescaled\n{note}, {points['dtype'].iloc[0]}\n"
+        "bands: 95 % over examples; bottom: quartiles over modules",
         fontsize="medium",
     )
     legend_below(figure, axes[:, 0])
@@ -110,7 +114,10 @@ def draw(points: pd.DataFrame) -> Figure:
 
 
 def _draw_orders(axis: Axes, rows: pd.DataFrame, run: str, place: int | None) -> None:
-    """Draw a run's curves; with one run color and dashes tell them apart, else dashes do."""
+    """Draw a run's curves; with one run color and dashes tell them apart, else dashes do.
+
+    Bands of several runs are drawn of the random mean only.
+    """
     for i, name in enumerate(CURVES):
         color = PALETTE[(i if place is None else place) % len(PALETTE)]
         curve = rows[rows["curve"] == name]
@@ -118,18 +125,21 @@ def _draw_orders(axis: Axes, rows: pd.DataFrame, run: str, place: int | None) ->
             axis.plot(order["position"], order["value"], color=color, alpha=0.25, linewidth=0.6)
         label = name if place is None else run if i == 0 else None
         mean = curve[curve["draw"] == MEAN]
-        _draw_curve(axis, mean, color=color, linestyle=LINES[i], label=label)
+        banded = place is None or name == "random"
+        _draw_curve(axis, mean, banded, color=color, linestyle=LINES[i], label=label)
 
 
-def _draw_curve(axis: Axes, rows: pd.DataFrame, **style: Any) -> None:
+def _draw_curve(axis: Axes, rows: pd.DataFrame, banded: bool = True, **style: Any) -> None:
     axis.plot(rows["position"], rows["value"], **style)
+    if not banded:
+        return
     band = {"color": style["color"], "alpha": 0.12, "lw": 0}
     axis.fill_between(rows["position"], rows["low"], rows["high"], **band)
 
 
 def _label(axes: Any, panels: list[str], points: pd.DataFrame) -> None:
     names = {
-        "cost": ("loss − whole adapter's\n(nats/token)", "directions kept"),
+        "cost": ("cost (nats/token)", "directions kept"),
         "accuracy": ("exact match", "directions kept"),
         LEFT_OUT: ("share of the cost", "direction left out, from the costliest on"),
     }
