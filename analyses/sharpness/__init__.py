@@ -118,20 +118,17 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """Measure a snapshot without and under masks: each module of `table`, and all together."""
     ranks = dict(zip(run.modules["module"], run.modules["r"], strict=True))
-    named = table[["module", "layer", "projection"]]
-    places = [dict(zip(named, row, strict=True)) for row in named.itertuples(index=False)]
+    names = ("module", "layer", "projection")
+    columns = (table[name] for name in names)
+    places = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
     with GatedLoss(trained, examples, ranks=ranks, granularity="step") as loss:
         adapted = {module.name: module for module in lora_modules(trained.model)}
+        ranks = {name: ranks[name] for name in adapted}  # in the order of the loss's gates
         blocks = [_trained_block(adapted[place["module"]], ranks) for place in places]
         weights = [weight.requires_grad_() for block in blocks for weight in block[0]]
         shapes = [shape for block in blocks for shape in block[1]]
         for draw in range(-1, masks):
-            gates = [torch.ones_like(gate) for gate in loss.gates]
-            if draw >= 0:
-                gates = [
-                    law.factor * torch.from_numpy(law.step_mask(draw + 1, name, ranks[name]))
-                    for name in adapted
-                ]
+            gates = drawn_gates(law, ranks, draw) if draw >= 0 else map(torch.ones_like, loss.gates)
             labels = {"mask": "drawn" if draw >= 0 else "none", "draw": draw}
             gradients = torch.autograd.grad(loss(*gates), weights, create_graph=True)
             for place, (own, own_shapes) in zip(places, blocks, strict=True):
@@ -141,6 +138,12 @@ def measure(
             together = HessianBlock(gradients, weights, shapes)
             place = {"module": ALL, "layer": -1, "projection": ""}
             yield {**place, **labels, **_result(together, seed)}
+
+
+def drawn_gates(law: MaskLaw, ranks: dict[str, int], draw: int) -> list[Tensor]:
+    """Give the gates (r,) of each module under a draw: the law's step mask times its rescale."""
+    masks = (law.step_mask(draw + 1, name, rank) for name, rank in ranks.items())
+    return [law.factor * torch.from_numpy(mask) for mask in masks]
 
 
 def _trained_block(

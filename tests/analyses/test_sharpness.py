@@ -88,9 +88,8 @@ def test_products_under_a_mask_are_finite_differences_of_gradients(run):
     law = sharpness.mask_law_of(run, seed=5)
     trained = load_trained(run)
     ranks = dict(zip(run.modules["module"], run.modules["r"], strict=True))
-    drawn = {name: torch.from_numpy(law.step_mask(1, name, rank)) for name, rank in ranks.items()}
-    name = next(name for name, one in drawn.items() if one.sum() == 1)
-    gates = [law.factor * one for one in drawn.values()]
+    gates = sharpness.drawn_gates(law, ranks, 0)
+    name = next(name for name, gate in zip(ranks, gates, strict=True) if gate.count_nonzero() == 1)
     with GatedLoss(trained, examples, ranks=ranks, granularity="step") as loss:
         module = next(m for m in lora_modules(trained.model) if m.name == name)
         weights = [module.A.requires_grad_(), module.B.requires_grad_()]
