@@ -35,12 +35,14 @@ stable rank. The figure says so.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import functools
+from collections.abc import Sequence
 from typing import get_args
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from analyses import kit
 from subspace_lab import linalg
@@ -75,16 +77,16 @@ DORA = (
 def compute(
     run: Run,
     *,
-    steps: Collection[int] | None = None,
-    modules: Collection[str] | None = None,
+    steps: kit.Steps = None,
+    modules: kit.Modules = None,
     measures: Sequence[Measure] = MEASURES,
 ) -> pd.DataFrame:
     """Compute the table; a row is (run, step, module, matrix, measure).
 
     Args:
         run: a run or adapters; `masked_update` needs step masks.
-        steps: only these steps; None: all.
-        modules: only these modules; None: all.
+        steps: its steps.
+        modules: its modules.
         measures: names of `linalg.effective_rank`'s measures.
 
     Returns:
@@ -96,15 +98,13 @@ def compute(
     Raises:
         UserError: if a measure is unknown.
     """
-    if unknown := set(measures) - set(get_args(linalg.Measure)):
-        known = ", ".join(get_args(linalg.Measure))
+    if unknown := set(measures) - set(get_args(Measure)):
+        known = ", ".join(get_args(Measure))
         raise UserError(f"unknown measure {', '.join(sorted(unknown))}: choose among {known}")
     masks, remark, law = kit.StepMasks(run), remark_on_product(run), run.mask_law
     product = "product" if remark else "update"
 
-    def rows(
-        batch: kit.CoreBatch, sigma: dict[str, torch.Tensor], kept: torch.Tensor
-    ) -> pd.DataFrame:
+    def rows(batch: kit.CoreBatch, sigma: dict[str, Tensor], kept: Tensor) -> pd.DataFrame:
         values = [
             torch.stack([linalg.effective_rank(s, measure=m) for m in measures], dim=-1)
             for s in sigma.values()
@@ -119,29 +119,25 @@ def compute(
             whole = {"update": torch.linalg.svdvals(core.change("start"))}
         else:
             whole = {product: core.singular_values()}
-        whole |= {
-            "A": torch.linalg.svdvals(core.row.R),
-            "B": torch.linalg.svdvals(core.column.R),
-        }
+        whole |= {"A": torch.linalg.svdvals(core.row.R), "B": torch.linalg.svdvals(core.column.R)}
         table = rows(batch, whole, rank.expand(batch.finite.shape)).assign(expected_rank=np.nan)
         recorded = masks.has(batch.steps)
         if not recorded.any():
             return table
         inside = batch.at(recorded)
         mask = torch.from_numpy(masks.at(inside.steps, inside.modules["module"]))
-        masked = rows(
-            inside, {f"masked_{product}": inside.core.singular_values(mask)}, mask.sum(-1)
-        )
+        sigma = {f"masked_{product}": inside.core.singular_values(mask)}
         covered = law is not None and law.binary and law.constant
         expected = law.moments(int(rank)).mean.sum() if law and covered else np.nan
-        return kit.concatenate([table, masked.assign(expected_rank=expected)])
+        masked = rows(inside, sigma, mask.sum(-1)).assign(expected_rank=expected)
+        return kit.concatenate([table, masked])
 
-    table = kit.concatenate(
-        kit.over_batches(run, of_batch, steps=steps, modules=modules, displacements=remark == SPLIT)
+    batches = kit.over_batches(
+        run, of_batch, steps=steps, modules=modules, displacements=remark == SPLIT
     )
-    of_product = table["matrix"].isin(["product", "masked_product"]).to_numpy().astype(np.int8)
-    labels = pd.Index(["", remark] if remark else [""])
-    return table.assign(remark=pd.Categorical.from_codes(of_product, labels))
+    table = kit.concatenate(batches)
+    of_product = table["matrix"].isin(["product", "masked_product"])
+    return table.assign(remark=of_product.map({True: remark, False: ""}).astype("category"))
 
 
 def remark_on_product(run: Run) -> str:
@@ -168,24 +164,20 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
     return {**medians, **{f"{run}, product": str(remark) for run, remark in remarks.to_numpy()}}
 
 
-plot = kit.curves_over_steps(
-    *(
-        kit.Panel(
-            "value",
-            title=measure,
-            where={"measure": measure},
-            by="matrix",
-            labels=MATRICES,
-            only_alone=("A", "B"),  # they would crowd a comparison
-            unit="dimensions",
-            limits=(0, None),
-            expected="expected_rank",
-            expected_label="keep_prob × r (exact: numerical)",
-        )
-        for measure in dict.fromkeys((*MEASURES, *get_args(Measure)))
-    ),
-    title="Effective ranks",
+of_measure = functools.partial(
+    kit.Panel,
+    "value",
+    by="matrix",
+    labels=MATRICES,
+    only_alone=("A", "B"),  # they would crowd a comparison
+    unit="dimensions",
+    limits=(0, None),
+    expected="expected_rank",
+    expected_label="keep_prob × r (exact: numerical)",
 )
+measures = dict.fromkeys((*MEASURES, *get_args(Measure)))
+panels = [of_measure(title=measure, where={"measure": measure}) for measure in measures]
+plot = kit.curves_over_steps(*panels, title="Effective ranks")
 
 ANALYSIS = kit.Analysis(
     name="effective_rank",

@@ -20,7 +20,8 @@ Runs that start from one A share its directions without having learned them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def compute(
     other: Run | None = None,
     *,
     steps: tuple[int, int] | None = None,
-    modules: Collection[str] | None = None,
+    modules: kit.Modules = None,
 ) -> pd.DataFrame:
     """Compute the table; a row is (module, matrix, side, i, j).
 
@@ -72,30 +73,24 @@ def compute(
     table = table.merge(other.modules[sizes], on=sizes)
     if table.empty:
         raise UserError(f"{run.path} and {other.path} have no module of the same size in common")
+    pair: dict[str, Any] = {"run": run.name, "step": first}
+    pair |= {"other_run": other.name, "other_step": second}
+    names = ["module", "layer", "projection"]
 
-    def of_module(module: str) -> pd.DataFrame:
-        return _overlaps(run.factors(first, module), other.factors(second, module))
-
-    names = list(table["module"])
-    description = f"{run.name}, {other.name}"
-    parts = kit.map_parallel(
-        of_module, names, total=len(names), unit="module", description=description
-    )
-    tables = []
-    for row, part in zip(table.itertuples(), parts, strict=True):
-        place: dict[str, Any] = {
-            "run": run.name,
-            "step": first,
-            "other_run": other.name,
-            "other_step": second,
-        }
-        place |= {"module": row.module, "layer": row.layer, "projection": row.projection}
+    def of_module(place: dict[str, Any]) -> pd.DataFrame:
+        module = place["module"]
+        overlaps = _overlaps(run.factors(first, module), other.factors(second, module))
         labels = ["run", "other_run", "module", "projection", "matrix", "side"]
-        tables.append(part.assign(**place).astype(dict.fromkeys(labels, "category")))
-    overlaps = kit.concatenate(tables)
+        return overlaps.assign(**pair, **place).astype(dict.fromkeys(labels, "category"))
+
+    places = [dict(zip(names, row, strict=True)) for row in table[names].itertuples(index=False)]
+    both = f"{run.name}, {other.name}"
+    overlaps = kit.concatenate(
+        kit.map_parallel(of_module, places, total=len(places), unit="module", description=both)
+    )
     if overlaps.empty:
         raise UserError(f"the update of {run.path} or {other.path} is zero at that step")
-    return overlaps[[*place, "matrix", "side", "i", "j", "phi", "null_phi"]]
+    return overlaps[[*pair, *names, "matrix", "side", "i", "j", "phi", "null_phi"]]
 
 
 def compare(
@@ -114,30 +109,28 @@ def compare(
     """
     if len(runs) > 2:
         raise UserError(f"grassmann compares two adapters, not {len(runs)}: name two with --run")
-    run, other = runs[0], runs[-1]
-    chosen = _select_pair(runs, steps)
-    return compute(run, other, steps=chosen, modules=kit.select_modules(run, modules))
+    chosen = kit.select_modules(runs[0], modules)
+    return compute(runs[0], runs[-1], steps=_select_pair(runs, steps), modules=chosen)
 
 
 def _select_pair(runs: Sequence[Run], steps: str | None) -> tuple[int, int] | None:
     """Read --steps: one saved step for each of the two adapters; None: the final ones."""
-    if steps is None and len(runs) == 2:
+    first, *others = runs
+    if steps is None and others:
         return None
     texts = (steps or "last").split(",")
-    if len(runs) == 1 and len(texts) != 2:
+    if not others and len(texts) != 2:
         raise UserError("one run is compared at two saved steps: choose --steps such as 10,100")
     if len(texts) > 2:
         raise UserError(f"--steps {steps} are more than two steps: choose one or two")
     chosen = []
-    for run, text in zip((runs[0], runs[-1]), (texts[0], texts[-1]), strict=True):
+    for run, text in zip((first, runs[-1]), (texts[0], texts[-1]), strict=True):
         selected = kit.select_steps(run, sorted(run.snapshots), text) or []
         if len(selected) != 1:
             raise UserError(f"--steps {text} is not a single step of {run.path}")
         chosen += selected
-    if len(runs) == 1 and chosen[0] == chosen[1]:
-        raise UserError(
-            f"{runs[0].path} would be compared with itself: choose two different --steps"
-        )
+    if not others and chosen[0] == chosen[1]:
+        raise UserError(f"{first.path} would be compared with itself: choose two different --steps")
     return chosen[0], chosen[1]
 
 
@@ -161,18 +154,15 @@ def _directions(factors: Factors) -> list[tuple[str, str, torch.Tensor]]:
 
     They are nan, r of them, where the factors are not finite.
     """
+    sides = {"row": factors.A.T.double(), "column": factors.B.double()}
     if not factors.finite:
-        sides = {"row": factors.A.T, "column": factors.B}
-        return [
-            (matrix, side, torch.full(X.shape, torch.nan, dtype=torch.float64))
-            for matrix in MATRICES
-            for side, X in sides.items()
-        ]
+        unknown = {side: torch.full_like(X, torch.nan) for side, X in sides.items()}
+        return [(matrix, side, X) for matrix in MATRICES for side, X in unknown.items()]
     update = linalg.singular_vectors(factors.B, factors.A, scaling=factors.scaling)
     rank = int(update.numerical_rank)
     directions = [("update", "row", update.Vh[:rank].T), ("update", "column", update.U[:, :rank])]
-    for side, X in (("row", factors.A.T), ("column", factors.B)):
-        U, S, _ = torch.linalg.svd(X.double(), full_matrices=False)
+    for side, X in sides.items():
+        U, S, _ = torch.linalg.svd(X, full_matrices=False)
         rank = int((linalg.RANK_TOLERANCE * S[0] < S).sum())
         directions.append(("factor", side, U[:, :rank]))
     return directions
@@ -182,26 +172,26 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
     """Give the means over modules of phi and of its null, with the number of modules."""
     by = ["run", "step", "other_run", "other_step", "matrix", "side", "i", "j"]
     values = {name: (name, "mean") for name in ("phi", "null_phi")}
-    return (
-        table.groupby(by, observed=True).agg(**values, modules=("module", "nunique")).reset_index()
-    )
+    groups = table.groupby(by, observed=True)
+    return groups.agg(**values, modules=("module", "nunique")).reset_index()
 
 
 def draw(means: pd.DataFrame) -> Figure:
     """Draw phi(i, j), the mean over modules, as heat maps by matrix and side."""
     first = means.iloc[0]
-    names = {"update": ("ΔW, {}", "ΔW, {}"), "factor": ("A, {}", "B, {}")}
+    names = ("ΔW", "ΔW", "A", "B")
     figure, axes = new_figure(2, 2, row_height=1.6, share_x=False)
-    for row, matrix in zip(axes, MATRICES, strict=True):
-        for axis, (side, label), name in zip(row, SIDES.items(), names[matrix], strict=True):
-            rows = means[(means["matrix"] == matrix) & (means["side"] == side)]
-            if rows.empty:
-                axis.set(title=name.format(label), xticks=[], yticks=[])
-                axis.text(0.5, 0.5, "zero", ha="center", transform=axis.transAxes)
-                continue
-            image = draw_heat_map(axis, rows.pivot(index="i", columns="j", values="phi"))
-            low, high = rows["null_phi"].min(), rows["null_phi"].max()
-            axis.set_title(f"{name.format(label)}\nrandom: {low:.2g} to {high:.2g}")
+    places = itertools.product(MATRICES, SIDES)
+    for axis, (matrix, side), name in zip(axes.ravel(), places, names, strict=True):
+        rows = means[(means["matrix"] == matrix) & (means["side"] == side)]
+        title = f"{name}, {SIDES[side]}"
+        if rows.empty:
+            axis.set(title=title, xticks=[], yticks=[])
+            axis.text(0.5, 0.5, "zero", ha="center", transform=axis.transAxes)
+            continue
+        image = draw_heat_map(axis, rows.pivot(index="i", columns="j", values="phi"))
+        low, high = rows["null_phi"].min(), rows["null_phi"].max()
+        axis.set_title(f"{title}\nrandom: {low:.2g} to {high:.2g}")
     for axis in axes[:, 0]:
         axis.set_ylabel("i")
     for axis in axes[-1]:
@@ -217,19 +207,18 @@ def draw(means: pd.DataFrame) -> Figure:
 
 def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give the overlap of the first directions and of all of them, beside the null."""
-    summary: dict[str, dict[str, float]] = {}
-    for matrix in MATRICES:
-        for side, label in SIDES.items():
-            rows = table[(table["matrix"] == matrix) & (table["side"] == side)]
-            largest = rows.groupby("module", observed=True)[["i", "j"]].transform("max")
-            whole = rows[(rows["i"] == largest["i"]) & (rows["j"] == largest["j"])]
-            leading = rows[(rows["i"] == 1) & (rows["j"] == 1)]
-            summary[f"{matrix}, {label}"] = {
-                "first directions": float(leading["phi"].mean()),
-                "random": float(leading["null_phi"].mean()),
-                "whole spaces": float(whole["phi"].mean()),
-                "random spaces": float(whole["null_phi"].mean()),
-            }
+    summary = {}
+    for matrix, side in itertools.product(MATRICES, SIDES):
+        rows = table[(table["matrix"] == matrix) & (table["side"] == side)]
+        largest = rows.groupby("module", observed=True)[["i", "j"]].transform("max")
+        whole = rows[(rows["i"] == largest["i"]) & (rows["j"] == largest["j"])]
+        leading = rows[(rows["i"] == 1) & (rows["j"] == 1)]
+        summary[f"{matrix}, {SIDES[side]}"] = {
+            "first directions": float(leading["phi"].mean()),
+            "random": float(leading["null_phi"].mean()),
+            "whole spaces": float(whole["phi"].mean()),
+            "random spaces": float(whole["null_phi"].mean()),
+        }
     return summary
 
 

@@ -10,8 +10,6 @@ decoding would write.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -35,18 +33,11 @@ PANELS = [
 ]
 
 
-def compute(
-    run: Run, *, steps: Sequence[int] | None = None, modules: Sequence[str] | None = None
-) -> pd.DataFrame:
+def compute(run: Run, *, steps: kit.Steps = None, modules: kit.Modules = None) -> pd.DataFrame:
     """Read the metrics of a run.
 
     A row is a run and optimizer step, with `split` (which examples were evaluated) and the
     columns of `Run.metrics`; evaluations are nan at steps without one.
-
-    Args:
-        run: the run.
-        steps: only these; None: all.
-        modules: must be None: metrics are those of the whole model.
 
     Raises:
         UserError: if the run has no losses, or modules are asked for.
@@ -63,15 +54,13 @@ def compute(
 
 def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give each run's first and last losses; the last is nan for a run that diverged."""
-    summary: dict[str, float | int | str] = {}
+    summary = {}
     for run, rows in table.groupby("run", sort=False):
         for name, (title, unit) in COLUMNS.items():
             values = _measured(rows, name) if name in rows else rows["step"][:0]
             if values.notna().any():
-                title = title.format(rows["split"].iloc[0])
-                summary[f"{run}, {title} ({unit})"] = (
-                    f"{values.iloc[0]:.3g} → {values.iloc[-1]:.3g}"
-                )
+                what = f"{run}, {title.format(rows['split'].iloc[0])} ({unit})"
+                summary[what] = f"{values.iloc[0]:.3g} → {values.iloc[-1]:.3g}"
     return summary
 
 

@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,8 +62,8 @@ ROUNDING = 1e-12  # smaller singular values, relative to the largest, are not dr
 def compute(
     run: Run,
     *,
-    steps: Collection[int] | None = None,
-    modules: Collection[str] | None = None,
+    steps: kit.Steps = None,
+    modules: kit.Modules = None,
     top_k: int = 10,
     epsilon: float = 0.5,
     base: str | None = None,
@@ -110,8 +109,8 @@ def compute(
             for row in _rows(update, run.snapshots[step], spectrum, epsilon=epsilon)
         ]
 
-    records = table[["module", "layer", "projection"]].to_dict(orient="records")
-    places = [{str(name): value for name, value in record.items()} for record in records]
+    names = ["module", "layer", "projection"]
+    places = [dict(zip(names, row, strict=True)) for row in table[names].itertuples(index=False)]
     parts = kit.map_parallel(
         of_module, places, total=len(places), unit="module", description=run.name
     )
@@ -148,9 +147,10 @@ def _rows(
     row = {"matrix": "update", "singular_values": sigma.numpy()}
     if base is None:
         return [row]
-    leading = base.svd.S[: base.top_k]
+    leading, relative, dora = base.svd.S[: base.top_k], torch.nan, None
+    if adapter.modules["variant"].str.contains("dora").any():
+        dora = dora_whole_update(base.weight, update, adapter.magnitude(update.module))
     merged: dict[str, Any] = {"singular_values": torch.full_like(leading, torch.nan).numpy()}
-    relative, dora = torch.nan, _dora(adapter, update, base.weight)
     if update.finite and (dora is None or dora.row_scaling.isfinite().all()):
         whole = sigma if dora is None else dora.dense(base.weight)
         relative = float(whole.norm() / base.weight.double().norm())
@@ -158,13 +158,6 @@ def _rows(
         merged |= {} if dora else _gaussian_null(sigma, base)
     rows = [{"matrix": "base", "singular_values": leading.numpy()}, {"matrix": "merged", **merged}]
     return [{**of_matrix, "update_to_base_norm": relative} for of_matrix in [*rows, row]]
-
-
-def _dora(adapter: AdapterFolder, factors: Factors, W0: Tensor) -> DoraUpdate | None:
-    """Give the whole update where the adapter is a DoRA."""
-    if not adapter.modules["variant"].str.contains("dora").any():
-        return None
-    return dora_whole_update(W0, factors, adapter.magnitude(factors.module))
 
 
 def _merged(
@@ -191,10 +184,8 @@ def _gaussian_null(sigma: Tensor, base: Base) -> dict[str, Any]:
     """Give the leading singular values, and the outliers, of the update on a Gaussian base."""
     m, n = base.weight.shape
     noise_std = float(base.weight.double().norm()) / math.sqrt(m)
-    outliers = [
-        spiked_singular_value(strength, m=m, n=n, noise_std=noise_std)
-        for strength in sigma[: base.top_k].tolist()
-    ]
+    strengths = sigma[: base.top_k].tolist()
+    outliers = [spiked_singular_value(s, m=m, n=n, noise_std=noise_std) for s in strengths]
     bulk = [bulk_edge(m, n, noise_std=noise_std)] * (base.top_k - len(outliers))
     return {
         "null_singular_values": [spike.singular_value for spike in outliers] + bulk,
@@ -224,10 +215,9 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
     summary: dict[str, dict[str, float] | str] = {}
     for run, last in kit.at_last_step(table).groupby("run", observed=True):
         update, merged = (last[last["matrix"] == matrix] for matrix in ("update", "merged"))
+        largest = update["singular_values"].str[0]
         summary[f"{run}, step {last['step'].iloc[0]}"] = {
-            "largest singular value of the update": float(
-                pd.Series([sigma[0] for sigma in update["singular_values"]]).median()
-            ),
+            "largest singular value of the update": float(largest.astype(float).median()),
             "update to base norm": float(update["update_to_base_norm"].median()),
             "intruders": float(merged["intruders"].sum(min_count=1)),
             "undecided": float(merged["undecided"].sum(min_count=1)),

@@ -23,8 +23,6 @@ leaves 95 % of the steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 import torch
@@ -32,19 +30,11 @@ import torch
 from analyses import kit
 from subspace_lab.runs.run import Run
 from subspace_lab.theory import masked_moments
-from subspace_lab.theory.mask_law import MaskLaw
 from subspace_lab.theory.regularizer import explicit_regularizer, nuclear_norm_bound
 
 
-def compute(
-    run: Run, *, steps: Sequence[int] | None = None, modules: Sequence[str] | None = None
-) -> pd.DataFrame:
+def compute(run: Run, *, steps: kit.Steps = None, modules: kit.Modules = None) -> pd.DataFrame:
     """Compute the regularizer of every core.
-
-    Args:
-        run: a run, or adapters of another tool.
-        steps: only these steps; None: all.
-        modules: only these modules; None: all.
 
     Returns:
         A row is a run, step and module: `run, step, module, layer, projection, regularizer` (R),
@@ -61,37 +51,29 @@ def compute(
         squared, norm = batch.core.scaling**2, batch.core.norm() ** 2
         norm = norm.masked_fill(norm == 0, torch.nan)
         R, minimum = squared * explicit_regularizer(B, A), squared * nuclear_norm_bound(B, A)
+        under_masks = dict.fromkeys(("penalty", "masked", "masked_mean", "masked_std"), np.nan)
         columns = {
             "regularizer": R,
             "minimum": minimum,
             "balance_ratio": R / norm,
             "minimum_ratio": minimum / norm,
+            **under_masks,
         }
-        kept = masks.kept(batch.steps + 1, batch)
-        return kit.grid_table(run, batch, columns | _under_masks(batch, law, kept))
+        if law is not None and law.diagonal and law.constant:
+            moments, H = law.gate_moments(B.shape[-1]), masked_moments.gram_product(B, A)
+            gates = law.rescaled(masks.kept(batch.steps + 1, batch))
+            columns |= {
+                "penalty": squared * masked_moments.output_energy_variance(B, A, moments),
+                "masked": squared * torch.einsum("tmi,tmij,tmj->tm", gates, H, gates),
+                "masked_mean": squared * masked_moments.expected_output_energy(B, A, moments),
+            }
+            if law.binary and law.independent_gates:
+                q = law.keep_prob
+                variance = masked_moments.variance_of_output_energy(B, A, keep_prob=q)
+                columns["masked_std"] = squared * law.factor**2 * variance.sqrt()
+        return kit.grid_table(run, batch, columns)
 
     return kit.concatenate(kit.over_batches(run, of_batch, steps=steps, modules=modules))
-
-
-def _under_masks(
-    batch: kit.CoreBatch, law: MaskLaw | None, kept: torch.Tensor
-) -> dict[str, torch.Tensor | float]:
-    """Make the columns about masked updates, (T, M)."""
-    if law is None or not (law.diagonal and law.constant):
-        return dict.fromkeys(("penalty", "masked", "masked_mean", "masked_std"), np.nan)
-    B, A = batch.core.column.R, batch.core.row.R.mT
-    moments, squared = law.gate_moments(B.shape[-1]), batch.core.scaling**2
-    H, gates = masked_moments.gram_product(B, A), law.rescaled(kept)
-    columns: dict[str, torch.Tensor | float] = {
-        "penalty": squared * masked_moments.output_energy_variance(B, A, moments),
-        "masked": squared * torch.einsum("tmi,tmij,tmj->tm", gates, H, gates),
-        "masked_mean": squared * masked_moments.expected_output_energy(B, A, moments),
-        "masked_std": np.nan,
-    }
-    if law.binary and law.independent_gates:
-        variance = masked_moments.variance_of_output_energy(B, A, keep_prob=law.keep_prob)
-        columns["masked_std"] = squared * law.factor**2 * variance.sqrt()
-    return columns
 
 
 def masked_ratio(table: pd.DataFrame) -> pd.DataFrame:
@@ -111,14 +93,20 @@ def masked_ratio(table: pd.DataFrame) -> pd.DataFrame:
     return sums.assign(run=sums[group], ratio=ratio, expected=1.0, low=1 - half, high=1 + half)
 
 
-SHOWN = ("R", "minimum R for this ΔW")
+SUMMARY = {
+    "R": "regularizer",
+    "minimum R": "minimum",
+    "balance ratio": "balance_ratio",
+    "minimum ratio": "minimum_ratio",
+}
+R, MINIMUM = "R", "minimum R for this ΔW"
 plot = kit.curves_over_steps(
     kit.Panel(
-        dict(zip(("regularizer", "minimum"), SHOWN, strict=True)),
+        {"regularizer": R, "minimum": MINIMUM},
         title="regularizer R = γ² Σ ‖bᵢ‖² ‖aᵢ‖²", unit="Frobenius norm²", limits=(0, None)
     ),
     kit.Panel(
-        dict(zip(("balance_ratio", "minimum_ratio"), SHOWN, strict=True)),
+        {"balance_ratio": R, "minimum_ratio": MINIMUM},
         title="relative to the update: balance ratio", unit="R / ‖ΔW‖²", limits=(0, None)
     ),
     kit.Panel(
@@ -135,14 +123,7 @@ ANALYSIS = kit.Analysis(
     question="what do masks penalize, and does training reduce it?",
     compute=compute,
     plot=plot,
-    summarize=kit.medians_at_last_step(
-        **{
-            "R": "regularizer",
-            "minimum R": "minimum",
-            "balance ratio": "balance_ratio",
-            "minimum ratio": "minimum_ratio",
-        }
-    ),
+    summarize=kit.medians_at_last_step(**SUMMARY),
     reading="On average over masks, a linear layer is trained with a penalty on R, the sum over "
     "rank directions of ‖bᵢ‖²·‖aᵢ‖². The same ΔW can be written with larger or smaller R: dashed "
     "is the minimum, ‖ΔW‖<sub>*</sub>²/r, where all directions are alike. Masked runs are "

@@ -24,7 +24,6 @@ the frame itself is another thing: see analyses.frame_drift.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -41,18 +40,10 @@ SPACES = {"row": "row space of A", "column": "column space of B"}
 LARGEST_NULL_RANK = 128  # the null's expectation enumerates some r^3 / 6 overlaps
 
 
-def compute(
-    run: Run,
-    *,
-    steps: Collection[int] | None = None,
-    modules: Collection[str] | None = None,
-) -> pd.DataFrame:
-    """Compute the table; a row is (run, step, module, space).
+def compute(run: Run, *, steps: kit.Steps = None, modules: kit.Modules = None) -> pd.DataFrame:
+    """Compute the table of the steps t whose mask, core and next mask were recorded.
 
-    Args:
-        run: a run with step masks.
-        steps: only these steps t; None: all whose mask, core and next mask were recorded.
-        modules: only these modules; None: all.
+    A row is (run, step, module, space).
 
     Returns:
         Columns run, step, next_step, module, layer, projection, space (coordinate, row, column);
@@ -74,10 +65,8 @@ def compute(
         names = batch.modules["module"]
         mask = torch.from_numpy(masks.at(batch.steps, names))
         following = torch.from_numpy(masks.at(batch.steps + 1, names))
-        on_weights = [
-            linalg.masked_angles(frame.R, mask, following).angles
-            for frame in (batch.core.row, batch.core.column)
-        ]
+        frames = (batch.core.row, batch.core.column)
+        on_weights = [linalg.masked_angles(frame.R, mask, following).angles for frame in frames]
         on_coordinates = _coordinate_angles(mask, following)
         angles = torch.stack([on_coordinates, *on_weights], dim=-2)  # (T, M, space, r)
         columns = {
@@ -89,9 +78,8 @@ def compute(
         }
         return kit.grid_table(run, batch, columns, axes={"space": ["coordinate", *SPACES]})
 
-    table = kit.concatenate(
-        kit.over_batches(run, of_batch, steps=between.tolist(), modules=modules)
-    )
+    batches = kit.over_batches(run, of_batch, steps=between.tolist(), modules=modules)
+    table = kit.concatenate(batches)
     if table.empty:
         chosen = " among those selected: omit --steps, or" if steps is not None else ":"
         raise UserError(
@@ -170,16 +158,12 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
     for run in table["run"].unique():
         of_masks = means.loc[run, "coordinate"]
         for value in ("kept", "shared", "jaccard"):
-            summary[f"{run}, {value}"] = {
-                "measured": float(of_masks[value]),
-                "expected": float(of_masks[f"expected_{value}"]),
-            }
+            pair = {"measured": of_masks[value], "expected": of_masks[f"expected_{value}"]}
+            summary[f"{run}, {value}"] = {name: float(mean) for name, mean in pair.items()}
         for space, label in SPACES.items():
             of_weights = means.loc[run, space]
-            summary[f"{run}, phi of the {label}"] = {
-                "measured": float(of_weights["phi"]),
-                "random": float(of_weights["null_phi"]),
-            }
+            pair = {"measured": of_weights["phi"], "random": of_weights["null_phi"]}
+            summary[f"{run}, phi of the {label}"] = {name: float(phi) for name, phi in pair.items()}
     return summary
 
 

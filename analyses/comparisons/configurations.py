@@ -63,13 +63,13 @@ def check_same_problem(runs: Sequence[Run], *, but: Sequence[str] = ()) -> None:
     Raises:
         UserError: if two runs differ in a setting of the problem, except those in `but`.
     """
-    first, *others = [(run, without_seed(run.config, but=but)) for run in runs]
+    settings = [without_seed(run.config, but=but) for run in runs]
     for name in PROBLEM:
-        usual = first[1].get(name)
-        for run, settings in others:
-            if settings.get(name) != usual:
+        usual, *others = (of_run.get(name) for of_run in settings)
+        for run, value in zip(runs[1:], others, strict=True):
+            if value != usual:
                 raise UserError(
-                    f"{first[0].path} has {name} {usual} and {run.path} has {settings.get(name)}: "
+                    f"{runs[0].path} has {name} {usual} and {run.path} has {value}: "
                     "compare runs that share base, data and length of training"
                 )
 

@@ -133,14 +133,12 @@ def mean_of(configuration: Configuration, tasks: Sequence[str], measure: str) ->
     scores = [[configuration.scores[task, measure, seed] for seed in seeds] for task in tasks]
     values = _average(scores)
     examples = min(len(of_seed) for of_task in scores for of_seed in of_task)
-    row = {"mean": float("nan"), "seeds": len(seeds), "examples": examples}
+    row = {"mean": math.nan, "seeds": len(seeds), "examples": examples}
     if any(map(math.isnan, values)):
         return row
-    interval = (
-        accuracy_over_seeds(values, examples=examples)
-        if measure == ACCURACY
-        else mean_interval(values)
-    )
+    interval = mean_interval(values)
+    if measure == ACCURACY:
+        interval = accuracy_over_seeds(values, examples=examples)
     return row | {"mean": interval.estimate, "low": interval.low, "high": interval.high}
 
 
@@ -158,11 +156,8 @@ def difference_of(
     by_seed = _average([list(of_task) for of_task in differences])
     # Tasks weigh equally, and their examples are independent samples.
     variance = sum(_variance_of_mean(of_task.mean(axis=0)) for of_task in differences)
-    row = {
-        "difference": float("nan"),
-        "paired_seeds": len(seeds),
-        "examples_error": variance**0.5 / len(tasks),
-    }
+    error = variance**0.5 / len(tasks)
+    row = {"difference": math.nan, "paired_seeds": len(seeds), "examples_error": error}
     if any(map(math.isnan, by_seed)):
         return row
     interval = mean_interval(by_seed)
@@ -174,15 +169,14 @@ def difference_of(
 
 def _variance_of_mean(values: NDArray[np.float64]) -> float:
     """Estimate the variance of the mean of independent values (N,); nan for one."""
-    return float(values.var(ddof=1)) / len(values) if len(values) > 1 else float("nan")
+    return float(values.var(ddof=1)) / len(values) if len(values) > 1 else math.nan
 
 
 def _average(scores: Sequence[Sequence[NDArray[np.float64]]]) -> list[float]:
     """Average tasks' scores, of each seed an array (examples,), by seed; tasks weigh equally."""
-    return [
-        float(sum(of_task[place].mean() for of_task in scores) / len(scores))
-        for place in range(len(scores[0]))
-    ]
+    means = np.array([[of_seed.mean() for of_seed in of_task] for of_task in scores])
+    values: list[float] = means.mean(axis=0).tolist()
+    return values
 
 
 def _common(seeds: Sequence[Sequence[int]]) -> list[int]:

@@ -57,7 +57,13 @@ def scored_groups(
     scored = {run: one for run in runs if (one := _read(run, tasks)).summaries}
     groups = [[scored[run] for run in group] for group in repetitions(scored)]
     for group in groups:
-        _check_no_doubles(group)
+        known: dict[tuple[str, Any], Run] = {}
+        for run, task in ((one.run, task) for one in group for task in one.summaries):
+            other = known.setdefault((task, run.config["seed"]), run)
+            if other is not run:
+                raise UserError(
+                    f"{run.path} has the configuration and seed of {other.path}: leave one out"
+                )
     return groups
 
 
@@ -85,15 +91,13 @@ def excluded_runs(runs: Iterable[Run], *, on_all_tasks: bool) -> list[str]:
 
 
 def _read(run: Run, tasks: Collection[str] | None = None) -> Scored:
-    return Scored(
-        run,
-        {
-            task: summary
-            for task, summary in read_summaries(run.path).items()
-            if (tasks is None or task in tasks)
-            and summary["settings"].get("split", "test") == "test"
-        },
-    )
+    """Read a run's scores on test examples."""
+    summaries = {
+        task: summary
+        for task, summary in read_summaries(run.path).items()
+        if (tasks is None or task in tasks) and summary["settings"].get("split", "test") == "test"
+    }
+    return Scored(run, summaries)
 
 
 def last_validation(run: Run) -> pd.Series[Any] | None:
@@ -114,49 +118,33 @@ def _command(run: object, summaries: Mapping[str, Mapping[str, Any]]) -> str:
     return f"python -m subspace_lab.evaluate --run {run} --tasks {names}{flag}"
 
 
-def _check_no_doubles(group: Sequence[Scored]) -> None:
-    known: dict[tuple[str, Any], Run] = {}
-    for one in group:
-        for task in one.summaries:
-            other = known.setdefault((task, one.run.config["seed"]), one.run)
-            if other is not one.run:
-                raise UserError(
-                    f"{one.run.path} has the configuration and seed of {other.path}: leave one out"
-                )
-
-
 def check_same_evaluation(scored: Sequence[Scored]) -> None:
     """Check that each task was evaluated alike, on the same examples, after the same step.
 
     Raises:
         UserError: if two runs differ in metric, settings, step or examples of a task.
     """
-    known: dict[str, tuple[Run, dict[str, Any]]] = {}
-    for one in scored:
-        for task, summary in one.summaries.items():
-            way = way_of_measuring(summary)
-            other, others_way = known.setdefault(task, (one.run, way))
-            for name in way.keys() | others_way.keys():
-                if way.get(name) != others_way.get(name):
+    for task in dict.fromkeys(task for one in scored for task in one.summaries):
+        having = [one for one in scored if task in one.summaries]
+        first = having[0]
+        usual = way_of_measuring(first.summaries[task])
+        sets: dict[tuple[Any, ...], list[Scored]] = {}
+        for one in having:
+            way = way_of_measuring(one.summaries[task])
+            for name in way.keys() | usual.keys():
+                if way.get(name) != usual.get(name):
                     raise UserError(
-                        f"{task} was evaluated with {name} {others_way.get(name)} in {other.path} "
+                        f"{task} was evaluated with {name} {usual.get(name)} in {first.run.path} "
                         f"and {way.get(name)} in {one.run.path}: evaluate both alike"
                     )
-    for task in known:
-        _check_same_examples(task, [one for one in scored if task in one.summaries])
-
-
-def _check_same_examples(task: str, scored: Sequence[Scored]) -> None:
-    sets: dict[tuple[Any, ...], list[Scored]] = {}
-    for one in scored:
-        sets.setdefault(one.examples(task), []).append(one)
-    if len(sets) > 1:
-        listed = "; ".join(
-            f"{', '.join(str(one.run.path) for one in members)} ({len(examples)} examples)"
-            for examples, members in sets.items()
-        )
-        raise UserError(
-            f"{task} was not evaluated on the same examples in {listed}: evaluate these runs "
-            f"again, each with {_command('RUN', {task: scored[0].summaries[task]})} and the same "
-            "--examples, --seed and --data_dir, if any"
-        )
+            sets.setdefault(one.examples(task), []).append(one)
+        if len(sets) > 1:
+            listed = "; ".join(
+                f"{', '.join(str(one.run.path) for one in members)} ({len(examples)} examples)"
+                for examples, members in sets.items()
+            )
+            raise UserError(
+                f"{task} was not evaluated on the same examples in {listed}: evaluate these runs "
+                f"again, each with {_command('RUN', {task: first.summaries[task]})} and the same "
+                "--examples, --seed and --data_dir, if any"
+            )

@@ -29,7 +29,7 @@ compare runs at equal update norm.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -48,18 +48,10 @@ SINCE: tuple[Since, ...] = ("previous", "start")
 SMALL_ANGLE = 10.0  # degrees
 
 
-def compute(
-    run: Run,
-    *,
-    steps: Collection[int] | None = None,
-    modules: Collection[str] | None = None,
-) -> pd.DataFrame:
-    """Compute the table; a row is (run, step, module, side, since).
+def compute(run: Run, *, steps: kit.Steps = None, modules: kit.Modules = None) -> pd.DataFrame:
+    """Compute the table of a run with recorded cores, without step 0.
 
-    Args:
-        run: a run with recorded cores, or the projections of GaLore.
-        steps: only these steps; None: all but step 0 (of projections: all but the first).
-        modules: only these modules; None: all.
+    A row is (run, step, module, side, since). Of GaLore a step is a refresh of its projections.
 
     Returns:
         Columns run, step, module, layer, projection, side, since (previous, start); angles (list,
@@ -142,29 +134,20 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
     The early steps are left out of the leakage: the momentum starts at zero, so that nothing leaks
     in the first, and the longest steps would outweigh the stationary ones.
     """
-    step, last = table["step"], table.groupby("run", observed=True)["step"].transform("max")
-    previous, start = (table["since"] == since for since in SINCE)
-
-    def medians(rows: pd.Series, value: str) -> pd.Series:
-        return table[rows].groupby(["run", "side"], observed=True)[value].median()
-
-    late = pooled_leakage(table[step > last / 2], ["run", "side"]).set_index(["run", "side"])
-    numbers = pd.DataFrame(
-        {
-            "largest angle to the start (rad)": medians(start & (step == last), "max_angle"),
-            "to the previous step (rad)": medians(previous, "max_angle"),
-            "distance from the start": medians(start & (step == last), "step_norm"),
-            "leakage, second half of the steps": late["leakage"],
-            "expected": late["expected_leakage"],
+    summary = {}
+    for (run, side), rows in table.groupby(["run", "side"], observed=True):
+        last = table.loc[table["run"] == run, "step"].max()
+        previous, start = (rows[rows["since"] == since] for since in SINCE)
+        at_end = start[start["step"] == last]
+        numbers = {
+            "largest angle to the start (rad)": at_end["max_angle"].median(),
+            "to the previous step (rad)": previous["max_angle"].median(),
+            "distance from the start": at_end["step_norm"].median(),
         }
-    )
-    summary: dict[str, dict[str, float]] = {}
-    for run, side in numbers.index:
-        row = numbers.loc[(run, side)]
-        known = row if (run, side) in late.index else row.iloc[:-2]
-        summary[f"{run}, {SIDES[side]}"] = {
-            str(name): float(value) for name, value in known.items()
-        }
+        for late in pooled_leakage(rows[rows["step"] > last / 2], ["run"]).itertuples():
+            numbers["leakage, second half of the steps"] = late.leakage
+            numbers["expected"] = late.expected_leakage
+        summary[f"{run}, {SIDES[str(side)]}"] = {name: float(n) for name, n in numbers.items()}
     return summary
 
 

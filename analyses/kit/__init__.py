@@ -5,13 +5,25 @@
 
 from analyses.kit.analysis import Analysis, Plot, Summary, option
 from analyses.kit.command import label, run_analysis
-from analyses.kit.cores import StepMasks, map_parallel, over_batches, over_cores
-from analyses.kit.curves import at_last_step, curves_of, curves_over_steps, group_column
+from analyses.kit.cores import Modules, StepMasks, Steps, map_parallel, over_batches, over_cores
+from analyses.kit.curves import (
+    at_last_step,
+    curves_of,
+    curves_over_steps,
+    group_column,
+    medians_at_last_step,
+)
 from analyses.kit.needs import Needs, check_needs
 from analyses.kit.notes import print_notes
 from analyses.kit.selection import open_named_runs, select_modules, select_steps
-from analyses.kit.summaries import medians_at_last_step
-from analyses.kit.tables import concatenate, evaluated_examples, examples_note, grid_table, ragged
+from analyses.kit.tables import (
+    concatenate,
+    evaluated_examples,
+    examples_note,
+    grid_table,
+    markdown_table,
+    ragged,
+)
 from analyses.kit.writing import default_folder
 from subspace_lab.figures.panels import Panel
 from subspace_lab.runs.core_batches import CoreBatch
@@ -19,10 +31,12 @@ from subspace_lab.runs.core_batches import CoreBatch
 __all__ = [
     "Analysis",
     "CoreBatch",
+    "Modules",
     "Needs",
     "Panel",
     "Plot",
     "StepMasks",
+    "Steps",
     "Summary",
     "at_last_step",
     "check_needs",
@@ -36,6 +50,7 @@ __all__ = [
     "group_column",
     "label",
     "map_parallel",
+    "markdown_table",
     "medians_at_last_step",
     "open_named_runs",
     "option",

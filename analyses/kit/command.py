@@ -7,7 +7,7 @@ if __name__ == "__main__":
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,25 @@ import pandas as pd
 from analyses.kit.analysis import Analysis
 from analyses.kit.needs import Needs, check_needs
 from analyses.kit.selection import open_named_runs, select_modules, select_steps
-from analyses.kit.writing import default_folder, write_results
+from analyses.kit.writing import write_results
 from subspace_lab.configurations import label_configurations
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 from subspace_lab.runs.run import Run
 
 FORMATS = ("png", "pdf", "svg", "none")
+RUN = (
+    "a run directory, a PEFT adapter folder, a Trainer output folder with checkpoints, a hub id, "
+    "or a quoted glob of run directories; may be given several times"
+)
+FORMAT = "of figures; may be given several times; none: no figure (default: png and pdf)"
+STEPS = (
+    "which recorded steps: a list such as 0,10,100, every:K, log:K (K per decade), or last "
+    "(default: all)"
+)
+MODULES = (
+    "which modules: projections such as q_proj, full paths, or quoted globs such as "
+    "'*.layers.0.*' (default: all)"
+)
 
 
 @exit_code_2_on_user_error
@@ -35,29 +48,14 @@ def run_analysis(analysis: Analysis, arguments: Sequence[str] | None = None) -> 
     Raises:
         UserError: if a run, step or module is not available, or a run lacks what is needed.
     """
-    chosen = parser_of(analysis).parse_args(arguments)
-    runs = open_named_runs(chosen.run or [])
+    chosen = vars(parser_of(analysis).parse_args(arguments))
+    runs = open_named_runs(chosen["run"] or [])
     for run in runs:
         check_needs(run, analysis.needs)
-    table = table_of(
-        analysis,
-        runs,
-        steps=chosen.steps if analysis.selects else None,
-        modules=chosen.modules if analysis.selects else None,
-        options={name: getattr(chosen, name) for name in analysis.options},
-    )
-    out = chosen.out or default_folder(runs)
-    is_file = out.suffix[1:] in analysis.texts
-    write_results(
-        analysis,
-        runs,
-        table,
-        folder=out.parent if is_file else out,
-        name=out.stem if is_file else None,
-        forms=(chosen.format if analysis.plot else None) or ["png", "pdf"],
-        csv=chosen.csv,
-        arguments=vars(chosen),
-    )
+    options = {name: chosen[name] for name in analysis.options}
+    steps, modules = chosen.get("steps"), chosen.get("modules")
+    table = table_of(analysis, runs, steps=steps, modules=modules, options=options)
+    write_results(analysis, runs, table, arguments=chosen)
 
 
 def parser_of(analysis: Analysis) -> argparse.ArgumentParser:
@@ -67,54 +65,22 @@ def parser_of(analysis: Analysis) -> argparse.ArgumentParser:
         description=analysis.description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--run",
-        "--runs",
-        action="append",
-        nargs="+",
-        required=not analysis.without_runs,
-        metavar="RUN",
-        help="a run directory, a PEFT adapter folder, a Trainer output folder with checkpoints, "
-        "a hub id, or a quoted glob of run directories; may be given several times",
-    )
+    add, needed = parser.add_argument, not analysis.without_runs
+    add("--run", "--runs", action="append", nargs="+", required=needed, metavar="RUN", help=RUN)
+    files = " or ".join(f"FILE.{extension}" for extension in analysis.texts)
+    where = f"where to write{', or ' * bool(files)}{files}"
     default = "RUN/analyses; for several runs comparisons/NAMES"
-    ends = " or ".join(f"FILE.{extension}" for extension in analysis.texts)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FOLDER",
-        help=f"where to write{', or ' * bool(ends)}{ends} (default: {default})",
-    )
-    parser.add_argument(
-        "--csv",
-        action=argparse.BooleanOptionalAction,
-        default=analysis.csv,
-        help="write the tables as CSV, too",
-    )
+    add("--out", type=Path, metavar="FOLDER", help=f"{where} (default: {default})")
+    on_or_off = argparse.BooleanOptionalAction
+    add("--csv", action=on_or_off, default=analysis.csv, help="write the tables as CSV, too")
     if analysis.plot is not None:
-        parser.add_argument(
-            "--format",
-            action="append",
-            choices=FORMATS,
-            help="of figures; may be given several times; none: no figure (default: png and pdf)",
-        )
+        add("--format", action="append", choices=FORMATS, help=FORMAT)
     if analysis.selects:
-        parser.add_argument(
-            "--steps",
-            metavar="STEPS",
-            help="which recorded steps: a list such as 0,10,100, every:K, log:K (K per decade), "
-            "or last (default: all)",
-        )
-        parser.add_argument(
-            "--modules",
-            nargs="+",
-            metavar="PATTERN",
-            help="which modules: projections such as q_proj, full paths, or quoted globs such as "
-            "'*.layers.0.*' (default: all)",
-        )
+        add("--steps", metavar="STEPS", help=STEPS)
+        add("--modules", nargs="+", metavar="PATTERN", help=MODULES)
     for name, settings in analysis.options.items():
         spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-        parser.add_argument(*spellings, dest=name, **settings)
+        add(*spellings, dest=name, **settings)
     return parser
 
 
@@ -124,7 +90,7 @@ def table_of(
     *,
     steps: str | None = None,
     modules: Sequence[str] | None = None,
-    options: dict[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
     """Make one table of several runs, with a column `configuration` where some share theirs.
 

@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -32,23 +32,15 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Compute(Protocol):
-    """Makes the table of one run."""
-
-    def __call__(
-        self,
-        run: Run,
-        *,
-        steps: Collection[int] | None = None,
-        modules: Collection[str] | None = None,
-    ) -> pd.DataFrame:
-        """Compute the table of the chosen steps and modules (None: all)."""
-        ...
+Steps = Collection[int] | None
+"""The steps of a run that an analysis is about; None: all."""
+Modules = Collection[str] | None
+"""Its modules; None: all."""
 
 
 def over_cores(
     *, axes: Mapping[str, Sequence[str]] | None = None, **columns: Callable[[RankCore], Tensor]
-) -> Compute:
+) -> Callable[..., pd.DataFrame]:
     """Make the `compute` of an analysis whose columns are functions of a core alone.
 
     Args:
@@ -57,12 +49,7 @@ def over_cores(
             (T, M), to values (T, M, *axes).
     """
 
-    def compute(
-        run: Run,
-        *,
-        steps: Collection[int] | None = None,
-        modules: Collection[str] | None = None,
-    ) -> pd.DataFrame:
+    def compute(run: Run, *, steps: Steps = None, modules: Modules = None) -> pd.DataFrame:
         def of_batch(batch: CoreBatch) -> pd.DataFrame:
             values = {name: function(batch.core) for name, function in columns.items()}
             return grid_table(run, batch, values, axes=axes)
@@ -76,8 +63,8 @@ def over_batches(
     run: Run,
     function: Callable[[CoreBatch], Tables],
     *,
-    steps: Collection[int] | None,
-    modules: Collection[str] | None,
+    steps: Steps,
+    modules: Modules,
     displacements: bool = False,
 ) -> Iterator[Tables]:
     """Apply a function to all cores of a run, a few steps at a time, in order.
@@ -88,8 +75,8 @@ def over_batches(
         run: the run.
         function: from a batch of cores (T, M) of modules that share a rank to tables with the
             columns `step` and `module`; for cores that are not finite their numbers are nan.
-        steps: only these; None: all.
-        modules: only these; None: all.
+        steps: its steps.
+        modules: its modules.
         displacements: whether the function needs them.
     """
     chosen = len(run.modules if modules is None else modules)

@@ -1,4 +1,4 @@
-"""Curves over optimizer steps: the numbers that a figure shows.
+"""Curves over optimizer steps: the numbers that a figure shows, and medians at the last step.
 
 One run is shown as the median over its modules with the quartiles as a band; several runs as the
 median over modules of each, with the quartiles where each has one step only. Where a column
@@ -9,13 +9,12 @@ medians with its 95 % t interval over seeds.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from analyses.kit.analysis import Plot
+from analyses.kit.analysis import Plot, Summary
 from subspace_lab.figures.panels import Panel, draw_panels
 from subspace_lab.stats.intervals import mean_interval
 
@@ -25,10 +24,7 @@ ONLY = ""  # the name of a panel's only curve
 
 def curves_over_steps(*panels: Panel, title: str) -> Plot:
     """Make the plot of an analysis that draws columns of its table, mostly over steps."""
-
-    def draw(curves: pd.DataFrame) -> Figure:
-        return draw_panels(curves, panels, title=title)
-
+    draw = functools.partial(draw_panels, panels=panels, title=title)
     return Plot(draw, functools.partial(curves_of, panels))
 
 
@@ -63,6 +59,35 @@ def at_last_step(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["step"] == table.groupby("run", observed=True)["step"].transform("max")]
 
 
+def medians_at_last_step(
+    *values: str, by: str | None = None, within: str | None = None, **named: str
+) -> Callable[[pd.DataFrame], Summary]:
+    """Make a summary: medians of columns over modules at each run's last step.
+
+    Args:
+        values: the columns.
+        by: column whose labels get an entry each; None: all rows together.
+        within: column whose labels name the medians of the only value, one each.
+        named: names of further medians, with their columns.
+    """
+    columns = dict(zip(values, values, strict=True)) | named
+
+    def summarize(table: pd.DataFrame) -> Summary:
+        summary = {}
+        keys = ["run", by] if by else ["run"]
+        for (run, *label), rows in at_last_step(table).groupby(keys, observed=True, sort=False):
+            if within is None:
+                medians = pd.Series({name: rows[c].median() for name, c in columns.items()})
+            else:
+                of_labels = rows.groupby(within, observed=True, sort=False)[values[0]]
+                medians = of_labels.median()
+            name = ", ".join(map(str, [run, f"step {rows['step'].iloc[0]}", *label]))
+            summary[name] = {str(key): float(median) for key, median in medians.items()}
+        return summary
+
+    return summarize
+
+
 def curve_table(
     table: pd.DataFrame, value: str, *, over: str = "step", alone: bool | None = None
 ) -> pd.DataFrame:
@@ -86,30 +111,22 @@ def curve_table(
     quartiles = by_step.quantile(np.array([0.25, 0.5, 0.75])).unstack()
     first = table.drop_duplicates("run")
     group_of = pd.Series(first[group_column(table)].astype(str).to_numpy(), index=first["run"])
-    parts = []
+    parts: list[pd.DataFrame] = []
     for group in dict.fromkeys(group_of):
-        runs = group_of.index[group_of == group]
+        runs = list(group_of.index[group_of == group])
+        curve = quartiles.loc[runs[0]].set_axis(["low", "center", "high"], axis=1)
+        band = "quartiles over modules"
         if len(runs) > 1:
-            seeds = quartiles[0.5].unstack("run")[list(runs)].dropna(how="all")
-            interval = mean_interval(seeds.to_numpy())
-            steps, band = seeds.index, "95 % t interval over seeds"
-            columns = {
-                "center": interval.estimate,
-                "low": interval.low,
-                "high": interval.high,
-            }
-        else:
-            of_run = quartiles.loc[runs[0]]
-            banded = modules > 0 and (alone or len(of_run) == 1)
-            steps, band = of_run.index, "quartiles over modules" if banded else ""
-            columns = {
-                "center": of_run[0.5].to_numpy(),
-                "low": of_run[0.25].to_numpy() if banded else np.nan,
-                "high": of_run[0.75].to_numpy() if banded else np.nan,
-            }
-        labels = {"group": group, over: steps, "band": band, "modules": modules, "runs": len(runs)}
-        parts.append(pd.DataFrame(labels | columns))
-    return pd.concat(parts, ignore_index=True)
+            seeds = quartiles[0.5].unstack("run")[runs].dropna(how="all")
+            interval, band = mean_interval(seeds.to_numpy()), "95 % t interval over seeds"
+            ends = {"center": interval.estimate, "low": interval.low, "high": interval.high}
+            curve = pd.DataFrame(ends, index=seeds.index)
+        elif not modules or not (alone or len(curve) == 1):
+            curve, band = curve.assign(low=np.nan, high=np.nan), ""
+        curve = curve.rename_axis(over).reset_index()
+        parts.append(curve.assign(group=group, band=band, modules=modules, runs=len(runs)))
+    columns = ["group", over, "band", "modules", "runs", "center", "low", "high"]
+    return pd.concat(parts, ignore_index=True)[columns]
 
 
 def _panel_curves(panel: Panel, table: pd.DataFrame) -> Iterator[pd.DataFrame]:
@@ -125,12 +142,15 @@ def _panel_curves(panel: Panel, table: pd.DataFrame) -> Iterator[pd.DataFrame]:
     for value, name, shown, rows in _selected(panel, table, crowded=not alone and steps.max() > 1):
         if panel.scale == "log":
             rows = rows[rows[value] > 0]
-        curve = curve_table(rows, value, over=over, alone=alone).assign(kind="measured")
-        expected = panel.expected.format(value) if panel.expected else None
-        parts = [curve, _expected(rows, expected, panel, over=over)] if expected else [curve]
+        parts = [curve_table(rows, value, over=over, alone=alone).assign(kind="measured")]
+        if panel.expected:
+            parts.append(_expected(rows, panel.expected.format(value), panel, over=over))
         for part in parts:
             if not part.empty:
-                yield _drawn(part, panel).assign(panel=panel.name, name=name, shown=shown)
+                if panel.degrees:
+                    ends = ["center", "low", "high"]
+                    part[ends] = np.degrees(part[ends])
+                yield part.assign(panel=panel.name, name=name, shown=shown)
 
 
 def _selected(
@@ -150,28 +170,15 @@ def _selected(
 
 
 def _expected(table: pd.DataFrame, value: str, panel: Panel, *, over: str) -> pd.DataFrame:
+    """Average a prediction, and the ends of its band, over modules and runs."""
     known = thin(table.dropna(subset=[value]), over=over)
-    ends = list(panel.expected_band or ())
+    low, high = panel.expected_band or (value, value)
     by_step = known.groupby([group_column(table), over], observed=True)
-    means = by_step[[value, *ends]].mean()
-    low, high = (means[end].to_numpy() for end in ends) if ends else (np.nan, np.nan)
-    return pd.DataFrame(
-        {
-            "group": means.index.get_level_values(0).astype(str),
-            over: means.index.get_level_values(1),
-            "center": means[value].to_numpy(),
-            "low": low,
-            "high": high,
-            "band": "95 % of what is expected" if ends else "",
-            "runs": by_step["run"].nunique().to_numpy(),
-            "kind": "predicted",
-        }
+    means = by_step.agg(
+        center=(value, "mean"), low=(low, "mean"), high=(high, "mean"), runs=("run", "nunique")
     )
-
-
-def _drawn(curve: pd.DataFrame, panel: Panel) -> pd.DataFrame:
-    """Convert a curve to the unit in which the panel shows it."""
-    if not panel.degrees:
-        return curve
-    ends = ["center", "low", "high"]
-    return curve.assign(**{end: np.degrees(curve[end]) for end in ends})
+    band = "95 % of what is expected" if panel.expected_band else ""
+    if not panel.expected_band:
+        means = means.assign(low=np.nan, high=np.nan)
+    means = means.rename_axis(["group", over]).reset_index()
+    return means.assign(group=means["group"].astype(str), band=band, kind="predicted")

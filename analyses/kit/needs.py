@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 
-from analyses.kit.notes import why_nothing
 from subspace_lab.errors import UserError
 from subspace_lab.runs.projections import projection_steps
 from subspace_lab.runs.run import Run
@@ -35,44 +34,17 @@ class Needs(enum.Flag):
     EVALUATIONS = enum.auto()
 
 
-def what_is_missing(run: Run, needs: Needs) -> str | None:
-    """Say in one sentence what a run lacks and how to record it; None if it has all."""
-    checks = {
-        Needs.METRICS: (
-            (run.path / "metrics.parquet").is_file(),
-            "has no metrics.parquet: it is not a recorded run, or has just begun",
-        ),
-        Needs.FACTORS: (
-            not run.modules.empty,
-            f"has no modules with factors B and A that can be read: {why_nothing(run)}",
-        ),
-        Needs.CORES: (
-            bool(run.steps),
-            "has no rank cores and no saved adapters: record it with `cores` or `snapshots`",
-        ),
-        Needs.DISPLACEMENTS: (
-            bool(run.core_steps or projection_steps(run.path)),
-            "has no displacements, only adapters: record a run with `cores`",
-        ),
-        Needs.STEP_MASKS: (
-            bool(run.mask_steps or run.steps_without_mask),
-            "has no step masks: train with `method` droplora and `granularity` step",
-        ),
-        Needs.SNAPSHOTS: (
-            bool(run.snapshots),
-            "has no saved adapters with factors B and A: record them with `snapshots`",
-        ),
-        Needs.MODEL: (
-            bool(run.adapter_folders),
-            "has no saved adapter: name a run or folder that holds one",
-        ),
-        Needs.EVALUATIONS: (
-            (run.path / "evaluations").is_dir(),
-            f"was not evaluated: run python -m subspace_lab.evaluate --run {run.path}",
-        ),
-    }
-    lacking = (text for need, (has, text) in checks.items() if need in needs and not has)
-    return next((f"{run.path} {text}" for text in lacking), None)
+LACKS = {
+    Needs.METRICS: "has no metrics.parquet: it is not a recorded run, or has just begun",
+    Needs.FACTORS: "has no modules with factors B and A that can be read: {why}",
+    Needs.CORES: "has no rank cores and no saved adapters: record it with `cores` or `snapshots`",
+    Needs.DISPLACEMENTS: "has no displacements, only adapters: record a run with `cores`",
+    Needs.STEP_MASKS: "has no step masks: train with `method` droplora and `granularity` step",
+    Needs.SNAPSHOTS: "has no saved adapters with factors B and A: record them with `snapshots`",
+    Needs.MODEL: "has no saved adapter: name a run or folder that holds one",
+    Needs.EVALUATIONS: "was not evaluated: run python -m subspace_lab.evaluate --run {path}",
+}
+"""What is said of a run that lacks something, and how to record it."""
 
 
 def check_needs(run: Run, needs: Needs) -> None:
@@ -81,5 +53,17 @@ def check_needs(run: Run, needs: Needs) -> None:
     Raises:
         UserError: naming the first part that it lacks, and how to record it.
     """
-    if (sentence := what_is_missing(run, needs)) is not None:
-        raise UserError(sentence)
+    present = {
+        Needs.METRICS: (run.path / "metrics.parquet").is_file(),
+        Needs.FACTORS: not run.modules.empty,
+        Needs.CORES: bool(run.steps),
+        Needs.DISPLACEMENTS: bool(run.core_steps or projection_steps(run.path)),
+        Needs.STEP_MASKS: bool(run.mask_steps or run.steps_without_mask),
+        Needs.SNAPSHOTS: bool(run.snapshots),
+        Needs.MODEL: bool(run.adapter_folders),
+        Needs.EVALUATIONS: (run.path / "evaluations").is_dir(),
+    }
+    for need, sentence in LACKS.items():
+        if need in needs and not present[need]:
+            why = next(iter(run.left_out["reason"]), "its adapter has no factors B and A")
+            raise UserError(f"{run.path} {sentence.format(why=why, path=run.path)}")

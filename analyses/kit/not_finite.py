@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-import numpy as np
 import pandas as pd
 import torch
 from pandas.api.types import is_float_dtype, is_object_dtype
@@ -32,41 +31,29 @@ def nan_where_not_finite(function: Callable[[CoreBatch], Tables], batch: CoreBat
         return function(batch)
     steps, modules = (~finite).nonzero()
     names = batch.modules["module"].to_numpy()
-    bad = set(zip(batch.steps[steps].tolist(), names[modules], strict=True))
+    bad = pd.MultiIndex.from_arrays([batch.steps[steps], names[modules]])
     tables = function(replace(batch, core=_finite_core(batch.core, torch.from_numpy(finite))))
-    if isinstance(tables, list):
-        return [_blank(table, bad) for table in tables]
-    return _blank(tables, bad)
+    for table in tables if isinstance(tables, list) else [tables]:
+        rows = pd.MultiIndex.from_arrays([table["step"], table["module"].astype(str)]).isin(bad)
+        for name, column in table.items():
+            if is_float_dtype(column):
+                table[name] = column.mask(rows)
+            elif is_object_dtype(column):  # lists of angles
+                table[name] = column.mask(rows, column.map(lambda values: values[:0]))
+    return tables
 
 
 def _finite_core(core: RankCore, finite: torch.Tensor) -> RankCore:
-    """Put identities in the place of cores that are not finite, and no displacement."""
+    """Put identities in the place of cores that are not finite, (T, M)."""
 
-    def part(matrix: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        return matrix.where(finite[..., None, None], other)
+    def part(matrix: torch.Tensor) -> torch.Tensor:
+        identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype)
+        return matrix.where(finite[..., None, None], identity)
 
     def displacement(given: Displacement | None) -> Displacement | None:
-        if given is None:
-            return None
-        zero = given.along.new_zeros(given.along.shape[-1], given.along.shape[-1])
-        return Displacement(part(given.along, zero), part(given.across, zero))
+        return given and Displacement(part(given.along), part(given.across))
 
-    def frame(frame: Frame) -> Frame:
-        identity = torch.eye(frame.R.shape[-1], dtype=frame.R.dtype)
-        return Frame(
-            part(frame.R, identity), displacement(frame.previous), displacement(frame.start)
-        )
+    def frame(given: Frame) -> Frame:
+        return Frame(part(given.R), displacement(given.previous), displacement(given.start))
 
     return RankCore(frame(core.row), frame(core.column), core.scaling)
-
-
-def _blank(table: pd.DataFrame, bad: set[tuple[int, str]]) -> pd.DataFrame:
-    """Replace the numbers in the rows of the given steps and modules."""
-    pairs = zip(table["step"], table["module"], strict=True)
-    rows = np.fromiter((pair in bad for pair in pairs), dtype=bool, count=len(table))
-    for name, column in table.items():
-        if is_float_dtype(column):
-            table[name] = column.mask(rows)
-        elif is_object_dtype(column):  # lists of angles
-            table[name] = column.mask(rows, column.map(lambda values: values[:0]))
-    return table

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-import pandas as pd
+from collections.abc import Collection, Mapping, Sequence
 
 from subspace_lab.runs.run import Run
 
@@ -33,9 +31,7 @@ def notes(run: Run) -> list[str]:
             f"analyzed: {analyzed:,} of {all_parameters:,} parameters of the adapter ({share:.1%})"
         )
     if steps := sorted(run.not_finite):
-        modules = list(
-            dict.fromkeys(name for step in steps for name in sorted(run.not_finite[step]))
-        )
+        modules = dict.fromkeys(name for step in steps for name in sorted(run.not_finite[step]))
         span = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
         lines.append(
             f"not finite (nan or infinite weights) at {span}: {_names(modules, 'module')}; their "
@@ -51,15 +47,8 @@ def print_notes(notes: Mapping[str, Sequence[str]]) -> None:
             print(f"  note on {run}: {line}")
 
 
-def why_nothing(run: Run) -> str:
-    """Say why a run has no module that can be analyzed."""
-    reasons = run.left_out["reason"].unique()
-    return str(reasons[0]) if len(reasons) else "its adapter has no factors B and A"
-
-
-def _names(names: pd.Series | list[str], kind: str) -> str:
+def _names(names: Collection[str], kind: str) -> str:
     """Count names and list the first."""
-    listed = list(names)
-    more = f" and {len(listed) - MAX_NAMES} more" if len(listed) > MAX_NAMES else ""
-    plural = "s" * (len(listed) != 1)
-    return f"{len(listed)} {kind}{plural}: {', '.join(listed[:MAX_NAMES])}{more}"
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    plural = "s" * (len(names) != 1)
+    return f"{len(names)} {kind}{plural}: {', '.join(list(names)[:MAX_NAMES])}{more}"

@@ -43,8 +43,8 @@ def select_steps(run: Run, available: Sequence[int], text: str | None) -> list[i
         return list(available[-1:])
     due = schedule.parse(text)
     chosen = [step for step in available if due(step)]
-    asked = {int(step) for step in text.split(",")} if text[:1].isdigit() else set(chosen)
-    if missing := sorted(asked.difference(chosen)):
+    asked = map(int, text.split(",")) if text[:1].isdigit() else chosen
+    if missing := sorted({*asked}.difference(chosen)):
         raise UserError(
             f"{run.path} has nothing recorded at step {', '.join(map(str, missing))}: it has "
             f"{len(available)} steps from {available[0]} to {available[-1]}"
@@ -63,13 +63,9 @@ def select_modules(run: Run, patterns: Sequence[str] | None) -> list[str] | None
     if patterns is None:
         return None
     chosen: dict[str, None] = {}
-    pairs = list(zip(run.modules["module"], run.modules["projection"], strict=True))
+    pairs = list(run.modules[["module", "projection"]].itertuples(index=False))
     for pattern in patterns:
-        matching = [
-            module
-            for module, projection in pairs
-            if fnmatch.fnmatchcase(module, pattern) or fnmatch.fnmatchcase(projection, pattern)
-        ]
+        matching = [pair[0] for pair in pairs if fnmatch.filter(pair, pattern)]
         if not matching:
             known = ", ".join(dict.fromkeys(run.modules["projection"]))
             raise UserError(

@@ -103,6 +103,19 @@ def examples_note(table: pd.DataFrame, *, examples: str = "examples") -> str:
     return ", ".join(f"{n} {split} example{'s' * (n != 1)}" for split, n in counts.items())
 
 
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Write rows of cells, the first of them the header, as a table in Markdown.
+
+    >>> print(markdown_table([["a", "b"], ["1", "2"]]))
+    | a | b |
+    | --- | --- |
+    | 1 | 2 |
+    """
+    header, *others = rows
+    lines = [header, ["---"] * len(header), *others]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def ragged(values: ArrayLike) -> NDArray[np.object_]:
     """Turn an array (..., k) padded with nan into arrays of their own lengths, (...)."""
     padded = np.asarray(values)

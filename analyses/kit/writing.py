@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analyses.kit.analysis import Analysis, Plot
+from analyses.kit.analysis import Analysis
 from analyses.kit.needs import Needs
 from analyses.kit.notes import notes as notes_on
 from analyses.kit.notes import print_notes
@@ -19,15 +19,7 @@ from subspace_lab.runs.run import Run
 
 
 def write_results(
-    analysis: Analysis,
-    runs: Sequence[Run],
-    table: pd.DataFrame,
-    *,
-    folder: Path,
-    forms: Sequence[str],
-    name: str | None = None,
-    csv: bool = False,
-    arguments: Mapping[str, Any] | None = None,
+    analysis: Analysis, runs: Sequence[Run], table: pd.DataFrame, *, arguments: Mapping[str, Any]
 ) -> None:
     """Write tables, texts, figures and NAME.json; print the summary and the paths.
 
@@ -38,35 +30,54 @@ def write_results(
         analysis: the analysis.
         runs: the runs behind the table.
         table: the analysis's table.
-        folder: where to write.
-        forms: formats of the figures; `none` alone: no figure and no table of it.
-        name: NAME of the files; None: the analysis's.
-        csv: write the tables as CSV, too.
-        arguments: of the command, kept in NAME.json.
+        arguments: of the command, kept in NAME.json: `out`, the folder, or the file of a text,
+            which gives the others its name; `csv`; and the formats of the figures, of which `none`
+            alone makes neither a figure nor its table.
     """
-    name = name or analysis.name
+    out, csv = arguments["out"] or default_folder(runs), arguments["csv"]
+    is_file = out.suffix[1:] in analysis.texts
+    folder, name = (out.parent, out.stem) if is_file else (out, analysis.name)
+    formats = [f for f in dict.fromkeys(arguments.get("format") or ["png", "pdf"]) if f != "none"]
     summary = analysis.summarize(table)
     of_factors = Needs.FACTORS in analysis.needs
     notes = {run.name: notes_on(run) if of_factors else [] for run in runs}
     table.attrs["notes"] = notes
-    formats = [form for form in dict.fromkeys(forms) if form != "none"]
-    paths = write_table(folder / f"{name}.parquet", table, csv=csv)
+    paths = _write_table(folder / f"{name}.parquet", table, csv=csv)
     for extension, text_of in analysis.texts.items():
         paths.append(folder / f"{name}.{extension}")
         with files.replacing(paths[-1]) as unfinished:
             unfinished.write_text(text_of(table), encoding="utf-8")
     for title, plot in analysis.plots.items() if formats else ():
-        stem = folder / (name if title == analysis.name else title)
-        paths += _write_figure(plot, table, stem, formats, csv=csv)
+        stem = name if title == analysis.name else title
+        shown = table
+        if plot.data is not None:
+            shown = plot.data(table)
+            paths += _write_table(folder / f"{stem}.figure.parquet", shown, csv=csv)
+        with paper_style():
+            figure = plot.draw(shown)
+        for form in formats:
+            paths.append(folder / f"{stem}.{form}")
+            with files.replacing(paths[-1]) as unfinished:
+                save(figure, unfinished, format=form)
     paths.append(folder / f"{name}.json")
     files.write_json(
         paths[-1],
         {
             "analysis": analysis.name,
             "question": analysis.question,
-            "summary": {key: _jsonable(value) for key, value in summary.items()},
-            "runs": [{**_describe(run), "notes": notes[run.name]} for run in runs],
-            "arguments": {key: _jsonable(value) for key, value in (arguments or {}).items()},
+            "summary": _jsonable(summary),
+            "runs": [
+                {
+                    "name": run.name,
+                    "path": str(run.path),
+                    "config": run.config,
+                    "mask": run.description.get("mask"),
+                    "provenance": run.description.get("provenance", {}),
+                    "notes": notes[run.name],
+                }
+                for run in runs
+            ],
+            "arguments": _jsonable(arguments),
             "provenance": provenance(),
         },
     )
@@ -81,24 +92,7 @@ def write_results(
         print(f"wrote {path}")
 
 
-def _write_figure(
-    plot: Plot, table: pd.DataFrame, stem: Path, formats: Sequence[str], *, csv: bool
-) -> list[Path]:
-    """Write STEM.FORMAT and, of what the table does not have, STEM.figure.parquet."""
-    paths = []
-    if plot.data is not None:
-        table = plot.data(table)
-        paths += write_table(stem.with_name(f"{stem.name}.figure.parquet"), table, csv=csv)
-    with paper_style():
-        figure = plot.draw(table)
-    for form in formats:
-        paths.append(stem.with_name(f"{stem.name}.{form}"))
-        with files.replacing(paths[-1]) as unfinished:
-            save(figure, unfinished, format=form)
-    return paths
-
-
-def write_table(path: Path, table: pd.DataFrame, *, csv: bool) -> list[Path]:
+def _write_table(path: Path, table: pd.DataFrame, *, csv: bool) -> list[Path]:
     """Write a table as parquet, and as CSV beside it if asked to; give the paths."""
     files.write_table(path, table)
     if not csv:
@@ -115,16 +109,6 @@ def default_folder(runs: Sequence[Run]) -> Path:
         return runs[0].output_folder
     names = "+".join(run.name.replace("/", "-") for run in runs)
     return Path("comparisons") / names[:120]
-
-
-def _describe(run: Run) -> dict[str, Any]:
-    return {
-        "name": run.name,
-        "path": str(run.path),
-        "config": run.config,
-        "mask": run.description.get("mask"),
-        "provenance": run.description.get("provenance", {}),
-    }
 
 
 def _shown(value: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analyses import kit
 from analyses.comparisons.rates import EQUAL, OWN
 from analyses.comparisons.scores import ACCURACY, AVERAGE, LOSS
 from subspace_lab.figures.style import PALETTE, new_figure
@@ -72,11 +73,11 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 def _grid(rows: pd.DataFrame, cell: Callable[[Any], str]) -> str:
     tasks = list(dict.fromkeys(rows["task"]))
-    lines = [["configuration", *tasks], ["---"] * (1 + len(tasks))]
+    lines = [["configuration", *tasks]]
     for name, group in rows.groupby("configuration", sort=False):
         cells = {row.task: cell(row) for row in group.itertuples()}
         lines.append([str(name), *(cells.get(task, "") for task in tasks)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return kit.markdown_table(lines)
 
 
 def rates_note(table: pd.DataFrame) -> str:
@@ -113,14 +114,9 @@ def draw(table: pd.DataFrame) -> Figure:
         low = of_measure["difference"] - of_measure["difference_low"]
         high = of_measure["difference_high"] - of_measure["difference"]
         panel.axvline(0, color="0.6", linewidth=0.6)
-        panel.errorbar(
-            scale * of_measure["difference"],
-            places[of_measure.index].map(names.index),
-            xerr=[scale * low, scale * high],
-            fmt="o",
-            capsize=2,
-            color=PALETTE[0],
-        )
+        x, y = scale * of_measure["difference"], places[of_measure.index].map(names.index)
+        ends = [scale * low, scale * high]
+        panel.errorbar(x, y, xerr=ends, fmt="o", capsize=2, color=PALETTE[0])
         labels = [textwrap.fill(name, NAME_WIDTH) for name in names]
         panel.set_yticks(range(len(names)), labels, fontsize=5.5)
         panel.set_ylim(-0.6, len(names) - 0.4)

@@ -18,8 +18,8 @@ keep_prob. Writes the tables, paper_tables.md, figure2 and figure3.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -29,7 +29,7 @@ from analyses.comparisons.configurations import settings_text
 from analyses.comparisons.scores import excluded_runs
 from analyses.paper_tables.figures import draw_pruning_rates, draw_ranks
 from analyses.paper_tables.layout import as_markdown
-from analyses.paper_tables.published import AVERAGE, LLAMA2, TABLE_5, TABLES, RankRow, Row, Table
+from analyses.paper_tables.published import AVERAGE, TABLE_5, TABLES, Row, Table
 from analyses.paper_tables.results import Result, collect
 from subspace_lab.runs.run import Run
 from subspace_lab.stats.intervals import accuracy_over_seeds, mean_interval
@@ -39,8 +39,6 @@ COLUMNS = [
     "column", "published", "printed", "note", "row_note",
     "mean", "low", "high", "seeds", "examples",
 ]  # fmt: skip
-
-Published = TypeVar("Published")
 
 
 def compute(runs: Iterable[Run]) -> pd.DataFrame:
@@ -60,21 +58,29 @@ def compute(runs: Iterable[Run]) -> pd.DataFrame:
     """
     known = list(runs)
     results = {table.number: collect(table, known) for table in TABLES}
-    rows = [row for table in TABLES for row in _table_rows(table, results[table.number])]
-    table = pd.DataFrame([*rows, *_rank_rows(results[1])], columns=COLUMNS)
+    results[5] = [result for result in results[1] if result.method in ("LoRA", "DropLoRA")]
+    tables = (*TABLES, TABLE_5)
+    rows = [row for table in tables for row in _rows(table, results[table.number])]
+    table = pd.DataFrame(rows, columns=COLUMNS)
     table.attrs["remarks"] = excluded_runs(known, on_all_tasks=False)
     return table
 
 
+def _is_of(row: Row, result: Result) -> bool:
+    """Tell whether a result is that of a published row."""
+    alike = (row.model, row.method, row.rank) == (result.model, result.method, result.rank)
+    # Full fine-tuning is in the paper as cited rows only.
+    own = not row.cited or row.method == "Full"
+    return alike and own and row.prune_prob in (None, result.prune_prob)
+
+
 def _beside(
-    published: Sequence[Published],
-    results: Sequence[Result],
-    same: Callable[[Published, Result], bool],
-) -> Iterator[tuple[Published | None, Result | None, bool]]:
+    published: Sequence[Row], results: Sequence[Result]
+) -> Iterator[tuple[Row | None, Result | None, bool]]:
     """Yield published rows with their results, and whether it is the row's first; then the rest."""
     left = list(results)
     for row in published:
-        matching = [result for result in left if same(row, result)]
+        matching = [result for result in left if _is_of(row, result)]
         left = [result for result in left if result not in matching]
         for place, result in enumerate(matching or [None]):
             yield row, result, place == 0
@@ -82,63 +88,35 @@ def _beside(
         yield None, result, False
 
 
-def _table_rows(table: Table, results: Sequence[Result]) -> Iterator[dict[str, Any]]:
-    """Make the rows of Tables 1 to 4."""
-
-    def same(row: Row, result: Result) -> bool:
-        alike = (row.model, row.method, row.rank) == (result.model, result.method, result.rank)
-        # Full fine-tuning is in the paper as cited rows only.
-        return alike and (not row.cited or row.method == "Full")
-
-    titles = [*table.columns.values()] + [AVERAGE] * (len(table.columns) > 1)
-    for published, result, first in _beside(table.rows, results, same):
+def _rows(table: Table, results: Sequence[Result]) -> Iterator[dict[str, Any]]:
+    """Make the rows of one of Tables 1 to 5, the last of averages by rank and pruning rate only."""
+    averages = table.number == 5
+    titles = [*table.columns.values()] * (not averages) + [AVERAGE] * (len(table.columns) > 1)
+    for published, result, first in _beside(table.rows, results):
+        known, shown = published or result, published if first else result
+        assert known is not None and shown is not None
         printed: Mapping[str, str] = {}
         notes: Mapping[tuple[str, str, str], str] = {}
         if first and published:
             printed, notes = dict(zip(titles, published.printed, strict=True)), table.notes
-        known, shown = published or result, published if first else result
-        assert known is not None and shown is not None
-        place = (known.model, known.label)
+        place = (known.model, published.label if published else known.method)
         for title in titles:
+            text = printed.get(title, "")
             yield {
                 "table": table.number,
                 "model": place[0],
                 "method": place[1],
-                "parameters": shown.parameters,
-                "rank": table.rank,
+                "parameters": None if averages else shown.parameters,
+                "rank": known.rank if averages else table.rank,
+                "prune_prob": known.prune_prob if averages else None,
                 **_settings(result),
                 "column": title,
-                **_published(printed.get(title)),
+                "published": float(text) if text else None,
+                "printed": text,
                 "note": notes.get((*place, title), ""),
                 "row_note": notes.get((*place, ""), ""),
                 **_measured(result, title, scale=table.scale),
             }
-
-
-def _rank_rows(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
-    """Make the rows of Table 5: the commonsense average by method, rank and pruning rate."""
-
-    def same(row: RankRow, result: Result) -> bool:
-        of_result = (result.model, result.method, result.rank, result.prune_prob)
-        return (LLAMA2, row.method, row.rank, row.prune_prob) == of_result
-
-    shown = [result for result in results if result.method in ("LoRA", "DropLoRA")]
-    for published, result, first in _beside(TABLE_5, shown, same):
-        known = published or result
-        assert known is not None
-        yield {
-            "table": 5,
-            "model": known.model,
-            "method": known.method,
-            "rank": known.rank,
-            "prune_prob": known.prune_prob,
-            **_settings(result),
-            "column": AVERAGE,
-            **_published(f"{published.accuracy:.1f}" if first and published else None),
-            "note": "",
-            "row_note": "",
-            **_measured(result, AVERAGE, scale=TABLES[0].scale),
-        }
 
 
 def _settings(result: Result | None) -> dict[str, Any]:
@@ -149,10 +127,6 @@ def _settings(result: Result | None) -> dict[str, Any]:
     return {"settings": text, **columns, "prune_prob": result.prune_prob}
 
 
-def _published(printed: str | None) -> dict[str, Any]:
-    return {"published": None if printed is None else float(printed), "printed": printed or ""}
-
-
 def _measured(result: Result | None, title: str, *, scale: float) -> dict[str, Any]:
     values = result.scores.get(title, []) if result else []
     if not values or result is None:
@@ -161,21 +135,16 @@ def _measured(result: Result | None, title: str, *, scale: float) -> dict[str, A
     interval = (
         accuracy_over_seeds(values, examples=examples) if scale == 100 else mean_interval(values)
     )
-    return {
-        "mean": scale * float(interval.estimate),
-        "low": scale * float(interval.low),
-        "high": scale * float(interval.high),
-        "seeds": len(values),
-        "examples": examples,
-    }
+    ends = {"mean": interval.estimate, "low": interval.low, "high": interval.high}
+    scaled = {name: scale * float(value) for name, value in ends.items()}
+    return {**scaled, "seeds": len(values), "examples": examples}
 
 
 def summarize(table: pd.DataFrame) -> kit.Summary:
     """Count the cells of each table that were measured."""
-    measured = (table["seeds"] > 0).groupby(table["table"])
     return {
         f"Table {number}": f"{cells.sum()} of {len(cells)} cells measured"
-        for number, cells in measured
+        for number, cells in (table["seeds"] > 0).groupby(table["table"])
     }
 
 

@@ -11,13 +11,7 @@ from matplotlib.figure import Figure
 
 from analyses.comparisons.configurations import mask_text, settings_text
 from analyses.paper_tables.published import AVERAGE, LLAMA2, TABLE_5, TABLES
-from subspace_lab.figures.style import (
-    LINES,
-    MARKERS,
-    PALETTE,
-    legend_below,
-    new_figure,
-)
+from subspace_lab.figures.style import LINES, MARKERS, PALETTE, legend_below, new_figure
 
 FAMILIES = {1: "commonsense", 2: "math", 3: "code"}
 KIND = ["other_settings", "sampling", "granularity", "rescale"]
@@ -42,15 +36,13 @@ def draw_pruning_rates(table: pd.DataFrame) -> Figure:
                 kind = ", ".join(filter(None, [first["other_settings"], mask_text(first)]))
                 label = f"{model}, r {rank}: {kind}"
                 _draw_line(panel, runs, "prune_prob", label, color=g, line=k)
-        published = next(
-            row.scores[-1]
-            for row in TABLES[number - 1].rows
-            if (row.model, row.label) == (LLAMA2, "LoRA")
-        )
-        panel.axhline(published, color="0.5", linewidth=0.8, label="published LoRA, LLaMA2-7B")
+        rows = TABLES[number - 1].rows
+        level = next(row for row in rows if (row.model, row.label) == (LLAMA2, "LoRA")).scores[-1]
+        panel.axhline(level, color="0.5", linewidth=0.8, label="published LoRA, LLaMA2-7B")
         if number == 1:
-            panel.plot(0.5, TABLE_5[-1].accuracy, label="published DropLoRA, LLaMA2-7B",
-                       marker="*", **PUBLISHED)  # fmt: skip
+            drop = TABLE_5.rows[-1]
+            published = {"label": "published DropLoRA, LLaMA2-7B", "marker": "*", **PUBLISHED}
+            panel.plot(drop.prune_prob, drop.scores[0], **published)
         panel.set_title(name)
         panel.set_ylabel("average (%)")
     axes[-1, 0].set_xlabel("pruning rate, 1 - keep_prob")
@@ -75,10 +67,9 @@ def draw_ranks(table: pd.DataFrame) -> Figure:
         label = f"{first['model']}: {first['method']}" + (f", {law}" if law else "")
         _draw_line(panel, members, "rank", label, color=i, line=i // len(PALETTE))
     for marker, method in (("o", "LoRA"), ("*", "DropLoRA")):
-        stated = [row for row in TABLE_5 if row.method == method]
-        ranks, scores = [row.rank for row in stated], [row.accuracy for row in stated]
-        panel.plot(ranks, scores, marker=marker, label=f"published {method}, {LLAMA2}",
-                   **PUBLISHED)  # fmt: skip
+        stated = [(row.rank, row.scores[0]) for row in TABLE_5.rows if row.method == method]
+        style = {"label": f"published {method}, {LLAMA2}", "marker": marker, **PUBLISHED}
+        panel.plot(*zip(*stated, strict=True), **style)
     panel.set_xscale("log", base=2)
     ticks = sorted({8, 16, 32, 64, *rows["rank"]})
     panel.set_xticks(ticks, [str(rank) for rank in ticks])
@@ -106,14 +97,10 @@ def _draw_line(
 ) -> None:
     rows = rows.sort_values(x)
     spread = np.nan_to_num(np.stack([rows["mean"] - rows["low"], rows["high"] - rows["mean"]]))
-    axes.errorbar(
-        rows[x],
-        rows["mean"],
-        yerr=spread,
-        marker=MARKERS[(color + line) % len(MARKERS)],
-        color=PALETTE[color % len(PALETTE)],
-        linestyle=LINES[line % len(LINES)],
-        capsize=2,
-        elinewidth=0.8,
-        label=label,
-    )
+    style: dict[str, Any] = {
+        "color": PALETTE[color % len(PALETTE)],
+        "linestyle": LINES[line % len(LINES)],
+        "marker": MARKERS[(color + line) % len(MARKERS)],
+        "label": label,
+    }
+    axes.errorbar(rows[x], rows["mean"], yerr=spread, capsize=2, elinewidth=0.8, **style)

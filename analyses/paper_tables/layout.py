@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from analyses.paper_tables.published import TABLE_6, TABLES
+from analyses import kit
+from analyses.paper_tables.published import TABLE_5, TABLE_6, TABLES
 from subspace_lab.stats.intervals import Interval, spread_text
 
-TITLES = {table.number: table.title for table in TABLES}
-TITLES[5] = "Ranks and pruning rates, average commonsense accuracy (%)"
+TITLES = {table.number: table.title for table in (*TABLES, TABLE_5)}
 PREAMBLE = """\
 Cells read: published / measured mean ± half width, or ends, of its 95 % interval (seeds). Published
 values are of one run each; (cited) rows are those that the paper took from other papers.
@@ -38,14 +38,13 @@ def _one(number: int, rows: pd.DataFrame) -> str:
     for start in range(0, len(cells), len(columns)):
         row = cells[start : start + len(columns)]
         first = row[0]
-        facts = [first["parameters"]]
-        if number == 5:
-            facts = [str(first["rank"]), f"{first['prune_prob']:g}"]
+        by_rank = [str(first["rank"]), f"{first['prune_prob']:g}"]
+        facts = by_rank if number == 5 else [first["parameters"]]
         method = first["method"] + _mark(first["row_note"], notes)
         values = [_cell(cell, notes) for cell in row]
         lines.append([first["model"], method, *facts, first["settings"], *values])
     header = ["model", "method", *described, "measured with", *columns]
-    return _table(number, TITLES[number], header, lines, [*_footnotes(notes), _examples(rows)])
+    return _table(number, TITLES[number], [header, *lines], notes, _examples(rows))
 
 
 def _cell(cell: dict[str, Any], notes: list[str]) -> str:
@@ -64,10 +63,6 @@ def _mark(note: str, notes: list[str]) -> str:
     return f" [{len(notes)}]"
 
 
-def _footnotes(notes: Sequence[str]) -> list[str]:
-    return [f"[{number}] {note}." for number, note in enumerate(notes, start=1)]
-
-
 def _examples(rows: pd.DataFrame) -> str:
     measured = rows[rows["seeds"] > 0]
     if measured.empty:
@@ -79,27 +74,16 @@ def _examples(rows: pd.DataFrame) -> str:
 
 def _datasets() -> str:
     notes: list[str] = []
-    header = ["dataset", "domain", "# train", "# test", "answer"]
-    lines = [
-        [
-            row.name,
-            row.domain,
-            row.train + _mark(row.train_note, notes),
-            row.test + _mark(row.test_note, notes),
-            row.answer,
-        ]
-        for row in TABLE_6
-    ]
-    return _table(6, "Data sets", header, lines, _footnotes(notes))
+    lines = [["dataset", "domain", "# train", "# test", "answer"]]
+    for row in TABLE_6:
+        sizes = [row.train + _mark(row.train_note, notes), row.test + _mark(row.test_note, notes)]
+        lines.append([row.name, row.domain, *sizes, row.answer])
+    return _table(6, "Data sets", lines, notes)
 
 
 def _table(
-    number: int,
-    title: str,
-    header: Sequence[str],
-    lines: Sequence[Sequence[str]],
-    remarks: Sequence[str],
+    number: int, title: str, lines: Sequence[Sequence[str]], notes: Sequence[str], *remarks: str
 ) -> str:
-    grid = [header, ["---"] * len(header), *lines]
-    rows = [f"| {' | '.join(cells)} |" for cells in grid]
-    return "\n".join([f"Table {number}. {title}", "", *rows, "", *remarks]) + "\n"
+    marked = [f"[{place}] {note}." for place, note in enumerate(notes, start=1)]
+    parts = [f"Table {number}. {title}", "", kit.markdown_table(lines), "", *marked, *remarks]
+    return "\n".join(parts) + "\n"

@@ -15,23 +15,25 @@ AVERAGE = "Average"
 
 @dataclass(frozen=True)
 class Row:
-    """One row of Tables 1 to 4.
+    """One row of Tables 1 to 5.
 
     Attributes:
         model: base model.
         method: as the table names it.
-        parameters: trainable parameters, as printed.
         printed: the scores as printed, by column, the average last.
+        parameters: trainable parameters, as printed.
         cited: whether the paper took the row from another paper.
         rank: rank of the adapter; 0 where there is none.
+        prune_prob: pruning rate of Table 5; None: the table does not vary it.
     """
 
     model: str
     method: str
-    parameters: str
     printed: tuple[str, ...]
+    parameters: str = ""
     cited: bool = False
     rank: int = 32
+    prune_prob: float | None = None
 
     @property
     def scores(self) -> tuple[float, ...]:
@@ -46,7 +48,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One of Tables 1 to 4.
+    """One of Tables 1 to 5.
 
     Attributes:
         number: in the paper.
@@ -68,28 +70,10 @@ class Table:
 
 
 @dataclass(frozen=True)
-class RankRow:
-    """One row of Table 5: accuracy is the average over the commonsense sets, on LLaMA2-7B."""
-
-    method: str
-    rank: int
-    prune_prob: float
-    accuracy: float
-    model: str = LLAMA2
-
-
-@dataclass(frozen=True)
 class DataSet:
-    """One row of Table 6, as printed.
+    """One row of Table 6, as printed, named as the columns of Tables 1 to 3 where it has one.
 
-    Attributes:
-        name: as Tables 1 to 3 title its column, where they have one.
-        domain: CS is commonsense.
-        train: training examples.
-        test: test examples.
-        answer: form of the answers.
-        train_note: what is wrong with `train`; empty where nothing is known to be.
-        test_note: what is wrong with `test`.
+    CS is commonsense; the notes say what is wrong with a number, and are empty otherwise.
     """
 
     name: str
@@ -120,10 +104,15 @@ def _rows(text: str, *, rank: int) -> Iterator[Row]:
             continue
         parameters, *printed = rest
         own_rank = 0 if method in ("Full", "ChatGPT") else rank
-        yield Row(model, method, parameters, tuple(printed), cited, own_rank)
+        yield Row(model, method, tuple(printed), parameters, cited, own_rank)
 
 
 _CONTENT = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 TABLES = tuple(_table(table) for table in _CONTENT["tables"])
-TABLE_5 = tuple(RankRow(**row) for row in _CONTENT["ranks"])
+TABLE_5 = Table(
+    number=5,
+    title="Ranks and pruning rates, average commonsense accuracy (%)",
+    columns=TABLES[0].columns,
+    rows=tuple(Row(**{**row, "printed": tuple(row["printed"])}) for row in _CONTENT["ranks"]),
+)
 TABLE_6 = tuple(DataSet(**row) for row in _CONTENT["datasets"])

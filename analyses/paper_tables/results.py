@@ -22,39 +22,23 @@ class Result:
 
     Attributes:
         model: base model.
-        settings: the method as the tables name it, rank, mask, and what else is unlike most runs
-            of the base, by column.
+        method: as the tables name it.
+        rank: the rank r; 0 for full fine-tuning.
+        prune_prob: 1 - keep_prob; 0 without a mask.
+        settings: method, rank, mask, and what else is unlike most runs of the base, by column.
         parameters: trainable parameters, in millions; empty where the run does not say.
         scores: by column title, one value per seed, as evaluated.
         examples: by column title, the minimum number of test examples.
     """
 
     model: str
+    method: str
+    rank: int
+    prune_prob: float
     settings: Mapping[str, Any]
     parameters: str
     scores: Mapping[str, list[float]]
     examples: Mapping[str, int]
-
-    @property
-    def method(self) -> str:
-        """The method, as the tables name it."""
-        return str(self.settings["method"])
-
-    @property
-    def label(self) -> str:
-        """The method: a result is never taken from another paper."""
-        return self.method
-
-    @property
-    def rank(self) -> int:
-        """The rank r; 0 for full fine-tuning."""
-        return int(self.settings["rank"])
-
-    @property
-    def prune_prob(self) -> float:
-        """1 - keep_prob; 0 without a mask."""
-        keep_prob = self.settings["keep_prob"]
-        return 0.0 if keep_prob is None else round(1 - keep_prob, 6)
 
 
 def collect(table: Table, runs: Iterable[Run]) -> list[Result]:
@@ -95,8 +79,16 @@ def _result(
             mean = sum(summary["value"] for summary in summaries.values()) / len(table.columns)
             scores.setdefault(AVERAGE, []).append(mean)
     trained = members[0].run.description.get("provenance", {}).get("trainable_parameters")
-    parameters = f"{trained / 1e6:.2f}M" if trained else ""
-    return Result(model, settings, parameters, scores, examples)
+    return Result(
+        model,
+        settings["method"],
+        settings["rank"],
+        0.0 if settings["keep_prob"] is None else round(1 - settings["keep_prob"], 6),
+        settings,
+        f"{trained / 1e6:.2f}M" if trained else "",
+        scores,
+        examples,
+    )
 
 
 def model_name(run: Run) -> str:

@@ -71,21 +71,19 @@ def _overview(run: Run) -> dict[str, Any]:
 
 def _evaluated(run: Run) -> dict[str, Any]:
     """Give what was measured before and after training; missing where nothing was evaluated."""
-    table = run.evaluations
-    names = ("response_loss", "exact_match", "examples")
-    losses, matches, sizes = (
-        table[f"eval_{name}"].tolist() if f"eval_{name}" in table else [] for name in names
-    )
+    names = {"loss": "response_loss", "exact_match": "exact_match", "examples": "examples"}
+    columns = [f"eval_{name}" for name in names.values()]
+    table = run.evaluations.reindex(columns=columns).set_axis(list(names), axis=1)
     ends = {
-        f"{place}_{name}": values[index] if values else math.nan
-        for name, values in (("loss", losses), ("exact_match", matches))
-        for place, index in (("first", 0), ("last", -1))
+        f"{place}_{name}": float(table[name].iloc[row]) if len(table) else math.nan
+        for name in ("loss", "exact_match")
+        for place, row in (("first", 0), ("last", -1))
     }
-    if not sizes:
+    if table["examples"].isna().all():
         missing = dict.fromkeys(("exact_match_low", "exact_match_high", "examples"), math.nan)
         return ends | missing | {"split": None}
-    examples = int(sizes[-1])
-    interval = accuracy_interval(round(matches[-1] * examples), examples)
+    examples = int(table["examples"].iloc[-1])
+    interval = accuracy_interval(round(ends["last_exact_match"] * examples), examples)
     return ends | {
         "exact_match_low": interval.low,
         "exact_match_high": interval.high,

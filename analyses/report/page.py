@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,33 +67,28 @@ def render(table: pd.DataFrame) -> str:
 def overview(table: pd.DataFrame) -> str:
     """Render the table of the runs, with what is special about their base models."""
     heads = "".join(f"<th>{name}</th>" for name in COLUMNS)
-    lines = "".join(f"<tr>{_cells(_texts(row))}</tr>" for row in table.itertuples())
+    lines = []
+    for row in table.itertuples():
+        cells = "".join(f"<td>{html.escape(text)}</td>" for text in _texts(row))
+        lines.append(f"<tr>{cells}</tr>")
     remarks = sorted(filter(None, set(table["base_remark"])))
     of_bases = (f"<p class='remark'>Base model {html.escape(remark)}.</p>" for remark in remarks)
-    return f"{INTRODUCTION}<table><tr>{heads}</tr>{lines}</table>{''.join(of_bases)}{CAUTION}"
-
-
-def _cells(texts: Iterable[str]) -> str:
-    return "".join(f"<td>{html.escape(text)}</td>" for text in texts)
+    body = f"<table><tr>{heads}</tr>{''.join(lines)}</table>{''.join(of_bases)}"
+    return INTRODUCTION + body + CAUTION
 
 
 def _texts(row: Any) -> Iterator[str]:
     """Yield the cells of a run; empty where it has no such number."""
-    mask, match, evaluated = "none", "", "nothing"
+    mask, loss, match, evaluated = "none", "", "", "nothing"
     if pd.notna(row.granularity):
         kind = "" if row.sampling == "bernoulli" else f"{row.sampling}, "
         share = f"keep_prob {row.keep_prob:g}, " if row.keep_prob > 0 else ""
         mask = f"{kind}per {row.granularity}, {share}{RESCALES[row.rescale]}"
     if row.examples > 0:
+        loss = f"{row.first_loss:.2f} → {row.last_loss:.2f}"
         interval = f"[{row.exact_match_low:.2f}, {row.exact_match_high:.2f}]"
-        match = f"{_change(row.first_exact_match, row.last_exact_match)} {interval}"
+        match = f"{row.first_exact_match:.2f} → {row.last_exact_match:.2f} {interval}"
         evaluated = f"{row.examples:g} {row.split} examples"
-    yield from (row.run, row.method, mask, str(row.steps))
-    yield _change(row.first_loss, row.last_loss) if row.examples > 0 else ""
-    yield from (match, evaluated)
+    yield from (row.run, row.method, mask, str(row.steps), loss, match, evaluated)
     yield f"{row.step_seconds:.2f} s" if row.step_seconds > 0 else ""
     yield f"{row.bytes / 2**20:.0f} MiB"
-
-
-def _change(first: float, last: float) -> str:
-    return f"{first:.2f} → {last:.2f}"

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from analyses import kit
 from subspace_lab import files
@@ -24,7 +25,8 @@ def section(analysis: kit.Analysis, runs: Sequence[Run], comparisons: Path) -> s
         runs: the runs of the report.
         comparisons: folder of the tables of all runs together.
     """
-    head = f"<h2>{_question(analysis)}</h2>"
+    question = html.escape(analysis.question[:1].upper() + analysis.question[1:])
+    head = f"<h2>{question}</h2>"
     together = comparisons / f"{analysis.name}.parquet"
     is_together = analysis.compares and together.is_file()
     if analysis.plots:
@@ -32,7 +34,8 @@ def section(analysis: kit.Analysis, runs: Sequence[Run], comparisons: Path) -> s
         if not tables:
             return head + _not_computed(analysis, runs)
         # What several runs share, such as the masks of one seed, counts once in mask_theory.
-        body = _figures(analysis, kit.label(analysis.join(tables.values()), list(tables)))
+        table = kit.label(analysis.join(tables.values()), list(tables))
+        body = "".join(_figure(plot(table), question) for plot in analysis.plots.values())
         missing = ", ".join(run.name for run in runs if run not in tables)
         remarks = [f"Without {missing}: {analysis.why_missing}."] if missing else []
         for table in tables.values():
@@ -55,35 +58,26 @@ def tables_of(
 ) -> dict[Run, pd.DataFrame]:
     """Read the tables of the runs that have one, if possible from their comparison."""
     together = comparisons / f"{analysis.name}.parquet"
+    tables = {}
     if analysis.compares and together.is_file():
-        return _split(files.read_table(together), runs)
-    tables = {}
-    for run in runs:
-        path = run.output_folder / f"{analysis.name}.parquet"
-        if path.is_file():
-            table = files.read_table(path)
-            table["run"] = run.name
-            lines = table.attrs.get("notes", {}).values()
-            table.attrs["notes"] = {run.name: [line for group in lines for line in group]}
-            tables[run] = table.drop(columns="configuration", errors="ignore")
-    return tables
-
-
-def _split(table: pd.DataFrame, runs: Sequence[Run]) -> dict[Run, pd.DataFrame]:
-    """Split a table of several runs into those of the given runs, each with its own notes."""
-    notes = table.attrs.get("notes", {})
-    table = table.drop(columns="configuration", errors="ignore")
-    tables = {}
-    for run in runs:
-        rows = table[table["run"] == run.name].astype({"run": str}).reset_index(drop=True)
-        if len(rows):
-            rows.attrs = {"notes": {run.name: notes.get(run.name, [])}}
-            tables[run] = rows
-    return tables
-
-
-def _question(analysis: kit.Analysis) -> str:
-    return html.escape(analysis.question[:1].upper() + analysis.question[1:])
+        whole = files.read_table(together)
+        notes = whole.attrs.get("notes", {})
+        for run in runs:
+            rows = whole[whole["run"] == run.name].astype({"run": str}).reset_index(drop=True)
+            if len(rows):
+                rows.attrs = {"notes": {run.name: notes.get(run.name, [])}}
+                tables[run] = rows
+    else:
+        for run in runs:
+            path = run.output_folder / f"{analysis.name}.parquet"
+            if path.is_file():
+                table = files.read_table(path).assign(run=run.name)
+                notes = table.attrs.get("notes", {}).values()
+                table.attrs["notes"] = {run.name: [line for lines in notes for line in lines]}
+                tables[run] = table
+    return {
+        run: table.drop(columns="configuration", errors="ignore") for run, table in tables.items()
+    }
 
 
 def _not_computed(analysis: kit.Analysis, runs: Sequence[Run]) -> str:
@@ -97,15 +91,9 @@ def _notes(table: pd.DataFrame) -> list[str]:
     return [f"{run}: {line}." for run, lines in notes.items() for line in lines]
 
 
-def _figures(analysis: kit.Analysis, table: pd.DataFrame) -> str:
-    """Draw the figures into the page."""
-    images = []
-    for plot in analysis.plots.values():
-        stream = io.BytesIO()
-        plot(table).savefig(stream, format="png", dpi=DOTS_PER_INCH)
-        data = base64.b64encode(stream.getvalue()).decode()
-        alternative = _question(analysis)
-        images.append(
-            f"<figure><img alt='{alternative}' src='data:image/png;base64,{data}'></figure>"
-        )
-    return "".join(images)
+def _figure(figure: Figure, alternative: str) -> str:
+    """Put a figure into the page."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=DOTS_PER_INCH)
+    data = base64.b64encode(stream.getvalue()).decode()
+    return f"<figure><img alt='{alternative}' src='data:image/png;base64,{data}'></figure>"

@@ -8,22 +8,18 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 
-def draw_heat_map(
-    axes: Axes, values: pd.DataFrame, *, low: float = 0.0, high: float = 1.0
-) -> AxesImage:
-    """Draw values (rows, columns), the first row at the top, on a fixed scale.
+def draw_heat_map(axes: Axes, values: pd.DataFrame) -> AxesImage:
+    """Draw shares (rows, columns), the first row at the top, on the scale from 0 to 1.
 
     Args:
         axes: where to draw.
         values: a table whose index and columns are 1, 2, ...; nan stays blank.
-        low: value at the dark end of the scale.
-        high: value at the light end.
     """
     rows, columns = values.shape
     image = axes.imshow(
         values.to_numpy(),
-        vmin=low,
-        vmax=high,
+        vmin=0.0,
+        vmax=1.0,
         extent=(0.5, columns + 0.5, rows + 0.5, 0.5),
         aspect="auto",
         interpolation="nearest",

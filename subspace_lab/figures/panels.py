@@ -6,7 +6,7 @@ color and dashes both tell what is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from subspace_lab.figures.style import (
 
 NAMES = {"step": "optimizer step"}  # of horizontal axes
 FEW_STEPS = 20  # up to here each point gets its marker
-Styles = Mapping[tuple[str, str], Mapping[str, Any]]
+Styles = Mapping[tuple[Hashable, Hashable], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -94,16 +94,15 @@ def draw_panels(curves: pd.DataFrame, panels: Sequence[Panel], *, title: str) ->
     drawn = [panel for panel in panels if panel.name in present]
     measured = curves[curves["kind"] == "measured"]
     styles = curve_styles(measured)
-    as_points = {panel.name: panel.over is None for panel in drawn}
     over_steps = [panel.name for panel in drawn if panel.over == "step"]
-    rows_over_steps = measured[measured["panel"].isin(over_steps)]
-    if rows_over_steps.groupby("group")["step"].nunique().eq(1).all() if over_steps else False:
-        as_points |= dict.fromkeys(over_steps, True)
+    of_steps = measured[measured["panel"].isin(over_steps)]
+    one_step = bool(over_steps) and of_steps.groupby("group")["step"].nunique().eq(1).all()
+    as_points = {p.name: p.over is None or (one_step and p.over == "step") for p in drawn}
     share_x = len({panel.over for panel in drawn}) == 1 and not any(as_points.values())
     height = 1.15 if len(drawn) > 3 else 1.3 if len(drawn) > 1 else 1.8
     figure, axes = new_figure(max(1, len(drawn)), row_height=height, share_x=share_x)
     for axis, panel in zip(axes[:, 0], drawn, strict=False):
-        rows = curves[curves["panel"] == panel.name]
+        rows = curves[curves["panel"] == panel.name].sort_values("kind", kind="stable")
         if as_points[panel.name]:
             _draw_points(axis, rows, styles)
         else:
@@ -113,9 +112,12 @@ def draw_panels(curves: pd.DataFrame, panels: Sequence[Panel], *, title: str) ->
                 step_axis(axis, label=NAMES.get(over, over))
         if (rows["kind"] == "predicted").any():
             axis.plot([], [], label=panel.expected_label, **PREDICTION)
-        _set_vertical_axis(axis, panel)
-    if not all(as_points.values()):
-        _name_dashes(axes[0, 0], measured[measured["panel"].map(as_points) == False])  # noqa: E712
+        axis.set(title=panel.name, ylabel=panel.unit, yscale=panel.scale, ylim=panel.limits)
+        if panel.degrees and panel.scale == "linear":
+            axis.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 1.5, 3, 6, 10]))
+    lines = [name for name, points in as_points.items() if not points]
+    if lines:
+        _name_dashes(axes[0, 0], measured[measured["panel"].isin(lines)])
     figure.suptitle(f"{title}\n{sample_note(measured)}", fontsize="medium")
     legend_below(figure, axes[:, 0])
     return figure
@@ -124,13 +126,14 @@ def draw_panels(curves: pd.DataFrame, panels: Sequence[Panel], *, title: str) ->
 def curve_styles(curves: pd.DataFrame) -> Styles:
     """Give each curve its color, dashes, marker and label, by (group, name shown)."""
     groups, names = list(dict.fromkeys(curves["group"])), list(dict.fromkeys(curves["shown"]))
-    several, seeds = len(groups) > 1, curves.groupby("group")["runs"].max()
+    several, runs = len(groups) > 1, curves.groupby("group")["runs"].max()
+    seeds = {group: f" ({count} seeds)" * (count > 1) for group, count in runs.items()}
     return {
         (group, name): {
             "color": PALETTE[(g if several else i) % len(PALETTE)],
             "linestyle": LINES[(i if len(names) > 1 else g) % len(LINES)],
             "marker": MARKERS[(g if several else i) % len(MARKERS)],
-            "label": _group_label(group, seeds[group]) if several else name or None,
+            "label": group + seeds[group] if several else name or None,
         }
         for g, group in enumerate(groups)
         for i, name in enumerate(names)
@@ -151,71 +154,38 @@ def sample_note(curves: pd.DataFrame) -> str:
     return f"{whose}: median{spread} over {modules} modules" if modules else whose
 
 
-def _set_vertical_axis(axis: Axes, panel: Panel) -> None:
-    axis.set(title=panel.name, ylabel=panel.unit, yscale=panel.scale)
-    low, high = panel.limits
-    axis.set_ylim(bottom=low, top=high)
-    if panel.degrees and panel.scale == "linear":
-        axis.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 1.5, 3, 6, 10]))
-
-
 def _draw_curves(axis: Axes, rows: pd.DataFrame, over: str, styles: Styles) -> None:
     several = _several(styles)
-    for group, name, curve in _by_curve(rows, "measured"):
+    for (kind, group, name), curve in rows.groupby(["kind", "group", "shown"], sort=False):
         style = dict(styles[group, name])
-        if len(curve) > FEW_STEPS:
+        if kind == "predicted":
+            style = PREDICTION | ({"color": style["color"]} if several else {})
+        elif len(curve) > FEW_STEPS:
             style.pop("marker")
-        axis.plot(curve[over], curve["center"], **style)
-        if len(curve) == 1:
-            axis.vlines(curve[over], curve["low"], curve["high"], color=style["color"], alpha=0.5)
-        else:
-            _fill(axis, curve, over, style["color"])
-    for group, name, curve in _by_curve(rows, "predicted"):
-        style = PREDICTION | ({"color": styles[group, name]["color"]} if several else {})
-        axis.plot(curve[over], curve["center"], **style)
-        _fill(axis, curve, over, style["color"])
-
-
-def _fill(axis: Axes, curve: pd.DataFrame, over: str, color: str) -> None:
-    if curve["low"].notna().any():
-        axis.fill_between(curve[over], curve["low"], curve["high"], color=color, alpha=0.15, lw=0)
+        x, low, high = curve[over], curve["low"], curve["high"]
+        axis.plot(x, curve["center"], **style)
+        if kind == "measured" and len(curve) == 1:
+            axis.vlines(x, low, high, color=style["color"], alpha=0.5)
+        elif low.notna().any():
+            axis.fill_between(x, low, high, color=style["color"], alpha=0.15, lw=0)
 
 
 def _draw_points(axis: Axes, rows: pd.DataFrame, styles: Styles) -> None:
     """Draw names side by side, with medians and bands."""
     names, groups = list(dict.fromkeys(rows["shown"])), list(dict.fromkeys(rows["group"]))
-    several = _several(styles)
-    for kind in ("measured", "predicted"):
-        for group, name, point in _by_curve(rows, kind):
-            x = names.index(name) + 0.6 * ((groups.index(group) + 0.5) / len(groups) - 0.5)
-            if kind == "predicted":
-                axis.hlines(point["center"], x - 0.2, x + 0.2, **PREDICTION)
-                continue
-            style = styles[group, name]
-            if not several:
-                style = {"color": "0.2", "marker": "o", "label": None}
-            ends = np.abs(point[["low", "high"]].sub(point["center"], axis=0).to_numpy().T)
-            axis.errorbar(
-                [x],
-                point["center"],
-                yerr=np.nan_to_num(ends),
-                linestyle="",
-                color=style["color"],
-                marker=style["marker"],
-                elinewidth=0.8,
-                capsize=2,
-                label=style["label"],
-            )
+    for (kind, group, name), point in rows.groupby(["kind", "group", "shown"], sort=False):
+        x = names.index(name) + 0.6 * ((groups.index(group) + 0.5) / len(groups) - 0.5)
+        if kind == "predicted":
+            axis.hlines(point["center"], x - 0.2, x + 0.2, **PREDICTION)
+            continue
+        style: dict[str, Any] = {"color": "0.2", "marker": "o", "label": None}
+        if _several(styles):
+            style = {key: styles[group, name][key] for key in style}
+        ends = np.abs(point[["low", "high"]].sub(point["center"], axis=0).to_numpy().T)
+        style |= {"yerr": np.nan_to_num(ends), "elinewidth": 0.8, "capsize": 2}
+        axis.errorbar([x], point["center"], linestyle="", **style)
     axis.set_xticks(range(len(names)), names, rotation=25 if len(names) > 5 else 0)
     axis.set_xlim(-0.6, len(names) - 0.4)
-
-
-def _by_curve(curves: pd.DataFrame, kind: str) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Split curves of a kind: group, name shown, and rows of each."""
-    for (group, name), rows in curves[curves["kind"] == kind].groupby(
-        ["group", "shown"], sort=False
-    ):
-        yield str(group), str(name), rows
 
 
 def _several(styles: Styles) -> bool:
@@ -223,14 +193,9 @@ def _several(styles: Styles) -> bool:
     return len({group for group, _ in styles}) > 1
 
 
-def _group_label(group: str, seeds: int) -> str:
-    return group + (f" ({seeds} seeds)" if seeds > 1 else "")
-
-
 def _name_dashes(axis: Axes, curves: pd.DataFrame) -> None:
     """Add what the dashes mean to the legend, where colors tell the groups apart."""
     names = list(dict.fromkeys(curves["shown"]))
-    if curves["group"].nunique() < 2 or len(names) < 2:
-        return
-    for name, line in zip(names, LINES, strict=False):
-        axis.plot([], [], color="0.3", linestyle=line, label=name or None)
+    if curves["group"].nunique() > 1 and len(names) > 1:
+        for name, line in zip(names, LINES, strict=False):
+            axis.plot([], [], color="0.3", linestyle=line, label=name or None)

@@ -126,8 +126,12 @@ def legend_below(figure: Figure, axes: Axes | Iterable[Axes], *, columns: int = 
     if not named:
         return
     entries = list(named.items())
-    if columns == 2:
-        entries = _colors_left(entries)
+    colored = [entry for entry in entries if _color(entry[1]) in PALETTE]
+    grey = [entry for entry in entries if entry not in colored]
+    if columns == 2 and colored and grey:
+        blank = [("", Line2D([], [], linestyle=""))]
+        more = len(colored) - len(grey)
+        entries = [*colored, *blank * -more, *grey, *blank * more]
     height = 0.14 * -(-len(entries) // columns) + 0.08
     figure.set_figheight(figure.get_figheight() + height)
     figure.legend(
@@ -136,17 +140,6 @@ def legend_below(figure: Figure, axes: Axes | Iterable[Axes], *, columns: int = 
         loc="outside lower center",
         ncols=columns,
     )
-
-
-def _colors_left(entries: list[tuple[str, LegendHandle]]) -> list[tuple[str, LegendHandle]]:
-    """Sort legend entries into a column in color and one in grey, both padded to one length."""
-    colored = [entry for entry in entries if _color(entry[1]) in PALETTE]
-    grey = [entry for entry in entries if _color(entry[1]) not in PALETTE]
-    if not colored or not grey:
-        return entries
-    blank = ("", Line2D([], [], linestyle=""))
-    rows = max(len(colored), len(grey))
-    return [entry for part in (colored, grey) for entry in part + [blank] * (rows - len(part))]
 
 
 def _color(handle: LegendHandle) -> object:
