@@ -37,6 +37,8 @@ OPTIONS = {
 
 ONLY = {
     "subspace_angles": ("paper-eq2", "step"),  # the others have no step masks
+    "rank_curve": (),  # some hundred evaluations of each run
+    "sharpness": (),  # some thousand backward passes
     "gate_expansion": ("step",),  # fourth derivatives of a whole model take their time
 }
 """Analyses of some runs only."""

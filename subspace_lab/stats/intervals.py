@@ -63,6 +63,33 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
     )
 
 
+def ratio_interval(
+    numerators: ArrayLike, denominators: ArrayLike, *, level: float = 0.95
+) -> Interval:
+    """Ratio of means, such as nats per token over examples of unequal length, with an interval.
+
+    R = sum x_i / sum y_i, and by linearization R +- t_{n-1} s / (sqrt(n) mean y), where s is the
+    standard deviation of x_i - R y_i (Cochran 1977, Sampling Techniques, equation 2.46). It covers
+    the sampling of the n pairs; with fewer than two the interval is nan.
+
+    Args:
+        numerators: samples (..., n).
+        denominators: of the same n, positive (n,).
+        level: coverage.
+
+    >>> interval = ratio_interval([1.0, 2.0, 6.0], [1, 2, 3])
+    >>> interval.estimate, round(interval.low, 3), round(interval.high, 3)
+    (1.5, -0.143, 3.143)
+    """
+    x, y = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
+    ratio = x.sum(-1) / y.sum()
+    residuals = mean_interval((x - ratio[..., None] * y) / y.mean(), level=level)
+    half = residuals.high - residuals.estimate
+    return Interval(
+        _plain(ratio), _plain(ratio - half), _plain(ratio + half), level=level, count=len(y)
+    )
+
+
 def accuracy_interval(correct: int, total: int, *, level: float = 0.95) -> Interval:
     """Wilson's score interval for an accuracy (Wilson 1927, JASA 22(158)).
 

@@ -1,0 +1,156 @@
+"""The figure of rank curves, and the table of the numbers that it shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analyses import kit
+from analyses.rank_curve.probes import LEFT_OUT
+from analyses.rank_curve.tables import MEAN
+from subspace_lab.figures.style import (
+    LINES,
+    MARKERS,
+    PALETTE,
+    PREDICTION,
+    legend_below,
+    new_figure,
+    step_axis,
+)
+
+CURVES = ("svd", "prefix", "random")
+SAMPLES = ["examples", "split", "draws", "dtype"]
+QUARTILES = np.array([0.25, 0.5, 0.75])
+
+
+def figure_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Make the table of what is drawn of each run's last step, a row for each point.
+
+    Columns: `run`, `panel` (cost, accuracy; left_out: share of a module's cost), `curve`, `draw`
+    (-1: the mean over random orders), `position` (directions kept, or place among those left out,
+    from the costliest on), `value`, `low` and `high` (95 % over examples; quartiles over modules of
+    left_out), `even` (the share of interchangeable directions), and what was evaluated.
+    """
+    parts = []
+    for run, of_run in kit.at_last_step(table).groupby("run", sort=False, observed=True):
+        points = of_run[of_run["curve"] != LEFT_OUT]
+        panels = [_points(points, panel) for panel in ("cost", "accuracy")]
+        panels.append(_shares(of_run[of_run["curve"] == LEFT_OUT]))
+        samples: dict[str, Any] = {name: of_run[name].iloc[0] for name in SAMPLES}
+        parts += [panel.assign(run=run, **samples) for panel in panels if len(panel)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _points(points: pd.DataFrame, panel: str) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "panel": panel,
+            "curve": points["curve"].astype(str),
+            "draw": points["draw"],
+            "position": points["kept"],
+            "value": points[panel],
+            "low": points[f"{panel}_low"],
+            "high": points[f"{panel}_high"],
+        }
+    )
+
+
+def _shares(left_out: pd.DataFrame) -> pd.DataFrame:
+    """Sort each module's costs; quartiles over modules of the shares in their sum."""
+    costs = left_out[["module", "cost"]].assign(cost=left_out["cost"].abs())
+    by_module = costs.groupby("module", observed=True)["cost"]
+    costs["share"] = costs["cost"] / by_module.transform("sum")
+    costs["position"] = by_module.rank(method="first", ascending=False).astype(int)
+    known = costs.dropna(subset="share")
+    if known.empty:
+        return pd.DataFrame()
+    quartiles = known.groupby("position")["share"].quantile(QUARTILES).unstack()
+    return pd.DataFrame(
+        {
+            "panel": LEFT_OUT,
+            "curve": LEFT_OUT,
+            "draw": MEAN,
+            "position": quartiles.index,
+            "value": quartiles[0.5].to_numpy(),
+            "low": quartiles[0.25].to_numpy(),
+            "high": quartiles[0.75].to_numpy(),
+            "even": 1 / len(quartiles),
+        }
+    )
+
+
+def draw(points: pd.DataFrame) -> Figure:
+    """Draw cost and exact match over the kept rank, and the shares of single directions."""
+    panels = list(dict.fromkeys(points["panel"]))
+    figure, axes = new_figure(len(panels), row_height=1.45, share_x=False)
+    runs = list(dict.fromkeys(points["run"]))
+    for axis, panel in zip(axes[:, 0], panels, strict=True):
+        for place, run in enumerate(runs):
+            rows = points[(points["panel"] == panel) & (points["run"] == run)]
+            if panel == LEFT_OUT:
+                style: dict[str, Any] = {
+                    "color": PALETTE[place % len(PALETTE)],
+                    "marker": MARKERS[place % 7],
+                }
+                _draw_curve(axis, rows, label=run, **style)
+            else:
+                _draw_orders(axis, rows, run, place if len(runs) > 1 else None)
+    _label(axes[:, 0], panels, points)
+    if len(runs) > 1:
+        for name, line in zip(CURVES, LINES, strict=False):
+            axes[0, 0].plot([], [], color="0.3", linestyle=line, label=name)
+    note = f"{kit.examples_note(points)}, {points['draws'].max()} random orders"
+    figure.suptitle(
+        f"Rank curves, not rescaled\n{note}, {points['dtype'].iloc[0]}\n"
+        "bands: 95 % over examples; bottom: quartiles over modules",
+        fontsize="medium",
+    )
+    legend_below(figure, axes[:, 0])
+    return figure
+
+
+def _draw_orders(axis: Axes, rows: pd.DataFrame, run: str, place: int | None) -> None:
+    """Draw a run's curves; with one run color and dashes tell them apart, else dashes do.
+
+    Bands of several runs are drawn of the random mean only.
+    """
+    for i, name in enumerate(CURVES):
+        color = PALETTE[(i if place is None else place) % len(PALETTE)]
+        curve = rows[rows["curve"] == name]
+        for _, order in curve[curve["draw"] > MEAN].groupby("draw"):
+            axis.plot(order["position"], order["value"], color=color, alpha=0.25, linewidth=0.6)
+        label = name if place is None else run if i == 0 else None
+        mean = curve[curve["draw"] == MEAN]
+        banded = place is None or name == "random"
+        _draw_curve(axis, mean, banded, color=color, linestyle=LINES[i], label=label)
+
+
+def _draw_curve(axis: Axes, rows: pd.DataFrame, banded: bool = True, **style: Any) -> None:
+    axis.plot(rows["position"], rows["value"], **style)
+    if not banded:
+        return
+    band = {"color": style["color"], "alpha": 0.12, "lw": 0}
+    axis.fill_between(rows["position"], rows["low"], rows["high"], **band)
+
+
+def _label(axes: Any, panels: list[str], points: pd.DataFrame) -> None:
+    names = {
+        "cost": ("cost (nats/token)", "directions kept"),
+        "accuracy": ("exact match", "directions kept"),
+        LEFT_OUT: ("share of the cost", "direction left out, from the costliest on"),
+    }
+    for axis, panel in zip(axes, panels, strict=True):
+        vertical, horizontal = names[panel]
+        axis.set_ylabel(vertical)
+        step_axis(axis, label=horizontal)
+        if panel == "accuracy":
+            axis.set_ylim(0, 1)
+        if panel == LEFT_OUT:
+            for even in points["even"].dropna().unique():
+                axis.axhline(even, **PREDICTION)
+            axis.plot([], [], label="interchangeable", **PREDICTION)
+            axis.set_ylim(bottom=0)
