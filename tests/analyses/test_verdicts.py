@@ -29,6 +29,7 @@ class Stub:
     name: str
     mask_law: MaskLaw | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    gates_chosen: bool = False
 
 
 def masked(name: str, granularity: str = "step", **law: Any) -> Stub:
