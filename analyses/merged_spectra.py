@@ -195,7 +195,7 @@ def _gaussian_null(sigma: Tensor, base: Base) -> dict[str, Any]:
 
 def _spectra(table: pd.DataFrame) -> pd.DataFrame:
     """Make a row for each singular value of the last step, by its number in the spectrum."""
-    table = kit.at_last_step(table)
+    table = kit.at_last_step(_complete(table))
     pairs = zip(table["singular_values"], table["null_singular_values"], strict=True)
     null = [[np.nan] * len(sigma) if np.ndim(null) == 0 else null for sigma, null in pairs]
     lists = ["singular_values", "null_singular_values"]
@@ -207,7 +207,12 @@ def _spectra(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _merged_at_last_step(table: pd.DataFrame) -> pd.DataFrame:
-    return kit.at_last_step(table[table["matrix"] == "merged"])
+    return kit.at_last_step(_complete(table[table["matrix"] == "merged"]))
+
+
+def _complete(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the columns that tables of earlier versions lack, as nan."""
+    return table.reindex(columns=list(dict.fromkeys([*table.columns, *COLUMNS])))
 
 
 def summarize(table: pd.DataFrame) -> kit.Summary:

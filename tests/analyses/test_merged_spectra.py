@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from analyses.merged_spectra import compute, summarize
+from analyses.merged_spectra import compute, plot, summarize
 from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
 from tests.analyses.conftest import dense
@@ -148,3 +148,8 @@ def test_another_base_is_refused(run, tmp_path):
     other.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="belongs to another base"):
         compute(Run(run.path), base=str(tmp_path))
+
+
+def test_a_table_of_an_earlier_version_without_the_null_is_drawn(table):
+    older = table.drop(columns=["null_intruders", "null_singular_values"])
+    assert plot(older).axes
