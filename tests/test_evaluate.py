@@ -336,3 +336,19 @@ def test_a_trial_of_mt_bench_does_not_stand_in_the_whole_ones_way(
     assert summaries(run)["mt_bench"] == row
     judge.server.shutdown()
     judge.server.server_close()
+
+
+def test_several_runs_are_evaluated_each_into_itself(run, command, tmp_path):
+    """The second run's adapter is that of step 0, so its answers are the base's."""
+    other = Path(shutil.copytree(run, tmp_path / "start"))
+    shutil.rmtree(other / f"snapshots/step-{STEPS:06d}")
+    command(tmp_path / "[rs]*", "pocket", *EXACT)
+    trained, base = (
+        pd.read_parquet(folder / "evaluations/pocket.parquet") for folder in (run, other)
+    )
+    assert list(trained["prompt_hash"]) == list(base["prompt_hash"])
+    assert trained["loss"].mean() < base["loss"].mean()
+    command(other, "pocket", *EXACT)
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(other / "evaluations/pocket.parquet"), base, check_exact=True
+    )
