@@ -28,7 +28,9 @@ def test_the_demo_makes_runs_tables_figures_and_a_page_and_reuses_them(tmp_path)
     page = (tmp_path / "demo" / "report.html").read_text()
     figures = re.findall(r"src='data:image/png;base64,[A-Za-z0-9+/=]{2000,}'", page)
     assert len(figures) >= 6
-    assert "Not computed" not in page and "http" not in page.replace("http-equiv", "")
+    left_out = re.findall(r"Not computed: run <code>python -m analyses\.(\w+)", page)
+    assert set(left_out) == {"rank_curve", "sharpness"}  # too slow for the demo
+    assert "http" not in page.replace("http-equiv", "")
     for name in NAMES:
         assert name in page
         assert list((tmp_path / "demo" / name / "analyses").glob("*.pdf"))

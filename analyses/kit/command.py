@@ -19,6 +19,7 @@ from analyses.kit.selection import open_named_runs, select_modules, select_steps
 from analyses.kit.writing import write_results
 from subspace_lab.configurations import label_configurations
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
+from subspace_lab.runs.projections import projection_steps
 from subspace_lab.runs.run import Run
 
 FORMATS = ("png", "pdf", "svg", "none")
@@ -125,6 +126,8 @@ def table_of(
 
 def steps_of(analysis: Analysis, run: Run) -> Sequence[int]:
     """List the steps among which --steps chooses: those of what the analysis reads."""
+    if Needs.DISPLACEMENTS in analysis.needs:
+        return projection_steps(run.path) or run.steps
     if Needs.CORES in analysis.needs:
         return run.steps
     if Needs.SNAPSHOTS in analysis.needs:

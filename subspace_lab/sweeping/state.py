@@ -15,8 +15,8 @@ from subspace_lab.recording.lock import run_lock
 if TYPE_CHECKING:
     import pandas as pd
 
-    from subspace_lab.training.config import filled_in
 from subspace_lab.sweeping.grid import Sweep
+from subspace_lab.training.config import filled_in
 
 State = Literal["waiting", "running", "interrupted", "finished"]
 

@@ -1,6 +1,6 @@
 """The explicit regularizer of rank masks, as a differentiable penalty on a model in training.
 
-Masks on one linear layer with inputs x_t, t = 1..N, add to its squared loss (`theory.regulariser`)
+Masks on one linear layer with inputs x_t, t = 1..N, add to its squared loss (`theory.regularizer`)
 
     λ γ² R,    R = sum_i ||b_i||² (1/N) sum_t (a_i^T x_t)²,
 

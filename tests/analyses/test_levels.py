@@ -57,6 +57,7 @@ class Record:
     """A run that says nothing of processes."""
 
     description = types.MappingProxyType({})
+    gates_chosen = False
     modules = pd.DataFrame({"m": [M_OUT], "r": [1]})
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from subspace_lab.theory.regulariser import explicit_regulariser
 
 from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.errors import UserError
+from subspace_lab.theory.regularizer import explicit_regularizer
 from subspace_lab.training.penalty import Penalty
 from tests.tiny import batch, tiny_lora
 
@@ -41,7 +41,7 @@ def test_it_is_the_regularizer_of_the_inputs_that_are_no_padding():
     expected = 0.0
     for module in lora_modules(model):
         X = inputs[module.name][rows["attention_mask"].bool()]
-        R = explicit_regulariser(module.B, module.A, second_moment=X.mT @ X / len(X))
+        R = explicit_regularizer(module.B, module.A, second_moment=X.mT @ X / len(X))
         expected += module.scaling**2 * R
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
     rows["input_ids"][2:, -2:] = 0  # what stands in the padding does not matter
