@@ -81,7 +81,7 @@ def compute(
         `module` and `direction` (of left_out), `loss`, `cost` and `accuracy` (share of examples
         whose response greedy decoding would write) with `..._low` and `..._high`, `cost_area` and
         `accuracy_area` of the curve, with theirs, `evenness`, `examples`, `split`, `draws`,
-        `granularity`, `keep_prob` and `rescale` (of the masks in training; empty, nan and False
+        `granularity`, `keep_prob` and `rescale` (of the masks in training; empty, nan and empty
         without), `dtype`.
 
     Raises:
@@ -121,7 +121,7 @@ def compute(
                 draws=draws,
                 granularity=law.granularity if law else "",
                 keep_prob=law.keep_prob if law else float("nan"),
-                rescale=law.rescale if law else False,
+                rescale=str(law.rescale) if law else "",
                 dtype=trained.dtype,
             )
         )

@@ -23,6 +23,7 @@ subtracted. DoRA: A and B, the magnitudes fixed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -38,7 +39,7 @@ from subspace_lab.errors import check_counts
 from subspace_lab.evaluation.trained_model import TrainedModel, evaluation_examples, load_trained
 from subspace_lab.runs.run import Run
 from subspace_lab.tasks.examples import Example
-from subspace_lab.theory.mask_law import DEFAULT_LAW, MaskLaw, mask_law
+from subspace_lab.theory.mask_law import DEFAULT_LAW, MaskLaw
 
 ALL = "all"
 """The module of rows of all modules together."""
@@ -100,10 +101,8 @@ def compute(
 
 def mask_law_of(run: Run, *, seed: int) -> MaskLaw:
     """Give the run's law with another seed, as one of step masks."""
-    law = run.mask_law or DEFAULT_LAW
-    return mask_law(
-        law.keep_prob, sampling=law.sampling, granularity="step", rescale=law.rescale, seed=seed
-    )
+    law = (run.mask_law or DEFAULT_LAW).one_draw()
+    return replace(law, granularity="step", seed=seed)
 
 
 def measure(

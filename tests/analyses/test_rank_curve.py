@@ -181,3 +181,16 @@ def test_what_it_refuses(run):
         rank_curve.compute(run, points=1)
     with pytest.raises(UserError, match="`draws` must be at least 0"):
         rank_curve.compute(run, draws=-1)
+
+
+def test_masked_and_plain_runs_are_written_as_one_table(run, command, tmp_path):
+    train(TrainConfig(cores="light", **SHORT), tmp_path / "lora")
+    few = [part for name, value in FEW.items() for part in (f"--{name}", str(value))]
+    both = ["--run", run.path, "--run", tmp_path / "lora"]
+    done = command("rank_curve", *both, *few, "--out", tmp_path / "out", "--format", "png")
+    assert done.code == 0, done.err
+    written = pd.read_parquet(tmp_path / "out" / "rank_curve.parquet")
+    assert written.groupby("run", observed=True)["rescale"].unique().str[0].to_dict() == {
+        "lora": "",
+        "step": "keep_prob",
+    }
