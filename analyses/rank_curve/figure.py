@@ -21,6 +21,7 @@ from subspace_lab.figures.style import (
     new_figure,
     step_axis,
 )
+from subspace_lab.stats.intervals import mean_interval
 
 CURVES = ("svd", "prefix", "random")
 SAMPLES = ["examples", "split", "draws", "dtype"]
@@ -30,10 +31,14 @@ QUARTILES = np.array([0.25, 0.5, 0.75])
 def figure_table(table: pd.DataFrame) -> pd.DataFrame:
     """Make the table of what is drawn of each run's last step, a row for each point.
 
-    Columns: `run`, `panel` (cost, accuracy; left_out: share of a module's cost), `curve`, `draw`
-    (-1: the mean over random orders), `position` (directions kept, or place among those left out,
-    from the costliest on), `value`, `low` and `high` (95 % over examples; quartiles over modules of
-    left_out), `even` (the share of interchangeable directions), and what was evaluated.
+    Runs of one configuration are one curve, the mean over them.
+
+    Columns: `run` (or configuration), `seeds` (runs behind a point), `panel` (cost, accuracy;
+    left_out: share of a module's cost), `curve`, `draw` (-1: the mean over random orders),
+    `position` (directions kept, or place among those left out, from the costliest on), `value`,
+    `low` and `high` (95 % over examples; quartiles over modules of left_out; of several seeds 95 %
+    over seeds, Student's t), `even` (the share of interchangeable directions), and what was
+    evaluated.
     """
     parts = []
     for run, of_run in kit.at_last_step(table).groupby("run", sort=False, observed=True):
@@ -41,8 +46,26 @@ def figure_table(table: pd.DataFrame) -> pd.DataFrame:
         panels = [_points(points, panel) for panel in ("cost", "accuracy")]
         panels.append(_shares(of_run[of_run["curve"] == LEFT_OUT]))
         samples: dict[str, Any] = {name: of_run[name].iloc[0] for name in SAMPLES}
+        samples["configuration"] = of_run[kit.group_column(table)].iloc[0]
         parts += [panel.assign(run=run, **samples) for panel in panels if len(panel)]
-    return pd.concat(parts, ignore_index=True)
+    points = pd.concat(parts, ignore_index=True)
+    alike = points.groupby("configuration", sort=False, observed=True)
+    curves = [_over_seeds(rows) for _, rows in alike]
+    return pd.concat(curves, ignore_index=True).drop(columns="configuration")
+
+
+def _over_seeds(points: pd.DataFrame) -> pd.DataFrame:
+    """Take means over the runs of a configuration; points of a single run stay as they are."""
+    seeds = points["run"].nunique()
+    if seeds == 1:
+        return points.assign(seeds=1)
+    means = points[points["draw"] == MEAN].groupby(["panel", "curve", "position"], sort=False)
+    rows = []
+    for _, of_seeds in means:
+        interval = mean_interval(of_seeds["value"])
+        ends = {"value": interval.estimate, "low": interval.low, "high": interval.high}
+        rows.append(of_seeds.iloc[0].to_dict() | ends)
+    return pd.DataFrame(rows).assign(run=lambda table: table["configuration"], seeds=seeds)
 
 
 def _points(points: pd.DataFrame, panel: str) -> pd.DataFrame:
@@ -104,9 +127,11 @@ def draw(points: pd.DataFrame) -> Figure:
         for name, line in zip(CURVES, LINES, strict=False):
             axes[0, 0].plot([], [], color="0.3", linestyle=line, label=name)
     note = f"{kit.examples_note(points)}, {points['draws'].max()} random orders"
+    bands = "bands: 95 % over examples; bottom: quartiles over modules"
+    if (seeds := points["seeds"].max()) > 1:
+        note, bands = f"{seeds} seeds, {note}", "bands: 95 % over seeds"
     figure.suptitle(
-        f"Rank curves, not rescaled\n{note}, {points['dtype'].iloc[0]}\n"
-        "bands: 95 % over examples; bottom: quartiles over modules",
+        f"Rank curves, not rescaled\n{note}, {points['dtype'].iloc[0]}\n{bands}",
         fontsize="medium",
     )
     legend_below(figure, axes[:, 0])

@@ -194,3 +194,18 @@ def test_masked_and_plain_runs_are_written_as_one_table(run, command, tmp_path):
         "lora": "",
         "step": "keep_prob",
     }
+
+
+def test_seeds_of_a_configuration_are_one_curve(table):
+    other = table.assign(run="other", cost=table["cost"] + 0.5, accuracy=table["accuracy"] / 2)
+    both = pd.concat([table, other]).assign(configuration="step masks")
+    single, points = figure_table(table), figure_table(both)
+    assert set(points["run"]) == {"step masks"} and set(points["seeds"]) == {2}
+    keys = ["curve", "position"]
+    of_one, of_both = (
+        rows[(rows["panel"] == "cost") & (rows["draw"] == -1)].set_index(keys).sort_index()
+        for rows in (single, points)
+    )
+    assert of_both["value"].to_numpy() == pytest.approx(of_one["value"] + 0.25)
+    half = mean_interval([0.0, 0.5]).high - 0.25
+    assert (of_both["high"] - of_both["value"]).to_numpy() == pytest.approx(half)
