@@ -109,11 +109,14 @@ def step_axis(axes: Axes, *, label: str = "optimizer step") -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
+CHARACTER_WIDTH, HANDLE_WIDTH = 0.055, 0.4  # of a legend, in inches, on average
+
+
 def legend_below(figure: Figure, axes: Axes | Iterable[Axes], *, columns: int = 2) -> None:
     """Draw one legend under the figure, of the labels in all given axes, each once.
 
     In two columns, what colors tell apart, such as runs, stands left, and what lines in grey tell
-    stands right.
+    stands right. Long labels, of which two do not fit beside each other, stand in one column.
     """
     named: dict[str, LegendHandle] = {}
     for panel in [axes] if isinstance(axes, Axes) else axes:
@@ -128,6 +131,11 @@ def legend_below(figure: Figure, axes: Axes | Iterable[Axes], *, columns: int = 
     entries = list(named.items())
     colored = [entry for entry in entries if _color(entry[1]) in PALETTE]
     grey = [entry for entry in entries if entry not in colored]
+    longest = [max((len(label) for label, _ in part), default=0) for part in (colored, grey)]
+    characters = sum(longest) if all(longest) else 2 * max(longest)
+    width = CHARACTER_WIDTH * characters + 2 * HANDLE_WIDTH
+    if columns == 2 and width > figure.get_figwidth():
+        columns = 1
     if columns == 2 and colored and grey:
         blank = [("", Line2D([], [], linestyle=""))]
         more = len(colored) - len(grey)
