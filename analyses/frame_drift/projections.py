@@ -12,6 +12,7 @@ from torch import Tensor
 
 from analyses import kit
 from subspace_lab import linalg
+from subspace_lab.errors import UserError
 from subspace_lab.module_names import layer_and_projection
 from subspace_lab.runs.projections import projection_steps, read_projections
 from subspace_lab.runs.run import Run
@@ -38,8 +39,16 @@ def projection_drift(
     Returns:
         Columns run, step (of the refresh), module, layer, projection, side (the one that GaLore
         projects), since (previous, start), angles (list, radians, ascending), max_angle (radians).
+
+    Raises:
+        UserError: if the run has a single refresh, or none of those chosen has one before it.
     """
     refreshes = projection_steps(run.path)
+    if len(refreshes) < 2:
+        raise UserError(
+            f"{run.path} drew its projections once, so there are none to compare them with: train "
+            "more steps, or with a smaller `galore_refresh`"
+        )
     frames = {step: read_projections(run.path, step) for step in refreshes[:1]}
     tables = []
     for previous, step in itertools.pairwise(refreshes):
@@ -51,7 +60,10 @@ def projection_drift(
                 tables.append(rows.assign(run=run.name, step=step, since=since))
     drift = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     if drift.empty:
-        return drift
+        raise UserError(
+            f"{run.path} has no projections to compare at the steps and modules chosen: its "
+            f"refreshes after the first are at the steps {', '.join(map(str, refreshes[1:]))}"
+        )
     drift[["layer", "projection"]] = [layer_and_projection(name) for name in drift["module"]]
     drift = drift.astype(dict.fromkeys(LABELS, "category"))
     return drift[[*KEYS, "angles", "max_angle"]]

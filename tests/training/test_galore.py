@@ -153,6 +153,19 @@ def test_drift_and_motion_are_the_angles_between_refreshes(trained):
         assert row.null_phi == 4 / len(P)
 
 
+def test_projections_that_were_drawn_once_have_no_drift(trained, tmp_path):
+    run, _ = trained
+    shutil.copytree(run.path, tmp_path / "run")
+    _, *later = sorted((tmp_path / "run" / "projections").iterdir())
+    for file in later:
+        file.unlink()
+    for analysis in (frame_drift, subspace_motion):
+        with pytest.raises(UserError, match=r"drew its projections once.*`galore_refresh`"):
+            analysis.compute(Run(tmp_path / "run"))
+        with pytest.raises(UserError, match="refreshes after the first are at the steps"):
+            analysis.compute(run, steps=[projection_steps(run.path)[0]])
+
+
 def test_effective_ranks_are_those_of_the_whole_change(trained):
     run, _ = trained
     table = effective_rank.compute(run, steps=[8], measures=["stable"])
