@@ -61,7 +61,7 @@ class TrainConfig:
         lora_plus_ratio: learning rate of B over that of A, which is `learning_rate` (LoRA+).
         restart_every: steps until the adapter is merged into the base and begins anew (ReLoRA);
             0: never. The learning rate is not warmed up again.
-        restart: whether a restart draws A anew (`redraw`) or goes on with it (`keep_a`).
+        restart: whether a restart draws A anew (`redraw`) or keeps it (`keep_a`).
         reset_optimizer: what a restart does to Adam's moments of A and B: `true` forgets them,
             `false` keeps them, `prune:0.99` zeroes the smallest 99 % of each.
         initial_rank: of `adalora`: rank of every layer at the start (unset: 1.5 x rank).
