@@ -39,7 +39,7 @@ class Restarts(TrainerCallback):
     Args:
         model: the PEFT model; its base weights are changed in place.
         every: K, optimizer steps between two restarts.
-        restart: `redraw` draws A anew, `keep_a` goes on with it; B is zero in both.
+        restart: `redraw` draws A anew, `keep_a` keeps it; B is zero in both.
         pruned: share of the entries of Adam's moments that a restart sets to zero, the smallest
             ones; 1: the whole state is forgotten; 0: it is kept.
         seed: of the new A.
