@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from subspace_lab import teacher_forcing
-from subspace_lab.adapters.mask import RankMask
 from subspace_lab.evaluation.responses import ResponseBatch, response_batches
 from subspace_lab.evaluation.trained_model import TrainedModel
 from subspace_lab.runs.run import Run
@@ -127,6 +126,8 @@ def predictors(
     The base is the update at scale 0; where training split it, that was W_res and not the base,
     which gets the scale nan.
     """
+    from subspace_lab.adapters.mask import RankMask  # with torch._dynamo, a second
+
     law = (run.mask_law or DEFAULT_LAW).one_draw()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the adapter is trained already is the point here
@@ -134,7 +135,7 @@ def predictors(
     ranks = dict(zip(run.modules["module"], run.modules["r"], strict=True))
 
     def under(gates: Mapping[str, Tensor]) -> Context:
-        return functools.partial(mask.in_evaluation, _leaving_the_start(mask, gates))
+        return functools.partial(mask.in_evaluation, _leaving_the_start(gates, mask.ranks))
 
     def scaled(scale: float) -> Context:
         ones = {name: torch.ones(r) for name, r in ranks.items()}
@@ -155,9 +156,12 @@ def predictors(
     }
 
 
-def _leaving_the_start(mask: RankMask, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Extend gates of the trained directions, (r,) or (r, r), by ones for the start's."""
-    ones = {name: torch.ones(mask.ranks[name] - len(gate)) for name, gate in gates.items()}
-    if mask.law.diagonal:
-        return {name: torch.cat([gate, ones[name]]) for name, gate in gates.items()}
-    return {name: torch.block_diag(gate, ones[name].diag()) for name, gate in gates.items()}
+def _leaving_the_start(gates: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
+    """Extend gates of the trained directions, (r,) or (r, r), to the ranks, by ones."""
+    ones = {name: torch.ones(ranks[name] - len(gate)) for name, gate in gates.items()}
+    return {
+        name: torch.cat([gate, ones[name]])
+        if gate.dim() == 1
+        else torch.block_diag(gate, ones[name].diag())
+        for name, gate in gates.items()
+    }

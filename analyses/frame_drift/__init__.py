@@ -45,7 +45,6 @@ from subspace_lab.theory.adam import squared_leakage
 
 SIDES = {"row": "row space of A", "column": "column space of B"}
 SINCE: tuple[Since, ...] = ("previous", "start")
-SMALL_ANGLE = 10.0  # degrees
 
 
 def compute(run: Run, *, steps: kit.Steps = None, modules: kit.Modules = None) -> pd.DataFrame:
@@ -142,8 +141,9 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
         numbers = {
             "largest angle to the start (rad)": at_end["max_angle"].median(),
             "to the previous step (rad)": previous["max_angle"].median(),
-            "distance from the start": at_end["step_norm"].median(),
         }
+        if rows["step_norm"].notna().any():  # projections are orthonormal, and have none
+            numbers["distance from the start"] = at_end["step_norm"].median()
         for late in pooled_leakage(rows[rows["step"] > last / 2], ["run"]).itertuples():
             numbers["leakage, second half of the steps"] = late.leakage
             numbers["expected"] = late.expected_leakage

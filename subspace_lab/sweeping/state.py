@@ -11,12 +11,11 @@ from subspace_lab import files
 from subspace_lab.configurations import different_settings, setting_text
 from subspace_lab.errors import UserError
 from subspace_lab.recording.lock import run_lock
+from subspace_lab.sweeping.grid import Sweep
+from subspace_lab.training.config import filled_in
 
 if TYPE_CHECKING:
     import pandas as pd
-
-from subspace_lab.sweeping.grid import Sweep
-from subspace_lab.training.config import filled_in
 
 State = Literal["waiting", "running", "interrupted", "finished"]
 

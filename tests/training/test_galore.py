@@ -136,6 +136,7 @@ def test_a_resumed_run_goes_on_in_the_same_projections(config, trained, tmp_path
 def test_drift_and_motion_are_the_angles_between_refreshes(trained):
     run, _ = trained
     drift, motion = frame_drift.compute(run), subspace_motion.compute(run)
+    assert "distance" not in str(frame_drift.summarize(drift))
     assert sorted(drift["step"].unique()) == sorted(motion["step"].unique()) == [4, 7]
     for step, since, earlier in ((4, "previous", 1), (7, "previous", 4), (7, "start", 1)):
         now, then = (read_projections(run.path, s) for s in (step, earlier))
