@@ -24,8 +24,8 @@ class FinalScores(TrainerCallback):
     """Scores the last step, and on test examples also the step that validation chose.
 
     Scores go into the metrics rows of their steps, as columns that begin with their set's name; of
-    test examples also the loss at the temperature of the lowest loss on validation examples. It must
-    come before the recorder among the Trainer's callbacks, which ends the record.
+    test examples also the loss at the temperature of the lowest loss on validation examples. It
+    must come before the recorder among the Trainer's callbacks, which ends the record.
 
     Args:
         trainer: the Trainer, whose metrics are computed.
