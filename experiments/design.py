@@ -202,6 +202,11 @@ def read_design(name: str, *, smoke: bool = False) -> Design:
     return _small(design) if smoke else design
 
 
+def _read(stem: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((DESIGNS / f"{stem}.yaml").read_text("utf-8"))
+    return content
+
+
 def _settings(given: Mapping[str, Any]) -> Settings:
     fields = dict(given)
     if "peft_config" in fields:
