@@ -15,7 +15,7 @@ FLOORS = [  # a room imports rooms of lower floors only; a new room needs a floo
     "errors",
     "files interruption module_names provenance schedule",
     "linalg module_table stats",
-    "figures models peft_files tasks teacher_forcing theory",
+    "calibration figures models peft_files tasks teacher_forcing theory",
     "adapters runs",
     "configurations evaluation recording",
     "training",
