@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments import inference, ranks
+from experiments import inference, ranks, trajectories
 from experiments.comparisons import compare
 from experiments.design import Design, read_design
 from experiments.figures import draw_experiment
@@ -73,6 +73,7 @@ def tables_of(design: Design, final: Path, own: Rates) -> dict[str, pd.DataFrame
     tables = {"runs": table, "differences": compare(table, design)}
     if design.measures == "ranks":
         tables["ranks"] = ranks.rank_table(design, final, own)
+        tables["trajectories"] = trajectories.trajectory_table(design, final, own)
     if design.measures == "inference":
         tables["inference"] = inference.inference_table(design, final, own)
     return tables

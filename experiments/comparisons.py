@@ -116,12 +116,13 @@ def difference(values: NDArray[np.float64]) -> dict[str, float]:
     (2.0, 0.074, 3.1)
     """
     interval, n = mean_interval(values, level=LEVEL), len(values)
+    mean = float(interval.estimate)
     spread = float(np.std(values, ddof=1)) if n > 1 else math.nan
     error = spread / math.sqrt(n)
-    t = interval.estimate / error if error else math.nan
+    t = mean / error if error else math.nan
     quantiles = stdtrit(n - 1, (1 + LEVEL) / 2) + stdtrit(n - 1, POWER)
     return {
-        "difference": float(interval.estimate),
+        "difference": mean,
         "low": float(interval.low),
         "high": float(interval.high),
         "p_value": float(2 * stdtr(n - 1, -abs(t))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,12 +15,12 @@ from subspace_lab.figures.style import PALETTE, legend_below, new_figure
 from subspace_lab.stats.intervals import mean_interval
 
 WORDS = {"own": "each at its own rate", "equal": "at the baseline's rate"}
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     "own": {"marker": "o", "color": PALETTE[0]},
     "equal": {"marker": "s", "color": PALETTE[1], "markerfacecolor": "white"},
 }
 ROW = 0.17  # inches for an arm
-RANK_STYLES = {
+RANK_STYLES: dict[str, dict[str, Any]] = {
     "single_entropy": {"label": "of single runs", "marker": "o", "color": PALETTE[0]},
     "mean_entropy": {
         "label": "of the mean over mask seeds",

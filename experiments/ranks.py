@@ -64,7 +64,12 @@ def rank_differences(table: pd.DataFrame, *, baseline: str) -> pd.DataFrame:
         Columns regime, arm, quantity (such as single_entropy), baseline_mean, arm_mean and those of
         `comparisons.difference`.
     """
-    quantities = [c for c in table if c.startswith(("single_", "mean_"))]
+    quantities = [
+        f"{kind}_{name}"
+        for kind in ("single", "mean")
+        for name in (*MEASURES, "norm")
+        if f"{kind}_{name}" in table
+    ]
     rows = []
     for regime, of_regime in table.groupby("regime", sort=False):
         first = of_regime[of_regime["arm"] == baseline].set_index("seed")

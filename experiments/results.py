@@ -62,7 +62,6 @@ def _scores(run: Run) -> dict[str, float]:
     last = metrics.iloc[-1]
     scores = {name: float(last[name]) for name in OUTCOMES if name in metrics}
     if run.chosen_step is not None:
-        chosen = metrics.loc[run.chosen_step]
         for name in ("test_calibrated_loss", "test_exact_match"):
-            scores[f"chosen_{name}"] = float(chosen[name])
+            scores[f"chosen_{name}"] = float(metrics[name].loc[run.chosen_step])
     return scores

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from experiments.ranks import rank_differences, ranks_of
+from experiments.trajectories import at_equal_norm
 
 
 def planted(*, signal: float, noise: float, seeds: int) -> list[torch.Tensor]:
@@ -52,3 +53,15 @@ def test_ranks_are_compared_with_the_baselines_single_runs_of_the_same_seed():
     assert rows.loc[("step", "single_entropy"), "difference"] == pytest.approx(2.5)
     assert rows.loc[("step", "mean_entropy"), "difference"] == pytest.approx(-2 / 3)
     assert rows.loc[("LoRA", "single_entropy"), "difference"] == 0
+
+
+def test_arms_are_compared_at_the_norm_that_both_reach():
+    steps = pd.DataFrame({"step": [0, 10, 20], "norm": [0.0, 1.0, 2.0], "entropy": [1.0, 3.0, 4.0]})
+    far = pd.DataFrame({"step": [0, 10, 20], "norm": [0.0, 1.0, 4.0], "entropy": [1.0, 5.0, 11.0]})
+    table = pd.concat(
+        [one.assign(regime="A", arm=arm, seed=20) for arm, one in (("LoRA", steps), ("step", far))]
+    )
+    row = at_equal_norm(table, baseline="LoRA").set_index("arm").loc["step"]
+    assert row["norm"] == 2.0
+    assert row["entropy"] == pytest.approx(7.0)
+    assert row["baseline_entropy"] == pytest.approx(4.0)
