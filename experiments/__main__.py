@@ -73,9 +73,13 @@ def tables_of(design: Design, final: Path, own: Rates) -> dict[str, pd.DataFrame
     tables = {"runs": table, "differences": compare(table, design)}
     if design.measures == "ranks":
         tables["ranks"] = ranks.rank_table(design, final, own)
+        tables["rank-differences"] = ranks.rank_differences(
+            tables["ranks"], baseline=design.baseline
+        )
         tables["trajectories"] = trajectories.trajectory_table(design, final, own)
     if design.measures == "inference":
         tables["inference"] = inference.inference_table(design, final, own)
+        tables["inference-differences"] = inference.inference_differences(tables["inference"])
     return tables
 
 

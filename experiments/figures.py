@@ -11,13 +11,18 @@ from matplotlib.figure import Figure
 
 from experiments.comparisons import AT, PRIMARY
 from experiments.design import Design
-from subspace_lab.figures.style import PALETTE, legend_below, new_figure
+from subspace_lab.figures.style import MARKERS, PALETTE, legend_below, new_figure
 from subspace_lab.stats.intervals import mean_interval
 
 WORDS = {"own": "each at its own rate", "equal": "at the baseline's rate"}
 STYLES: dict[str, dict[str, Any]] = {
     "own": {"marker": "o", "color": PALETTE[0]},
     "equal": {"marker": "s", "color": PALETTE[1], "markerfacecolor": "white"},
+}
+PREDICTOR_NAMES = {
+    "arithmetic": "arithmetic mean of 16 masks",
+    "geometric": "geometric mean of 16 masks",
+    "singles": "single masks, mean",
 }
 ROW = 0.17  # inches for an arm
 RANK_STYLES: dict[str, dict[str, Any]] = {
@@ -39,7 +44,7 @@ def draw_experiment(design: Design, tables: Mapping[str, pd.DataFrame]) -> dict[
         tables: of `python -m experiments`, by kind.
     """
     if design.measures == "inference":
-        return {"inference": draw_inference(tables["inference"])}
+        return {"inference": draw_inference(tables["inference-differences"])}
     if design.measures == "ranks":
         return {"ranks": draw_ranks(tables["ranks"])}
     rows = tables["differences"]
@@ -155,4 +160,46 @@ def draw_ranks(table: pd.DataFrame) -> Figure:
     seeds = table["seed"].nunique()
     figure.suptitle(f"Effective rank of the update, {seeds} seeds, 95 % t intervals")
     legend_below(figure, axes[0][0], columns=1)
+    return figure
+
+
+def draw_inference(rows: pd.DataFrame) -> Figure:
+    """Draw the difference of each predictor to the full update, a panel for each regime.
+
+    Args:
+        rows: of `inference.inference_differences`.
+    """
+    rows = rows[rows["outcome"] == "calibrated_loss"]
+    scales = rows["scale"].map("update times {:g}".format)
+    names = rows["predictor"].where(rows["predictor"] != "scaled", scales)
+    rows = rows.assign(name=names.replace(PREDICTOR_NAMES))
+    places = list(dict.fromkeys(rows["name"]))[::-1]
+    arms, regimes = list(dict.fromkeys(rows["arm"])), list(dict.fromkeys(rows["regime"]))
+    figure, axes = new_figure(1, len(regimes), row_height=0.85 + 0.28 * len(places), share_x=False)
+    for panel, regime in zip(axes[0], regimes, strict=True):
+        for number, arm in enumerate(arms):
+            shown = rows[(rows["regime"] == regime) & (rows["arm"] == arm)]
+            shift = 0.25 * (len(arms) - 1) / 2 - 0.25 * number
+            ends = [shown["difference"] - shown["low"], shown["high"] - shown["difference"]]
+            panel.errorbar(
+                shown["difference"],
+                shown["name"].map(places.index) + shift,
+                xerr=ends,
+                linestyle="",
+                capsize=1.5,
+                linewidth=0.9,
+                marker=MARKERS[number],
+                color=PALETTE[number],
+                label=arm,
+            )
+        panel.axvline(0, color="0.6", linewidth=0.6)
+        panel.set_xscale("symlog", linthresh=0.05)
+        panel.set_yticks(range(len(places)), places if panel is axes[0][0] else [])
+        panel.set_title(f"regime {regime}")
+        panel.set_xlabel("nats per token")
+    figure.suptitle(
+        "Test loss at the validated temperature\n"
+        f"difference to the full update, {int(rows['pairs'].min())} runs, 95 % t intervals"
+    )
+    legend_below(figure, axes[0])
     return figure

@@ -118,11 +118,7 @@ def statistics_with_temperatures(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def summarize(statistics: Any) -> dict[str, float]:
-<<<<<<< HEAD
     """Reduce `response_statistics`, whatever follows, to loss (nats per token) and exact match."""
-=======
-    """Reduce rows that begin with `response_statistics` to loss (nats per token), exact match."""
->>>>>>> 02ba161
     nats, tokens, exact = torch.as_tensor(statistics).double()[:, :3].unbind(-1)
     return {
         "response_loss": float(nats.sum() / tokens.sum()),
