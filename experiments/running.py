@@ -19,9 +19,10 @@ from subspace_lab.sweeping.state import refuse_other_runs
 from subspace_lab.training.command_line import parse, training_parser
 from subspace_lab.training.config import TrainConfig
 
-CRITERION = "eval_response_loss"
-"""By which a learning rate is chosen, on validation examples at the last step; the lower, the
-better."""
+Rates = Mapping[tuple[str, str], float]
+"""The learning rate chosen for each regime and arm."""
+CRITERION = "validation_calibrated_loss"
+"""By which a learning rate is chosen: validation loss at its best temperature, at the last step."""
 
 
 def train(design: Design, cells: Sequence[Cell], out: Path, *, jobs: int) -> None:
@@ -77,7 +78,7 @@ def validation_losses(design: Design, out: Path) -> pd.DataFrame:
 
 
 def _last_loss(run: Run) -> float:
-    loss = float(run.evaluations[CRITERION].iloc[-1])
+    loss = float(run.metrics[CRITERION].iloc[-1])
     return math.inf if run.diverged_at is not None or math.isnan(loss) else loss
 
 

@@ -118,7 +118,7 @@ def statistics_with_temperatures(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def summarize(statistics: Any) -> dict[str, float]:
-    """Reduce rows that begin with `response_statistics` to loss (nats per token), exact match."""
+    """Reduce `response_statistics`, whatever follows, to loss (nats per token) and exact match."""
     nats, tokens, exact = torch.as_tensor(statistics).double()[:, :3].unbind(-1)
     return {
         "response_loss": float(nats.sum() / tokens.sum()),

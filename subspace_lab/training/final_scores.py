@@ -24,7 +24,7 @@ class FinalScores(TrainerCallback):
     """Scores the last step, and on test examples also the step that validation chose.
 
     Scores go into the metrics rows of their steps, as columns that begin with their set's name; of
-    test examples also the loss at the temperature of the lowest loss on validation examples. It
+    test examples also the loss at the temperature that validation examples choose, and theirs. It
     must come before the recorder among the Trainer's callbacks, which ends the record.
 
     Args:
@@ -83,14 +83,15 @@ class FinalScores(TrainerCallback):
         usual = self._trainer.preprocess_logits_for_metrics
         self._trainer.preprocess_logits_for_metrics = statistics_with_temperatures
         try:
-            place = best_temperature(_nats(self._predict("validation", validation)))
+            chosen_on = self._predict("validation", validation)
             result = self._predict(TEST, self._sets[TEST])
         finally:
             self._trainer.preprocess_logits_for_metrics = usual
-        tokens = torch.as_tensor(result.predictions)[:, 1].double()
+        place = best_temperature(_nats(chosen_on))
         return (result.metrics or {}) | {
             f"{TEST}_temperature": TEMPERATURES[place],
-            f"{TEST}_calibrated_loss": loss_at(place, _nats(result), tokens),
+            f"{TEST}_calibrated_loss": loss_at(place, _nats(result), _tokens(result)),
+            "validation_calibrated_loss": loss_at(place, _nats(chosen_on), _tokens(chosen_on)),
         }
 
     def _predict(self, name: str, examples: Tokens) -> PredictionOutput:
@@ -100,3 +101,8 @@ class FinalScores(TrainerCallback):
 def _nats(result: PredictionOutput) -> Tensor:
     """Give the nats of each response at each temperature."""
     return torch.as_tensor(result.predictions)[:, 3:]
+
+
+def _tokens(result: PredictionOutput) -> Tensor:
+    """Give the number of tokens of each response."""
+    return torch.as_tensor(result.predictions)[:, 1].double()
