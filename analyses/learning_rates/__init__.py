@@ -37,7 +37,7 @@ from analyses.comparisons.rates import (
     validated_seeds,
     without_own_rate,
 )
-from analyses.comparisons.scores import ACCURACY, LOSS, excluded_runs
+from analyses.comparisons.scores import ACCURACY, MEASURES, excluded_runs
 from analyses.learning_rates.figure import draw
 from analyses.learning_rates.layout import as_markdown
 from subspace_lab.errors import UserError
@@ -85,7 +85,7 @@ def compute(runs: Sequence[Run], *, baseline: str = "LoRA") -> pd.DataFrame:
     methods = by_method(configurations)
     _check(methods, baseline)
     rows: list[dict[str, Any]] = []
-    for measure in (ACCURACY, LOSS):
+    for measure in MEASURES:
         if tasks := tasks_scored(configurations, measure):
             compared = at_equal_rates(methods, baseline, tasks, measure)
             compared += at_own_rates(methods, baseline, tasks, measure)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from analyses.comparisons.rates import EQUAL, OWN
-from analyses.comparisons.scores import LOSS
+from analyses.comparisons.scores import ACCURACY
 from analyses.paired_differences.layout import MEASURES
 from subspace_lab.stats.intervals import Interval, spread_text
 
@@ -59,7 +59,7 @@ def verdict(low: float, high: float, measure: str) -> str:
     ('ahead', 'behind', 'open')
     """
     if low > 0 or high < 0:
-        return "ahead" if (high < 0) == (measure == LOSS) else "behind"
+        return "ahead" if (high < 0) == (measure != ACCURACY) else "behind"
     return "open"
 
 

@@ -25,13 +25,14 @@ also compared at their own rates; `analyses.learning_rates` has the whole curves
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 
 from analyses import kit
 from analyses.comparisons.configurations import COLUMNS as SETTINGS
 from analyses.comparisons.pairing import (
+    Seeds,
     read_configurations,
     tasks_scored,
     tasks_without_answers,
@@ -44,7 +45,7 @@ from analyses.comparisons.rates import (
     by_method,
     several_rates,
 )
-from analyses.comparisons.scores import ACCURACY, AVERAGE, LOSS, excluded_runs
+from analyses.comparisons.scores import ACCURACY, AVERAGE, MEASURES, excluded_runs
 from analyses.paired_differences.layout import as_markdown, draw, over_all_tasks
 from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
@@ -90,7 +91,7 @@ def compute(runs: Sequence[Run], *, baseline: str = "LoRA") -> pd.DataFrame:
             f"there is no configuration {baseline!r}: give --baseline one of {', '.join(methods)}"
         )
     rows = []
-    for measure in (ACCURACY, LOSS):
+    for measure in MEASURES:
         tasks = tasks_scored(configurations, measure)
         groups = [(task, [task]) for task in tasks] + [(AVERAGE, tasks)] * (len(tasks) > 1)
         for title, members in groups:
@@ -128,7 +129,7 @@ def _remarks(runs: Sequence[Run], methods: Methods, baseline: str) -> list[str]:
             )
             continue
         unpaired += [
-            f"{one.method}, seed {', '.join(map(str, sorted(alone)))}: not paired, since "
+            f"{one.method}, seed {_text(alone)}: not paired, since "
             f"{baseline} has no {ACCURACY} of {task} for that seed"
             for task in tasks
             if (alone := set(one.seeds(task, ACCURACY)) - set(other.seeds(task, ACCURACY)))
@@ -138,6 +139,10 @@ def _remarks(runs: Sequence[Run], methods: Methods, baseline: str) -> list[str]:
         for task in tasks_without_answers(runs, tasks)
     ]
     return [*excluded_runs(runs, on_all_tasks=True), *unpaired, *unknown]
+
+
+def _text(seeds: Collection[Seeds]) -> str:
+    return ", ".join("/".join(map(str, one)) for one in sorted(seeds))
 
 
 def summarize(table: pd.DataFrame) -> kit.Summary:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from analyses import kit
 from analyses.comparisons.rates import EQUAL, OWN
-from analyses.comparisons.scores import ACCURACY, AVERAGE, LOSS
+from analyses.comparisons.scores import ACCURACY, AVERAGE, CALIBRATED, LOSS
 from subspace_lab.figures.style import PALETTE, new_figure
 from subspace_lab.stats.intervals import Interval, spread_text
 
@@ -20,6 +20,7 @@ from subspace_lab.stats.intervals import Interval, spread_text
 MEASURES = {
     ACCURACY: ("Accuracy", "%", 100.0, ".1f"),
     LOSS: ("Loss of the right response", "nats/token", 1.0, ".3f"),
+    CALIBRATED: ("Loss at the validated temperature", "nats/token", 1.0, ".3f"),
 }
 RATES = {
     EQUAL: "at equal learning rate",

@@ -75,7 +75,9 @@ def nats_at(
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, first - 1 : -1]
         for temperature in temperatures:
-            nats[temperature] += float(cross_entropy(logits / temperature, targets, reduction="sum"))
+            nats[temperature] += float(
+                cross_entropy(logits / temperature, targets, reduction="sum")
+            )
         count += len(targets)
     return {temperature: total / count for temperature, total in nats.items()}
 
