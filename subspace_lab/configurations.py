@@ -74,7 +74,9 @@ def seeds_in_effect(config: Config) -> dict[str, int]:
     {'seed': 3, 'init': 3, 'data': 5}
     """
     sources = ["init", "data"] + ["noise"] * bool(config.get("label_noise"))
-    own = {source: config.get(f"{source}_seed") for source in sources + ["mask"] * is_masked(config)}
+    own = {
+        source: config.get(f"{source}_seed") for source in sources + ["mask"] * is_masked(config)
+    }
     common = int(config["seed"])
     return {"seed": common} | {
         source: common if seed is None else int(seed) for source, seed in own.items()

@@ -72,24 +72,39 @@ def read_configurations(runs: Sequence[Run]) -> list[Configuration]:
     Raises:
         UserError: if runs differ in problem, evaluation or test examples.
     """
+    groups = read_groups(runs)
+    repeated = _repetitions([one.run for *_, group in groups for one in group])
+    return [
+        Configuration(
+            settings,
+            name,
+            float(group[0].run.config.get("learning_rate", math.nan)),
+            _read(group, repeated),
+            _read_validation(group, repeated),
+            _count(group),
+        )
+        for name, settings, group in groups
+    ]
+
+
+def read_groups(runs: Sequence[Run]) -> list[tuple[str, dict[str, Any], list[Scored]]]:
+    """Read the scored runs of each configuration, with its name and settings by column.
+
+    The learning rate, in which configurations may differ, too, is not among them.
+
+    Raises:
+        UserError: if runs differ in problem, evaluation or test examples.
+    """
     groups = [group for group in scored_groups(runs) if _has_answers(group)]
     if not groups:
         return []
     scored = [one for group in groups for one in group]
     check_same_problem([one.run for one in scored])
     check_same_evaluation(scored)
-    repeated = _repetitions([one.run for one in scored])
     settings = describe([group[0].run for group in groups], but=["learning_rate"])
     with_rank = len({one["rank"] for one in settings if one["rank"]}) > 1
     return [
-        Configuration(
-            one,
-            _name(one, with_rank=with_rank),
-            float(group[0].run.config.get("learning_rate", math.nan)),
-            _read(group, repeated),
-            _read_validation(group, repeated),
-            _count(group),
-        )
+        (_name(one, with_rank=with_rank), one, group)
         for one, group in zip(settings, groups, strict=True)
     ]
 
