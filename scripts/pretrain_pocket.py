@@ -6,11 +6,10 @@ r"""Pretrain the pocket base model on procedural text and write it as a `transfo
 
 The text is generated from the seed alone (`subspace_lab.tasks.pocket_text`): products, sums,
 differences, comparisons, words spelt backward, letters to count, and facts about days, months and
-legs. The loss is on the
-answers, since the questions are random. One prompt in five is never trained on (a hash of the
-prompt decides) and the exact match in the folder's README is measured on such prompts. The
-command runs in fp32 on the CPU: the seed fixes the data and the initial weights, and the trained
-weights up to the rounding of the machine's matrix products.
+legs. The loss is on the answers, since the questions are random. One prompt in four is never
+trained on (a hash of the prompt decides) and the exact match in the folder's README is measured on
+such prompts. The command runs in fp32 on the CPU: the seed fixes the data and the initial weights,
+and the trained weights up to the rounding of the machine's matrix products.
 """
 
 from __future__ import annotations

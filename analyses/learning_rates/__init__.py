@@ -5,12 +5,14 @@
         --metric exact_match --examples 300
     python -m analyses.learning_rates --run "runs/learning-rates/*"
 
+Without the second command the test scores of training are read (`--test_size 300` in the sweep).
 Runs that differ in their learning rate and seed only are one method. For each method and rate: the
 mean over seeds on test examples with its 95 % interval, and the difference to the baseline at the
 same rate, paired by seed. Each method's own rate is the one with the best mean on the validation
-examples of its training, after the last step, by the measure that is compared (accuracy or loss);
-the methods are then compared on test examples each at its own rate. The ratio of their rates is
-known to within the grid's spacing, and a best rate at the edge of the grid may not be the best.
+examples of its training, after the last step, by the measure that is compared (accuracy, loss, or
+loss at the validated temperature); the methods are then compared on test examples each at its own
+rate. The ratio of their rates is known to within the grid's spacing, and a best rate at the edge of
+the grid may not be the best.
 
 Intervals are Student's t over seeds, and do not cover the choice of the rate: it is made with the
 same runs, on other examples. Nothing is corrected for many comparisons; of three seeds a sign-flip

@@ -2,11 +2,14 @@
 
     python -m analyses.paired_differences --run "runs/methods/*" --out comparison
 
-Reads what `python -m subspace_lab.evaluate` wrote into the runs about test examples. Runs that
-differ in their seed only are repetitions of one configuration; base, data, length of training,
-evaluation settings and the test examples must be the same in all. Runs that were not evaluated are
-listed. Two measures, where the records have them: accuracy, and the loss of the right response in
-nats per token (of `--metric exact_match`), which changes long before answers turn right.
+Reads what `python -m subspace_lab.evaluate` wrote into the runs about test examples; where none was
+evaluated, what their training scored after its last step (`--test_size`). Runs that differ in their
+seed only are repetitions of one configuration, and those that differ in `--mask_seed` alone are one
+repetition, which scores their mean (with masks in all runs and the other seeds equal, each is one).
+Base, data, length of training, evaluation settings and the test examples must be the same in all.
+Runs without scores are listed. Three measures, where the records have them: accuracy, the loss of
+the right response in nats per token (of `--metric exact_match`), which changes long before answers
+turn right, and that loss at the temperature that validation examples chose (of training).
 
 A mean's interval is Student's t over seeds (95 %), for accuracies within 0 and 100 %; where all
 seeds have the same accuracy, such as 0 %, it is Wilson's interval over the test examples. The
@@ -84,7 +87,8 @@ def compute(runs: Sequence[Run], *, baseline: str = "LoRA") -> pd.DataFrame:
     if not methods:
         raise UserError(
             "none of these runs of subspace_lab.train was evaluated on test examples: run "
-            "python -m subspace_lab.evaluate --run RUN --tasks TASK for each"
+            "python -m subspace_lab.evaluate --run RUN --tasks TASK for each, or train with "
+            "--test_size"
         )
     if baseline not in methods:
         raise UserError(
