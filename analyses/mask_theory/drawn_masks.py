@@ -11,8 +11,8 @@ import functools
 import math
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from analyses.mask_theory import chance
 from analyses.mask_theory.comparison import (
@@ -132,10 +132,13 @@ def jaccard(group: Group) -> Comparison:
     law = known(group.law)
     if not law.independent_gates:
         return _jaccard_of_fixed_sizes(shared, _kept_pmf(group), _overlap_pmf(group))
-    binomial = Law(stats.binom(total, law.keep_prob / (2 - law.keep_prob)), 0, total, whole=True)
-    basis = "binomial quantiles"
+    binomial = scipy.stats.binom(total, law.keep_prob / (2 - law.keep_prob))
     return chance.within_chance(
-        binomial, int(shared.sum()), basis=basis, samples=shared.size, per=total
+        Law(binomial, 0, total, whole=True),
+        int(shared.sum()),
+        basis="binomial quantiles",
+        samples=shared.size,
+        per=total,
     )
 
 

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 import pandas as pd
-from scipy import stats
+import scipy
 
 from analyses.mask_theory.comparison import (
     Comparison,
@@ -188,7 +188,7 @@ def gate_gap(tables: Tables) -> Comparison:
         scale = abs(predicted) or 1.0
         return indicative(predicted, measured, scale=scale, why=why, samples=samples)
     # With few masks the standard error itself is uncertain.
-    chance = Law(stats.t(samples - 1, loc=predicted, scale=float(last["excess_error"])))
+    chance = Law(scipy.stats.t(samples - 1, loc=predicted, scale=float(last["excess_error"])))
     low, high = chance.limits()
     higher = sum(orders.values())
     return within_limits(
