@@ -58,7 +58,7 @@ COLUMNS += ["evidence", "repeats"]
 
 TOPICS = (
     *(drawn_masks, observed_gates, angles, norms, masked_ranks),
-    *(first_steps, displacements, dropped_directions),
+    *(first_steps, displacements, dropped_directions, against_lora),
 )
 
 
@@ -106,17 +106,12 @@ def _records(
     others: Sequence[Run],
 ) -> Iterator[dict[str, Any]]:
     lora = against_lora.find_lora(run, others)
-    of_lora = groups_of(lora, steps=steps, modules=modules) if lora else []
-    of_rank = {group.rank: group for group in of_lora}
-    for group in groups_of(run, steps=steps, modules=modules):
+    for group in groups_of(run, steps=steps, modules=modules, lora=lora):
         where = f"r = {group.rank}, {len(group.modules)} modules"
         evidence = {tests: group.evidence(tests) for tests in ("masks drawn", "initialization")}
         for row in _rows(predictions_of(*TOPICS), group):
             known = evidence.get(row["tests"], "") if row["kind"] != "not testable" else ""
             yield {"run": run.name, "where": where, **row, "evidence": known}
-        pair = against_lora.Pair(group, of_rank.get(group.rank))
-        for row in _rows(predictions_of(against_lora), pair):
-            yield {"run": run.name, "where": where, **row}
     for row in _rows(predictions_of(inference), inference.read_tables(run)):
         yield {"run": run.name, "where": "whole model", **row}
 

@@ -20,9 +20,11 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.optim import Optimizer
@@ -34,10 +36,6 @@ from subspace_lab.adapters.mask_steps import OptimizerWatch, steps_taken
 from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.errors import UserError
 from subspace_lab.theory.mask_law import Granularity, MaskLaw, Rescale, mask_law
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 class RankMask:
