@@ -6,8 +6,8 @@ Three kinds of comparison, distinguished in the table and the figure:
 
     exact       true of every draw, up to rounding: masks are the law's function, one mask per step
                 for all examples, tokens and micro-batches, steps of dropped directions ...
-    sampling    true on average over random masks, within what chance does in 9,999 of 10,000
-                right runs, by the quantiles of the statistic's law: mean kept, overlaps ...
+    sampling    true on average over random masks, within the limits that chance keeps in 9,999 of
+                10,000 correct runs, by the quantiles of the statistic's law: mean kept ...
     indicative  rests on assumptions that a real run does not meet, and gets no verdict: how much
                 AdamW's momentum moves masked directions, the best inference scale ...
 
@@ -84,8 +84,8 @@ def compute(
         difference that agrees, on the side of measured; of indicative rows a scale), agrees
         (missing where only indicative, not testable, or where it cannot fail), power (smallest
         deviation that would be noticed in at least 80 % of runs of this size; inf: none), unit (of
-        power), probability (of a deviation as large as this one in a right run), samples, basis (of
-        the tolerance; why it is indicative or not testable), meaning (of a disagreement), evidence
+        power), probability (in a correct run, of a deviation as large), samples, basis (of the
+        tolerance; why it is indicative or not testable), meaning (of a disagreement), evidence
         (hash of the masks or first weights tested), repeats (whether an earlier run has the same,
         see `join`).
     """

@@ -54,7 +54,7 @@ def _length(factor: str, side: str) -> Prediction:
     @beside_lora(
         "T16",
         f"{factor}'s displacement over LoRA's",
-        f"masks slow {factor} by another factor",
+        f"masks slow {factor} by a different factor",
         EVERY_STEP,
     )
     def length(group: Group) -> Comparison:
@@ -69,7 +69,7 @@ def _length(factor: str, side: str) -> Prediction:
 length_b, length_a = _length("B", "column"), _length("A", "row")
 
 
-@beside_lora("T15", "A's turn per step over LoRA's", "masks slow the frame by another factor")
+@beside_lora("T15", "A's turn per step over LoRA's", "masks slow the frame by a different factor")
 def turn(group: Group) -> Comparison:
     """The frame of A turns less, too."""
     turns = [_turns(group), _turns(known(group.lora))]

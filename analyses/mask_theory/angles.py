@@ -78,7 +78,7 @@ def _successive(group: Group) -> _Pairs:
 @prediction(
     "T2",
     "exact zero angles",
-    "zero angles are not as many as the shared directions",
+    "the number of zero angles differs from that of shared directions",
     *MASKED_ROWS,
     tests="identity",
 )

@@ -17,7 +17,7 @@ import scipy
 from numpy.typing import NDArray
 
 LEVEL = 1e-4
-"""Probability with which a right run leaves the limits of one prediction."""
+"""Probability with which a correct run leaves the limits of one prediction."""
 
 POWER = 0.8
 MAX_OUTCOMES = 2**18  # of a lattice that is summed exactly

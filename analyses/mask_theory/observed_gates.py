@@ -40,7 +40,12 @@ MIN_ROUNDING = 1e-3  # relative; matrix products in float32 may be taken in TF32
 of_gates = functools.partial(prediction, always=(GATES,), tests="training")
 
 
-@of_gates("T7", "gates without a mask are 1", "something masks a run that claims no mask", UNMASKED)
+@of_gates(
+    "T7",
+    "gates without a mask are 1",
+    "gates are zero in a run that is said to have no mask",
+    UNMASKED,
+)
 def no_mask(group: Group) -> Comparison:
     """Without a mask no gate is 0."""
     gates = torch.cat([observed.gates.flatten() for observed in group.gates])
@@ -73,7 +78,7 @@ def rescale(group: Group) -> Comparison:
 @of_gates(
     "T1",
     "gates kept, count",
-    "the layers keep another share than keep_prob: keep and prune swapped?",
+    "the share that the layers keep is not keep_prob: keep and prune swapped?",
     INDEPENDENT_DRAWS,
 )
 def share(group: Group) -> Comparison:
@@ -116,7 +121,11 @@ over_tokens = of_gates(
 )(lambda group: _no_variation(group, dim=2))
 
 over_rows = of_gates(
-    "T7", "gates constant over rows", "examples have masks of their own", SHARED_BY_SAMPLES, MASKS
+    "T7",
+    "gates constant over examples",
+    "examples have masks of their own",
+    SHARED_BY_SAMPLES,
+    MASKS,
 )(lambda group: _no_variation(group, dim=1))
 
 
@@ -151,7 +160,7 @@ tokens_differ = of_gates(
 
 rows_differ = of_gates(
     "T7",
-    "overlap of two rows, mean",
+    "overlap of two examples, mean",
     "examples do not have independent masks",
     DRAWN_IN_PASSES,
     INDEPENDENT_DRAWS,

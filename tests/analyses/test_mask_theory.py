@@ -156,13 +156,13 @@ WRONG = {  # the mask, what it claims if not its own law, what the layers do, ro
         step(),
         None,
         Fault(wrong_masks.drawn(wrong_masks.per_sample), after=0),
-        {"gates constant over rows", "columns of B that step 1 moves", DROPPED},
+        {"gates constant over examples", "columns of B that step 1 moves", DROPPED},
     ),
     "per sample, no masks recorded": (
         token("sample"),
         law(0.5),
         None,
-        {"gates constant over rows"},
+        {"gates constant over examples"},
     ),
     "per token": (
         step(),
@@ -180,7 +180,7 @@ WRONG = {  # the mask, what it claims if not its own law, what the layers do, ro
         step(),
         law(0.5, "token"),
         None,
-        {"overlap of two tokens, mean", "overlap of two rows, mean"},
+        {"overlap of two tokens, mean", "overlap of two examples, mean"},
     ),
     "per step in the layers, sold as per token": (
         token(),
@@ -251,7 +251,7 @@ WRONG = {  # the mask, what it claims if not its own law, what the layers do, ro
         token("sample"),
         None,
         Fault(wrong_masks.off, after=2),
-        {"gates kept, count", "overlap of two rows, mean", "rescale of kept gates"},
+        {"gates kept, count", "overlap of two examples, mean", "rescale of kept gates"},
     ),
     "masked, and says that it is not": (
         None,
