@@ -12,6 +12,7 @@ The primary differences of an experiment are corrected together (Holm 1979).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,7 +57,11 @@ def compare(table: pd.DataFrame, design: Design) -> pd.DataFrame:
                     differences = (first[outcome] - second[outcome]).dropna()
                     if differences.empty:
                         continue
-                    primary = (arm, against) in design.primary and at == "own"
+                    primary = (
+                        (arm, against) in design.primary
+                        and at == "own"
+                        and regime in design.primary_regimes
+                    )
                     rows.append(
                         {
                             "regime": regime,
@@ -70,7 +75,32 @@ def compare(table: pd.DataFrame, design: Design) -> pd.DataFrame:
                             "primary": primary and outcome == PRIMARY,
                         }
                     )
+    rows += [slope_row(table, design, arms) for arms in design.primary if design.slope]
     return corrected(pd.DataFrame(rows))
+
+
+def slope_row(table: pd.DataFrame, design: Design, arms: tuple[str, str]) -> dict[str, Any]:
+    """Fit the primary difference over a setting, a least-squares line for each seed.
+
+    Returns:
+        A row of `compare` about the slopes, whose regime lists those that it is fitted to.
+    """
+    columns = []
+    for regime in design.slope:
+        first, second = (_runs(table, regime, arm, "own")[PRIMARY] for arm in arms)
+        columns.append((first - second).rename(regime))
+    differences = pd.concat(columns, axis=1).dropna()
+    x = np.array(list(design.slope.values()))
+    slopes = (differences.to_numpy() @ (x - x.mean())) / ((x - x.mean()) ** 2).sum()
+    return {
+        "regime": "slope over " + ", ".join(design.slope),
+        "arm": arms[0],
+        "against": arms[1],
+        "at": "own",
+        "outcome": PRIMARY,
+        **difference(slopes),
+        "primary": True,
+    }
 
 
 def _runs(table: pd.DataFrame, regime: str, arm: str, at: str) -> pd.DataFrame:
@@ -86,12 +116,13 @@ def difference(values: NDArray[np.float64]) -> dict[str, float]:
     (2.0, 0.074, 3.1)
     """
     interval, n = mean_interval(values, level=LEVEL), len(values)
+    mean = float(interval.estimate)
     spread = float(np.std(values, ddof=1)) if n > 1 else math.nan
     error = spread / math.sqrt(n)
-    t = interval.estimate / error if error else math.nan
+    t = mean / error if error else math.nan
     quantiles = stdtrit(n - 1, (1 + LEVEL) / 2) + stdtrit(n - 1, POWER)
     return {
-        "difference": float(interval.estimate),
+        "difference": mean,
         "low": float(interval.low),
         "high": float(interval.high),
         "p_value": float(2 * stdtr(n - 1, -abs(t))),

@@ -11,11 +11,11 @@ What a file does not say is as in `designs/bench.yaml`, which all experiments sh
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -86,6 +86,11 @@ class Design:
         fields: of all runs.
         rates_of: the arm whose own rate all arms have; None: each its own.
         repeat: values of other fields, for each seed, by regime and arm.
+        primary_regimes: where the primary differences decide.
+        slope: regimes by the value of a setting, over which the difference of `primary` arms has a
+            slope that decides, too.
+        measures: what else is measured of the runs: `ranks` of the updates, or several ways of
+            `inference`.
     """
 
     name: str
@@ -102,6 +107,9 @@ class Design:
     fields: Mapping[str, Any] = field(default_factory=dict)
     rates_of: str | None = None
     repeat: Mapping[str, Mapping[str, Mapping[str, Sequence[Any]]]] = field(default_factory=dict)
+    primary_regimes: Sequence[str] = ()
+    slope: Mapping[str, float] = field(default_factory=dict)
+    measures: Literal["ranks", "inference"] | None = None
 
     def rate_cells(self) -> list[Cell]:
         """List the runs from which the learning rates are chosen."""
@@ -152,7 +160,7 @@ class Design:
     def _repeated(self, regime: str, arm: str, rate: float) -> Iterator[Cell]:
         repeated = self.repeat.get(regime, {}).get(arm, {})
         for seed in self.seeds:
-            for values in product(*repeated.values()):
+            for values in itertools.product(*repeated.values()):
                 fields = {"seed": seed, **dict(zip(repeated, values, strict=True))}
                 yield Cell(regime, arm, rate, fields)
 
@@ -168,7 +176,8 @@ def read_design(name: str, *, smoke: bool = False) -> Design:
 
     Args:
         name: such as `x1`.
-        smoke: make it small: few steps, rates and seeds, the same arms and regimes.
+        smoke: make it small: 4 steps, one rate, two seeds, one regime (or those of a slope), and no
+            arms but the baseline, those of primary comparisons, and one more.
 
     Raises:
         UserError: if there is no such experiment.
@@ -198,6 +207,9 @@ def read_design(name: str, *, smoke: bool = False) -> Design:
         fields={**shared["fields"], **content["fields"]},
         rates_of=content.get("rates_of"),
         repeat=content.get("repeat", {}),
+        primary_regimes=content.get("primary_regimes", list(regimes)),
+        slope=content.get("slope", {}),
+        measures=content.get("measures"),
     )
     return _small(design) if smoke else design
 
@@ -217,7 +229,13 @@ def _settings(given: Mapping[str, Any]) -> Settings:
 
 
 def _small(design: Design) -> Design:
-    """Make a design that takes a minute: one rate, two seeds, 4 steps."""
+    few = {design.baseline, "step", *itertools.chain.from_iterable(design.primary)}
+    first = next(iter(design.arms_of))
+    arms_of = {
+        regime: [arm for arm in arms if arm in few]
+        for regime, arms in design.arms_of.items()
+        if regime in (design.slope or [first])
+    }
     repeat = {
         regime: {
             arm: {name: values[:2] for name, values in of_arm.items()}
@@ -225,11 +243,17 @@ def _small(design: Design) -> Design:
         }
         for regime, arms in design.repeat.items()
     }
+    small = {"steps": 4, "eval_size": 10, "test_size": 10, "eval_every": 2}
+    regimes = {
+        name: replace(regime, fields={**regime.fields, **small})
+        for name, regime in design.regimes.items()
+    }
     return replace(
         design,
+        regimes=regimes,
+        arms_of=arms_of,
         rates=design.rates[:1],
         rate_seeds=design.rate_seeds[:1],
         seeds=design.seeds[:2],
         repeat=repeat,
-        fields={**design.fields, "steps": 4, "eval_size": 10, "test_size": 10, "eval_every": 2},
     )

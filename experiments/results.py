@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from experiments.design import Design
+from experiments.running import Rates
 from subspace_lab.runs.run import Run
 
 OUTCOMES = {
@@ -25,7 +25,7 @@ OUTCOMES = {
 """Columns of the table, and what they mean; without label noise some are empty."""
 
 
-def results_table(design: Design, out: Path, own: Mapping[tuple[str, str], float]) -> pd.DataFrame:
+def results_table(design: Design, out: Path, own: Rates) -> pd.DataFrame:
     """Table the final runs.
 
     Args:
@@ -62,7 +62,6 @@ def _scores(run: Run) -> dict[str, float]:
     last = metrics.iloc[-1]
     scores = {name: float(last[name]) for name in OUTCOMES if name in metrics}
     if run.chosen_step is not None:
-        chosen = metrics.loc[run.chosen_step]
         for name in ("test_calibrated_loss", "test_exact_match"):
-            scores[f"chosen_{name}"] = float(chosen[name])
+            scores[f"chosen_{name}"] = float(metrics[name].loc[run.chosen_step])
     return scores

@@ -19,6 +19,8 @@ from subspace_lab.sweeping.state import refuse_other_runs
 from subspace_lab.training.command_line import parse, training_parser
 from subspace_lab.training.config import TrainConfig
 
+Rates = Mapping[tuple[str, str], float]
+"""The learning rate chosen for each regime and arm."""
 CRITERION = "validation_calibrated_loss"
 """By which a learning rate is chosen: validation loss at its best temperature, at the last step."""
 
