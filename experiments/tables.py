@@ -47,16 +47,16 @@ def difference_table(rows: pd.DataFrame, *, baseline: str) -> str:
 def primary_table(rows: pd.DataFrame) -> str:
     """Write the primary comparisons with Holm's p-values and what could have been detected."""
     lines = [["regime", "comparison", "difference", "p (Holm)", "detectable"]]
-    for row in rows[rows["primary"]].itertuples():
-        lines.append(
-            [
-                str(row.regime),
-                f"{row.arm} - {row.against}",
-                interval_text(row),
-                f"{row.holm:.2g}",
-                f"{row.detectable:.3f}",
-            ]
-        )
+    lines += [
+        [
+            str(row.regime),
+            f"{row.arm} - {row.against}",
+            interval_text(row),
+            f"{row.holm:.2g}",
+            f"{row.detectable:.3f}",
+        ]
+        for row in rows[rows["primary"]].itertuples()
+    ]
     return kit.markdown_table(lines)
 
 
@@ -77,16 +77,16 @@ def rank_table(rows: pd.DataFrame) -> str:
     """Write entropy effective ranks of single updates and of means over mask seeds."""
     lines = [["regime", "arm", "of", "entropy effective rank", "minus LoRA's"]]
     names = {"single_entropy": "single runs", "mean_entropy": "mean over mask seeds"}
-    for row in rows[rows["quantity"].isin(list(names))].itertuples():
-        lines.append(
-            [
-                str(row.regime),
-                str(row.arm),
-                names[str(row.quantity)],
-                f"{row.arm_mean:.2f}",
-                interval_text(row, form="+.2f"),
-            ]
-        )
+    lines += [
+        [
+            str(row.regime),
+            str(row.arm),
+            names[str(row.quantity)],
+            f"{row.arm_mean:.2f}",
+            interval_text(row, form="+.2f"),
+        ]
+        for row in rows[rows["quantity"].isin(list(names))].itertuples()
+    ]
     return kit.markdown_table(lines)
 
 
