@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = [  # a room imports rooms of lower floors only; a new room needs a floor here
     "errors",
-    "files interruption module_names provenance schedule",
+    "files interruption local_paths module_names provenance schedule",
     "linalg module_table stats",
     "figures models peft_files tasks teacher_forcing theory",
     "adapters runs",
@@ -22,6 +22,7 @@ FLOORS = [  # a room imports rooms of lower floors only; a new room needs a floo
     "train subspace_lab",  # the command; the __init__ that names the public classes
     "sweeping",  # trains by the command, in processes forked from its own
     "convert evaluate sweep analyses",
+    "__main__",  # `subspace-lab`, which hands over to the commands
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 ONLY = {"linalg": set[str](), "theory": {"errors", "linalg"}, "figures": {"stats"}}
