@@ -37,7 +37,8 @@ Graph = Mapping[str, set[str]]
 
 def import_graph(root: Path) -> Graph:
     """Which file imports which, by module name; imports inside functions count as well."""
-    paths = [path for top in ("subspace_lab", "analyses", "experiments") for path in (root / top).rglob("*.py")]
+    tops = ("subspace_lab", "analyses", "experiments")
+    paths = [path for top in tops for path in (root / top).rglob("*.py")]
     trees = {path.relative_to(root).with_suffix("").parts: ast.parse(path.read_text("utf-8"))
              for path in paths}  # fmt: skip
     modules = {".".join(parts).removesuffix(".__init__") for parts in trees}
