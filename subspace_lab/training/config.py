@@ -19,7 +19,8 @@ COUNTS = (
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "init_seed", "data_seed", "mask_seed", "noise_seed", "restart_every",
-    "warmup_steps", "weight_decay", "max_grad_norm", "eval_every", "checkpoint_every",
+    "warmup_steps", "weight_decay", "max_grad_norm", "log_every", "eval_every",
+    "checkpoint_every",
 )  # fmt: skip
 
 PEFT_NAMES = {
@@ -143,6 +144,11 @@ class TrainConfig:
         cores: when to record rank cores: full, light, minimal, never, every:K, log:K or 1,2,5.
         snapshots: when to save whole adapters (same syntax as `cores`); the first and the last are
             always saved.
+        log_every: steps between two logs of what the record says, beside the loss: medians over
+            modules of the update's effective rank and others (see `runs.step_numbers`); cores of
+            these steps are recorded as well. 0: none.
+        report_to: trackers that get what is logged: `tensorboard`, `wandb`, `trackio`, `mlflow`
+            and whatever else the Trainer knows.
         eval_every: steps between evaluations; 0: only before and after training.
         checkpoint_every: steps between checkpoints to resume from; 0: none.
 
@@ -224,6 +230,8 @@ class TrainConfig:
     noise_seed: int | None = None
     cores: str = "full"
     snapshots: str = "never"
+    log_every: int = 0
+    report_to: list[str] = field(default_factory=list)
     eval_every: int = 0
     checkpoint_every: int = 0
 
@@ -268,6 +276,10 @@ class TrainConfig:
             raise UserError("`method` galore is an AdamW of its own: omit `optimizer`")
         if self.method == "lora" and self.rank_mask:
             raise UserError("for LoRA with a rank mask, use `method` droplora")
+        if self.log_every and (self.cores == "never" or self.method in WHOLE_WEIGHTS):
+            raise UserError(
+                "`log_every` logs what rank cores say, and this run records none: omit it"
+            )
         if self.snapshot_rank is not None and self.method not in WHOLE_WEIGHTS:
             raise UserError("`snapshot_rank` belongs to `method` full and galore: omit it")
         if self.global_batch is not None and self.accumulation != 1:
