@@ -64,5 +64,5 @@ class LiveNumbers:
             if name.startswith(prefix)
         }
         modules = self._modules[self._modules["r"] == rank].reset_index(drop=True)
-        scaling = torch.from_numpy(modules["scaling"].to_numpy(dtype=np.float64))
+        scaling = torch.tensor(modules["scaling"].tolist(), dtype=torch.float64)
         return CoreBatch(np.array([step]), modules, unpacked(of_rank, int(rank), scaling))
