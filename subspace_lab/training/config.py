@@ -20,7 +20,8 @@ COUNTS = (
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "init_seed", "data_seed", "mask_seed", "noise_seed", "restart_every",
-    "warmup_steps", "weight_decay", "max_grad_norm", "eval_every", "checkpoint_every",
+    "warmup_steps", "weight_decay", "max_grad_norm", "log_every", "eval_every",
+    "checkpoint_every",
 )  # fmt: skip
 
 PEFT_NAMES = {
@@ -146,6 +147,11 @@ class TrainConfig:
         cores: when to record rank cores: full, light, minimal, never, every:K, log:K or 1,2,5.
         snapshots: when to save whole adapters (same syntax as `cores`); the first and the last are
             always saved.
+        log_every: steps between two logs of what the record says, beside the loss: medians over
+            modules of the update's effective rank and others (see `runs.step_numbers`); cores of
+            these steps are recorded as well. 0: none.
+        report_to: trackers that get what is logged: `tensorboard`, `wandb`, `trackio`, `mlflow`
+            and whatever else the Trainer knows.
         eval_every: steps between evaluations; 0: only before and after training.
         checkpoint_every: steps between checkpoints to resume from; 0: none.
 
@@ -228,6 +234,8 @@ class TrainConfig:
     noise_seed: int | None = None
     cores: str = "full"
     snapshots: str = "never"
+    log_every: int = 0
+    report_to: list[str] = field(default_factory=list)
     eval_every: int = 0
     checkpoint_every: int = 0
 

@@ -70,6 +70,10 @@ RULES = (
         "for LoRA with a rank mask, use `method` droplora",
     ),
     Rule(
+        lambda c: c.log_every and (c.cores == "never" or _whole(c)),
+        "`log_every` logs what rank cores say, and this run records none: omit it",
+    ),
+    Rule(
         lambda c: c.snapshot_rank is not None and not _whole(c),
         "`snapshot_rank` belongs to `method` full and galore: omit it",
     ),

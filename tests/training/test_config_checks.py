@@ -14,6 +14,7 @@ EXAMPLES = [  # in the order of the rules
     {"method": "galore", "base_dtype": "bf16"},
     {"method": "galore", "optimizer": "sgd"},
     {"method": "lora", "rank_mask": True},
+    {"log_every": 10, "cores": "never"},
     {"snapshot_rank": 2},
     {"global_batch": 8, "accumulation": 2},
     {"train_split": "train+validation"},
