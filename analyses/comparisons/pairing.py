@@ -29,6 +29,11 @@ Seeds = tuple[int, ...]
 """What tells repetitions of a configuration apart: the seed, or several of them."""
 Scores = Mapping[tuple[str, str, Seeds], NDArray[np.float64]]
 """Values of the test examples, in order, for each (task, measure, seeds)."""
+MEAN_COLUMNS = ["mean", "low", "high", "seeds", "examples"]
+DIFFERENCE_COLUMNS = [
+    "difference", "difference_low", "difference_high", "p_value", "examples_error", "paired_seeds",
+]  # fmt: skip
+"""Columns of what `mean_of` and `difference_of` give."""
 
 
 @dataclass(frozen=True)

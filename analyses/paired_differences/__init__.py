@@ -35,6 +35,8 @@ import pandas as pd
 from analyses import kit
 from analyses.comparisons.configurations import COLUMNS as SETTINGS
 from analyses.comparisons.pairing import (
+    DIFFERENCE_COLUMNS,
+    MEAN_COLUMNS,
     Seeds,
     read_configurations,
     tasks_scored,
@@ -46,6 +48,7 @@ from analyses.comparisons.rates import (
     at_equal_rates,
     at_own_rates,
     by_method,
+    check_baseline,
     several_rates,
 )
 from analyses.comparisons.scores import ACCURACY, AVERAGE, MEASURES, excluded_runs
@@ -54,9 +57,8 @@ from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
 
 COLUMNS = [
-    "configuration", "method", *SETTINGS, "learning_rate", "rates", "task", "measure", "mean",
-    "low", "high", "seeds", "examples", "baseline", "baseline_rate", "difference",
-    "difference_low", "difference_high", "p_value", "examples_error", "paired_seeds",
+    "configuration", "method", *SETTINGS, "learning_rate", "rates", "task", "measure",
+    *MEAN_COLUMNS, "baseline", "baseline_rate", *DIFFERENCE_COLUMNS,
 ]  # fmt: skip
 
 
@@ -90,10 +92,7 @@ def compute(runs: Sequence[Run], *, baseline: str = "LoRA") -> pd.DataFrame:
             "python -m subspace_lab.evaluate --run RUN --tasks TASK for each, or train with "
             "--test_size"
         )
-    if baseline not in methods:
-        raise UserError(
-            f"there is no configuration {baseline!r}: give --baseline one of {', '.join(methods)}"
-        )
+    check_baseline(methods, baseline)
     rows = []
     for measure in MEASURES:
         tasks = tasks_scored(configurations, measure)
@@ -172,7 +171,7 @@ ANALYSIS = kit.Analysis(
     summarize=summarize,
     texts={"md": as_markdown},
     on_screen=as_markdown,
-    options={"baseline": {"default": "LoRA", "help": "the configuration to compare with"}},
+    options={"baseline": kit.option("LoRA", "the configuration to compare with")},
     compares=True,
     selects=False,
     csv=True,
