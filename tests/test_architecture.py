@@ -24,7 +24,7 @@ FLOORS = [  # a room imports rooms of lower floors only; a new room needs a floo
     "convert evaluate sweep analyses",
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
-ONLY = {"linalg": set[str](), "theory": {"errors", "linalg"}, "figures": {"stats"}}
+ONLY = {"linalg": set[str](), "theory": {"errors", "linalg"}, "figures": {"errors", "stats"}}
 NEVER = {
     "analyses": {"recording", "training", "sweeping"},
     "training": {"evaluation"},
