@@ -11,6 +11,7 @@ decoding would write.
 from __future__ import annotations
 
 import pandas as pd
+
 from analyses import kit
 from subspace_lab.errors import UserError
 from subspace_lab.figures.panels import draw_panels

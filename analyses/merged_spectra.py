@@ -219,8 +219,11 @@ def _changes(table: pd.DataFrame) -> pd.DataFrame:
     """Give by how much each leading singular value of the merged weight exceeds the base's, %."""
     spectra = _spectra(table)
     merged, base = (spectra[spectra["matrix"] == matrix] for matrix in ("merged", "base"))
-    both = merged.merge(base[["run", "module", "index", "singular_values"]].astype(
-        {"run": str, "module": str}), on=["run", "module", "index"], suffixes=("", "_base"))
+    both = merged.merge(
+        base[["run", "module", "index", "singular_values"]].astype({"run": str, "module": str}),
+        on=["run", "module", "index"],
+        suffixes=("", "_base"),
+    )
     change = 100 * (both["singular_values"] / both["singular_values_base"] - 1)
     return both.assign(change=change)
 
@@ -286,7 +289,9 @@ plot = kit.curves_over_steps(
     title="Merged spectra at the last step", panel_width=1.5,
 )  # fmt: skip
 modules = kit.module_map(
-    "update_to_base_norm", title="Size of the update at the last step", unit="‖ΔW‖ / ‖W₀‖",
+    "update_to_base_norm",
+    title="Size of the update at the last step",
+    unit="‖ΔW‖ / ‖W₀‖",
     rows=_merged_at_last_step,
 )
 

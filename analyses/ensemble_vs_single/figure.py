@@ -143,7 +143,9 @@ def _limits(points: pd.DataFrame) -> tuple[float, float]:
     masks = points.loc[points["kind"] == "one mask", "value"].dropna()
     low, high = masks.quantile([0.25, 0.75])
     inside = masks[masks.between(low - 3 * (high - low), high + 3 * (high - low))]
-    values = pd.concat([points.loc[points["kind"] != "one mask", "value"], inside, pd.Series([0.0])])
+    values = pd.concat(
+        [points.loc[points["kind"] != "one mask", "value"], inside, pd.Series([0.0])]
+    )
     margin = 0.06 * (values.max() - values.min()) or 1.0
     return float(values.min() - margin), float(values.max() + margin)
 

@@ -121,9 +121,7 @@ def draw(points: pd.DataFrame, page: kit.Page) -> None:
     page.legend(axes)
 
 
-def _draw_orders(
-    axis: Axes, rows: pd.DataFrame, run: str, style: dict[str, Any] | None
-) -> None:
+def _draw_orders(axis: Axes, rows: pd.DataFrame, run: str, style: dict[str, Any] | None) -> None:
     """Draw a run's curves; with one run color and dashes tell them apart, else dashes do.
 
     Bands of several runs are drawn of the random mean only.

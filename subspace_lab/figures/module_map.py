@@ -49,7 +49,9 @@ def draw_module_map(cells: pd.DataFrame, page: Page, *, title: str, unit: str) -
         _draw_ranking(axes[ranking], cells, page)
         axes[ranking].set_xlabel(unit)
         page.set_title(axes[ranking], ranking)
-    page.title(f"{title}\n{int(cells['seeds'].max())} seeds, mean" if cells["seeds"].max() > 1 else title)
+    page.title(
+        f"{title}\n{int(cells['seeds'].max())} seeds, mean" if cells["seeds"].max() > 1 else title
+    )
     page.legend({name: axes[name] for name in axes if name == ranking})
 
 

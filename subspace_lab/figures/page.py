@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -104,7 +105,7 @@ class Page:
                 raise UserError(f"the figure has no panel {wrong[0]!r}: choose among {known}")
             given = dict(self.axes)
         else:
-            axes = [self.axes] if isinstance(self.axes, Axes) else list(self.axes or [])
+            axes = list(np.ravel(np.asarray(self.axes, dtype=object)))
             if len(axes) != len(names):
                 raise UserError(
                     f"{len(axes)} axes were given for {len(names)} panels ({known}): give as many, "

@@ -31,7 +31,8 @@ class Panel:
         unit: label of the vertical axis.
         by: column whose labels get a curve each; None: one curve per run or configuration.
         labels: the labels of `by` that are drawn, in order, with the names shown; empty: all.
-        only_alone: labels of `by`, or columns, that are left out where curves of several runs are compared.
+        only_alone: labels of `by`, or columns, that are left out where curves of several runs are
+            compared.
         faint: names of curves that are drawn pale and thin, in the color of the others.
         where: only rows with these values: column to value.
         rows: makes the rows that are drawn, such as sums over modules, of those of the table.
@@ -134,7 +135,9 @@ def _draw_panel(
     if predicted["low"].notna().any():
         axis.fill_between([], [], [], color="0.85", lw=0, label=predicted["band"].iloc[0])
     low, high = limits_of(rows, log=panel.scale == "log")
-    ends = [end if set_ is None else set_ for set_, end in zip(panel.limits, (low, high), strict=True)]
+    ends = [
+        end if set_ is None else set_ for set_, end in zip(panel.limits, (low, high), strict=True)
+    ]
     axis.set(ylabel=panel.unit, yscale=panel.scale, ylim=ends)
     if panel.scale == "linear":
         steps = [1, 1.5, 3, 6, 10] if panel.degrees else [1, 2, 2.5, 5, 10]

@@ -30,7 +30,7 @@ DOTS_PER_INCH = 300
 
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color/) but for its yellow, too pale for lines;
 # in an order in which neighbors differ in lightness, so that they differ in grey.
-PALETTE = ("#0072B2", "#E69F00", "#000000", "#CC79A7", "#009E73", "#56B4E9", "#D55E00")
+PALETTE = ("#0072B2", "#E69F00", "#000000", "#CC79A7", "#D55E00", "#56B4E9", "#009E73")
 LINES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 PREDICTION: dict[str, Any] = {"color": "0.35", "linestyle": (0, (1, 1)), "linewidth": 1.2}

@@ -77,7 +77,9 @@ def _style(line: Line2D) -> str:
     dashes = line._unscaled_dash_pattern[1]  # get_linestyle calls all own dashes "--"
     every = line.get_markevery()
     marked = f" from {every.start} every {every.step}" if isinstance(every, slice) else ""
-    return f"{to_hex(line.get_color())}, {dashes or line.get_linestyle()}, {line.get_marker()}{marked}"
+    return (
+        f"{to_hex(line.get_color())}, {dashes or line.get_linestyle()}, {line.get_marker()}{marked}"
+    )
 
 
 def _points(values: Any) -> str:
