@@ -30,7 +30,7 @@ RUNS = {
 
 OPTIONS = {
     "merged_spectra": ["--modules", "*.layers.*[05].*"],
-    "ensemble_vs_single": ["--masks", "5", "--examples", "24"],
+    "ensemble_vs_single": ["--masks", "5", "--examples", "24", "--validation", "0"],
     "gate_expansion": ["--masks", "4", "--examples", "1"],
 }
 """What keeps the demo short: spectra of every fifth layer, few masks and examples."""

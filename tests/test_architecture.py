@@ -15,13 +15,14 @@ FLOORS = [  # a room imports rooms of lower floors only; a new room needs a floo
     "errors",
     "files interruption module_names provenance schedule",
     "linalg module_table stats",
-    "figures models peft_files tasks teacher_forcing theory",
+    "calibration figures models peft_files tasks teacher_forcing theory",
     "adapters runs",
     "configurations evaluation recording",
     "training",
     "train subspace_lab",  # the command; the __init__ that names the public classes
     "sweeping",  # trains by the command, in processes forked from its own
     "convert evaluate sweep analyses",
+    "experiments",
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 ONLY = {"linalg": set[str](), "theory": {"errors", "linalg"}, "figures": {"errors", "stats"}}
@@ -35,7 +36,7 @@ Graph = Mapping[str, set[str]]
 
 def import_graph(root: Path) -> Graph:
     """Which file imports which, by module name; imports inside functions count as well."""
-    paths = [path for top in ("subspace_lab", "analyses") for path in (root / top).rglob("*.py")]
+    paths = [path for top in ("subspace_lab", "analyses", "experiments") for path in (root / top).rglob("*.py")]
     trees = {path.relative_to(root).with_suffix("").parts: ast.parse(path.read_text("utf-8"))
              for path in paths}  # fmt: skip
     modules = {".".join(parts).removesuffix(".__init__") for parts in trees}
@@ -61,7 +62,7 @@ def names(node: ast.AST, package: tuple[str, ...]) -> Iterator[str]:
 def room(module: str) -> str:
     """The part of the code that a module belongs to."""
     top, *inner = module.split(".")
-    return "analyses" if top == "analyses" else inner[0] if inner else top
+    return top if top != "subspace_lab" or not inner else inner[0]
 
 
 def wrong_directions(graph: Graph) -> list[str]:

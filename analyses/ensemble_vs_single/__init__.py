@@ -2,8 +2,7 @@
 
     python -m analyses.ensemble_vs_single --run RUN [--run RUN2 ...] [--masks 8] [--examples 64]
 
-Evaluates one trained adapter in six ways on the examples of the run's eval_split (test examples
-where it is none), by teacher forcing:
+Evaluates one trained adapter in six ways on test examples, by teacher forcing:
 
 - base: the base model without the adapter;
 - full: the full-rank model, as it is used at inference;
@@ -16,9 +15,17 @@ The paper likens full-rank inference to an ensemble. For an adapter on the logit
 masks, full and geometric agree exactly; in a deep network they need not, and what single masks
 lose against the geometric ensemble is the Jensen gap, which theory gives without labels. The masks
 are drawn anew, one for all tokens, with the run's keep_prob and rescale (0.5, rescaled, where the
-run was not masked). Loss is in nats per response token; accuracy is the share of examples whose
-response greedy decoding would reproduce exactly. The model computes in fp32 on every machine: the
-cost of masks and ensembles is often less than the rounding of bf16.
+run was not masked, such as LoRA's). Loss is in nats per response token; accuracy is the share of
+examples whose response greedy decoding would reproduce exactly. The model computes in fp32 on every
+machine: the cost of masks and ensembles is often less than the rounding of bf16.
+
+An ensemble's predictions are less sure, which lowers the loss of an overconfident model without
+any ensemble, too. So each predictor is also scored at a temperature of its own: the validated one,
+which has the lowest loss on validation examples (`--validation`, of the task, none of them trained
+on), and the oracle, which has the lowest loss on the test examples themselves and is a bound. What
+an ensemble is still ahead of the full update at their validated temperatures, `difference`, is not
+calibration; its 95 % interval is over examples. The expected calibration error (ECE) has 15 bins of
+equal width, and is of the token predictions under teacher forcing, as the Brier score is.
 
 Masks and scales act on the B A that was trained. PiSSA and MiLoRA train it on the residual base,
 without the initial B A: there scale 0 is that residual base, and `base`, the original one, is not
@@ -27,18 +34,23 @@ a point of the scale curve.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 
 from analyses import kit
 from analyses.ensemble_vs_single.figure import draw, figure_table, scale_curve
-from analyses.ensemble_vs_single.predictors import score_predictors
+from analyses.ensemble_vs_single.predictors import predictions, predictors
+from analyses.ensemble_vs_single.scoring import score_predictors
 from subspace_lab.errors import UserError, check_counts
 from subspace_lab.evaluation.trained_model import evaluation_examples, load_trained
 from subspace_lab.models import Precision
 from subspace_lab.runs.run import Run
+from subspace_lab.tasks.examples import Example
 from subspace_lab.theory.inference_scale import optimal_inference_scale
+from subspace_lab.theory.mask_law import DEFAULT_LAW
 
 
 def compute(
@@ -48,13 +60,14 @@ def compute(
     modules: Sequence[str] | None = None,
     masks: int = 8,
     examples: int = 64,
+    validation: int = 64,
     batch_size: int = 16,
     seed: int = 0,
     dtype: Precision = "fp32",
 ) -> pd.DataFrame:
     """Evaluate the predictors.
 
-    A row is a run, step and predictor: `run, step`, the columns of `predictors.score_predictors`,
+    A row is a run, step and predictor: `run, step`, the columns of `scoring.score_predictors`,
     `split` (which examples), `predicted_scale` (T9's optimal inference scale for white inputs, one
     number per run and step; nan without masks in training), `keep_prob`, `dtype` (what the model
     computed in).
@@ -64,7 +77,8 @@ def compute(
         steps: which snapshots; None: the last.
         modules: must be None: predictions come from the whole model.
         masks: masks drawn.
-        examples: examples used at most.
+        examples: test examples used at most.
+        validation: validation examples that choose the temperatures, at most; 0: none are chosen.
         batch_size: examples in one forward pass.
         seed: seed of the drawn masks.
         dtype: what the model computes in.
@@ -73,24 +87,38 @@ def compute(
         UserError: if the run has no adapter to load, or an argument is out of range.
     """
     check_counts(masks=masks, examples=examples, batch_size=batch_size)
-    check_counts(0, seed=seed)
+    check_counts(0, seed=seed, validation=validation)
     if modules is not None:
         raise UserError("ensemble_vs_single evaluates whole models: omit `modules`")
-    evaluated = evaluation_examples(run, size=examples)
+    law = replace((run.mask_law or DEFAULT_LAW).one_draw(), granularity="step", seed=seed)
+    tested = evaluation_examples(run, split="test", size=examples)
+    validated = _validation_examples(run, validation)
     parts = []
     for step in [None] if steps is None else steps:
         trained = load_trained(run, step=step, dtype=dtype)
-        scores = score_predictors(
-            run, trained, evaluated, masks=masks, batch_size=batch_size, seed=seed
+        predict = functools.partial(
+            predictions,
+            trained,
+            contexts=predictors(run, trained, law=law, masks=masks),
+            batch_size=batch_size,
+            description=f"ensembles of {run.name}",
         )
+        scores = score_predictors(predict, tested, validated)
         of_step = {
-            "split": run.evaluated_split,
+            "split": "test",
             "predicted_scale": predicted_scale(run, trained.step),
             "keep_prob": run.mask_law.keep_prob if run.mask_law else float("nan"),
             "dtype": trained.dtype,
         }
         parts.append(pd.DataFrame({"run": run.name, "step": trained.step, **scores, **of_step}))
     return pd.concat(parts, ignore_index=True)
+
+
+def _validation_examples(run: Run, size: int) -> list[Example]:
+    """Load the validation examples that choose temperatures; none where the run trained on them."""
+    if not size or "validation" in run.config.get("train_split", "train"):
+        return []
+    return evaluation_examples(run, split="validation", size=size)
 
 
 def predicted_scale(run: Run, step: int) -> float:
@@ -113,15 +141,21 @@ def predicted_scale(run: Run, step: int) -> float:
 
 
 def summarize(table: pd.DataFrame) -> kit.Summary:
-    """Give each run's losses, and the best of the scales beside the predicted one."""
+    """Give each run's losses, also calibrated, and the best of the scales beside the predicted."""
     summary: dict[str, float | int | str] = {}
     for (run, step), rows in table.groupby(["run", "step"], sort=False):
-        losses = rows[rows["predictor"] != "scaled"].groupby("predictor", sort=False)["loss"].mean()
-        text = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
+        shown = rows[~rows["predictor"].isin(["scaled", "single"])].set_index("predictor")
+        for column, title in (
+            ("loss", "loss (nats/token)"),
+            ("calibrated_loss", "loss at the validated temperature"),
+            ("ece", "expected calibration error"),
+        ):
+            if shown[column].notna().any():
+                values = ", ".join(f"{name} {x:.4g}" for name, x in shown[column].items())
+                summary[f"{run}, step {step}, {title}"] = values
         curve = scale_curve(rows)
         best = curve["scale"].iloc[curve["loss"].argmin()]
         predicted = rows["predicted_scale"].iloc[0]
-        summary[f"{run}, step {step}, loss (nats/token)"] = text
         summary[f"{run}, step {step}, best scale of the grid"] = (
             f"{best:.3g} (predicted {predicted:.3g})" if predicted == predicted else f"{best:.3g}"
         )
@@ -146,7 +180,11 @@ ANALYSIS = kit.Analysis(
     "single masks' mean. Bottom: exact match of each.",
     options={
         "masks": kit.option(8, "masks drawn"),
-        "examples": kit.option(64, "maximum number of examples"),
+        "examples": kit.option(64, "maximum number of test examples"),
+        "validation": kit.option(
+            64,
+            "maximum number of validation examples, which choose temperatures; 0: no temperatures",
+        ),
         "batch_size": kit.option(16, "examples in one forward pass"),
         "seed": kit.option(0, "seed of the masks"),
         "dtype": kit.option("fp32", "what the model computes in", choices=("fp32", "bf16")),

@@ -14,11 +14,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -28,7 +26,7 @@ from subspace_lab.evaluation.trained_model import TrainedModel
 from subspace_lab.runs.run import Run
 from subspace_lab.tasks.examples import Example
 from subspace_lab.theory.ensembles import arithmetic_ensemble, geometric_ensemble, jensen_gap
-from subspace_lab.theory.mask_law import DEFAULT_LAW
+from subspace_lab.theory.mask_law import MaskLaw
 
 SCALES = (0.5, 0.75, 1.25, 1.5)
 FIRST_DRAW = 1 << 40
@@ -45,93 +43,83 @@ class Predictor(NamedTuple):
     draw: int
 
 
+class Prediction(NamedTuple):
+    """What a predictor says of the response tokens of some examples.
+
+    Attributes:
+        batch: the examples.
+        predictor: which.
+        log_probabilities: (tokens, vocabulary).
+        jensen_gap: of an ensemble: mean nats of single masks minus those of the geometric ensemble,
+            summed over the tokens, from the predictions alone; of others nan.
+    """
+
+    batch: ResponseBatch
+    predictor: Predictor
+    log_probabilities: Tensor
+    jensen_gap: float = float("nan")
+
+
 Context = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
-@torch.no_grad()
-def score_predictors(
-    run: Run,
+def predictions(
     trained: TrainedModel,
     examples: Sequence[Example],
+    contexts: Mapping[Predictor, Context],
     *,
-    masks: int,
     batch_size: int,
-    seed: int,
-) -> pd.DataFrame:
-    """Score every predictor by teacher forcing.
+    description: str,
+) -> Iterator[Prediction]:
+    """Predict examples, batch by batch, with each predictor and then with the ensembles of masks.
 
     Args:
-        run: the run that `trained` is of: its mask law is used, and its trained rank.
-        trained: the model; a rank mask is put on it.
+        trained: the model.
         examples: what is predicted.
-        masks: masks drawn.
+        contexts: what each predictor that is one forward pass stands for, see `predictors`.
         batch_size: examples in one forward pass.
-        seed: seed of the drawn masks.
-
-    Returns:
-        A row for each predictor: `predictor`, `masks` (how many are in it), `scale` (of B A; nan
-        for the base of PiSSA and MiLoRA), `draw` (which mask, else -1), `loss` (nats per response
-        token), `accuracy`, `examples`, `jensen_gap` (nats per token, of the ensembles: mean loss
-        of single masks minus that of the geometric one, from the predictions alone).
+        description: of the progress bar.
     """
-    contexts = predictors(run, trained, masks=masks, seed=seed)
-    ensembles = {Predictor(name, masks, 1.0, -1): mean for name, mean in ENSEMBLES.items()}
-    sums = {predictor: torch.zeros(2, dtype=torch.float64) for predictor in [*contexts, *ensembles]}
-    tokens, gap = 0, 0.0
+    masks = sum(predictor.name == "single" for predictor in contexts)
     for batch in response_batches(
         trained.tokenizer,
         [(example.prompt, example.response) for example in examples],
         batch_size=batch_size,
         device=trained.model.device,
-        description=f"ensembles of {run.name}",
+        description=description,
     ):
         singles = []
         for predictor, context in contexts.items():
-            with context():
+            with context(), torch.no_grad():
                 log_probabilities = teacher_forcing.log_probabilities(batch.logits(trained.model))
-            sums[predictor] += _nats_and_exact(batch, log_probabilities)
             if predictor.name == "single":
                 singles.append(log_probabilities)
+            yield Prediction(batch, predictor, log_probabilities)
         stacked = torch.stack(singles)
-        for predictor, mean in ensembles.items():
-            sums[predictor] += _nats_and_exact(batch, mean(stacked))
-        tokens += len(batch.targets)
-        gap += float(jensen_gap(stacked).double().sum())
-    return pd.DataFrame(
-        {
-            "predictor": predictor.name,
-            "masks": predictor.masks,
-            "scale": predictor.scale,
-            "draw": predictor.draw,
-            "loss": nats / tokens,
-            "accuracy": exact / len(examples),
-            "examples": len(examples),
-            "jensen_gap": gap / tokens if predictor in ensembles else float("nan"),
-        }
-        for predictor, (nats, exact) in ((key, value.tolist()) for key, value in sums.items())
-    )
-
-
-def _nats_and_exact(batch: ResponseBatch, log_probabilities: Tensor) -> Tensor:
-    """Sum over responses (2,): their nats, and how many greedy decoding would reproduce."""
-    scores = batch.scores(log_probabilities)
-    return torch.stack([scores.nats.sum(), scores.exact.sum()])
+        gap = float(jensen_gap(stacked).double().sum())
+        for name, mean in ENSEMBLES.items():
+            yield Prediction(batch, Predictor(name, masks, 1.0, -1), mean(stacked), gap)
 
 
 def predictors(
-    run: Run, trained: TrainedModel, *, masks: int, seed: int
+    run: Run, trained: TrainedModel, *, law: MaskLaw, masks: int
 ) -> dict[Predictor, Context]:
     """Give a context manager for each predictor that is one forward pass.
+
+    Args:
+        run: the run that `trained` is of, whose trained rank is masked.
+        trained: the model; a rank mask is put on it.
+        law: of the masks, by step.
+        masks: masks drawn.
 
     The base is the update at scale 0; where training split it, that was W_res and not the base,
     which gets the scale nan.
     """
     from subspace_lab.adapters.mask import RankMask  # with torch._dynamo, a second
 
-    law = (run.mask_law or DEFAULT_LAW).one_draw()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the adapter is trained already is the point here
-        mask = RankMask.of(replace(law, granularity="step", seed=seed)).attach(trained.model)
+        mask = RankMask.of(law).attach(trained.model)
     ranks = dict(zip(run.modules["module"], run.modules["r"], strict=True))
 
     def under(gates: Mapping[str, Tensor]) -> Context:

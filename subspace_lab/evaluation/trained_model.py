@@ -155,8 +155,15 @@ def _misfit(model: PeftModel, *, missing: Iterable[str], unexpected: list[str]) 
     return f"{text}; {lacking[0].replace('.default', '')} is missing"
 
 
-def evaluation_examples(run: Run, *, size: int | None = None) -> list[Example]:
-    """Load the examples of `eval_split` (test where it is `none`), or the first `size` of them.
+def evaluation_examples(
+    run: Run, *, split: str | None = None, size: int | None = None
+) -> list[Example]:
+    """Load the examples of a split that the run's training scored, or the first `size` of them.
+
+    Args:
+        run: a recorded run.
+        split: `test` or `validation`; None: `eval_split` (test where it is `none`).
+        size: at most so many; of a split that training did not score, `size` are drawn.
 
     Raises:
         UserError: if the run does not say which task it was trained on.
@@ -166,10 +173,14 @@ def evaluation_examples(run: Run, *, size: int | None = None) -> list[Example]:
         raise UserError(
             f"{run.path} is not a recorded run and does not name a task to evaluate it on"
         )
+    split = split or run.evaluated_split
+    scored = {run.evaluated_split: config.get("eval_size")}
+    if config.get("test_size") is not None:
+        scored["test"] = config["test_size"]
     examples = tasks.load(
         config["task"],
-        run.evaluated_split,
-        size=config.get("eval_size"),
+        split,
+        size=scored.get(split, size),
         seed=tasks.EVALUATION_SEED,
         data_dir=config.get("data_dir"),
         difficulty=config.get("difficulty", "easy"),

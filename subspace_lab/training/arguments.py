@@ -40,6 +40,7 @@ def training_arguments(
         else "constant_with_warmup",
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
+        adam_epsilon=config.adam_epsilon,
         **optimizer_arguments(config),
         max_grad_norm=config.max_grad_norm,
         bf16=dtype == "bf16",

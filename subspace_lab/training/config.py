@@ -132,6 +132,8 @@ class TrainConfig:
         warmup_steps: steps of linear warm-up.
         weight_decay: decoupled weight decay.
         optimizer: `adamw` or `sgd` (plain, no momentum).
+        adam_epsilon: what AdamW adds to the root of the second moment; larger ones make its steps
+            more like those of SGD.
         max_grad_norm: gradients are clipped to this norm; 0: not at all.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
         compile: compile the model with torch.compile.
@@ -214,6 +216,7 @@ class TrainConfig:
     warmup_steps: int = 0
     weight_decay: float = 0.0
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     gradient_checkpointing: bool = False
     compile: bool = False
@@ -235,7 +238,10 @@ class TrainConfig:
             value, minimum = getattr(self, name), 1 if name in COUNTS else 0
             if value is not None and value < minimum:
                 raise UserError(f"`{name}` must be at least {minimum}, not {value}")
-        positive = ("alpha", "learning_rate", "penalty_strength", "galore_scale", "lora_plus_ratio")
+        positive = (
+            "alpha", "learning_rate", "penalty_strength", "galore_scale", "lora_plus_ratio",
+            "adam_epsilon",
+        )  # fmt: skip
         for name in positive:
             value = getattr(self, name)
             if value is not None and value <= 0:

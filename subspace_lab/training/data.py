@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from subspace_lab.calibration import nats_at_temperatures
 from subspace_lab.errors import UserError
 from subspace_lab.tasks.encoding import encode_prompt, encode_response
 from subspace_lab.tasks.examples import Example
@@ -103,9 +104,22 @@ def response_statistics(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([scores.nats, scores.tokens, scores.exact], dim=-1).to(logits.device).float()
 
 
+def statistics_with_temperatures(logits: Tensor, labels: Tensor) -> Tensor:
+    """Add the loss at other temperatures to `response_statistics`.
+
+    Returns:
+        (batch, 3 + temperatures): the statistics, and the nats of the response at each of
+        `calibration.TEMPERATURES`.
+    """
+    rows, places = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+    by_token = nats_at_temperatures(logits[rows, places], labels[rows, places + 1])
+    by_example = by_token.new_zeros(len(labels), by_token.shape[-1]).index_add(0, rows, by_token)
+    return torch.cat([response_statistics(logits, labels), by_example.float()], dim=-1)
+
+
 def summarize(statistics: Any) -> dict[str, float]:
-    """Reduce rows of `response_statistics` to loss (nats per token) and exact match."""
-    nats, tokens, exact = torch.as_tensor(statistics).double().unbind(-1)
+    """Reduce `response_statistics`, whatever follows, to loss (nats per token) and exact match."""
+    nats, tokens, exact = torch.as_tensor(statistics).double()[:, :3].unbind(-1)
     return {
         "response_loss": float(nats.sum() / tokens.sum()),
         "exact_match": float(exact.mean()),

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PredictionOutput
 
+from subspace_lab.calibration import TEMPERATURES, best_temperature, loss_at
 from subspace_lab.recording.recorder import SubspaceRecorder
+from subspace_lab.training.data import statistics_with_temperatures
 from subspace_lab.training.validation_choice import ValidationChoice
 
 TEST = "test"
@@ -18,13 +23,15 @@ Tokens = Sequence[dict[str, list[int]]]
 class FinalScores(TrainerCallback):
     """Scores the last step, and on test examples also the step that validation chose.
 
-    Scores go into the metrics rows of their steps, as columns that begin with their set's name. It
+    Scores go into the metrics rows of their steps, as columns that begin with their set's name; of
+    test examples also the loss at the temperature that validation examples choose, and theirs. It
     must come before the recorder among the Trainer's callbacks, which ends the record.
 
     Args:
         trainer: the Trainer, whose metrics are computed.
         recorder: of the run.
         sets: tokenized examples by the name of their set.
+        validation: tokenized validation examples; None: no temperature is chosen.
         choice: the validation-chosen step; None: nothing is chosen.
         snapshot: whether the chosen step's adapter is saved as a snapshot.
     """
@@ -35,12 +42,14 @@ class FinalScores(TrainerCallback):
         recorder: SubspaceRecorder,
         sets: Mapping[str, Tokens],
         *,
+        validation: Tokens | None,
         choice: ValidationChoice | None,
         snapshot: bool,
     ) -> None:
         self._trainer = trainer
         self._recorder = recorder
         self._sets = sets
+        self._validation = validation
         self._choice = choice
         self._snapshot = snapshot
 
@@ -63,5 +72,37 @@ class FinalScores(TrainerCallback):
             self._choice.discard()
 
     def _score(self, name: str, step: int) -> None:
-        result = self._trainer.predict(self._sets[name], metric_key_prefix=name)  # type: ignore[arg-type]
+        if name == TEST and self._validation is not None:
+            self._recorder.add_evaluation(step, self._calibrated(self._validation))
+            return
+        result = self._predict(name, self._sets[name])
         self._recorder.add_evaluation(step, result.metrics or {})
+
+    def _calibrated(self, validation: Tokens) -> dict[str, float]:
+        """Score test examples, also at the temperature that validation examples choose."""
+        usual = self._trainer.preprocess_logits_for_metrics
+        self._trainer.preprocess_logits_for_metrics = statistics_with_temperatures
+        try:
+            chosen_on = self._predict("validation", validation)
+            result = self._predict(TEST, self._sets[TEST])
+        finally:
+            self._trainer.preprocess_logits_for_metrics = usual
+        place = best_temperature(_nats(chosen_on))
+        return (result.metrics or {}) | {
+            f"{TEST}_temperature": TEMPERATURES[place],
+            f"{TEST}_calibrated_loss": loss_at(place, _nats(result), _tokens(result)),
+            "validation_calibrated_loss": loss_at(place, _nats(chosen_on), _tokens(chosen_on)),
+        }
+
+    def _predict(self, name: str, examples: Tokens) -> PredictionOutput:
+        return self._trainer.predict(examples, metric_key_prefix=name)  # type: ignore[arg-type]
+
+
+def _nats(result: PredictionOutput) -> Tensor:
+    """Give the nats of each response at each temperature."""
+    return torch.as_tensor(result.predictions)[:, 3:]
+
+
+def _tokens(result: PredictionOutput) -> Tensor:
+    """Give the number of tokens of each response."""
+    return torch.as_tensor(result.predictions)[:, 1].double()

@@ -175,7 +175,14 @@ def build(
         trainer.add_callback(choice)
     if last_sets or choice:
         trainer.add_callback(
-            FinalScores(trainer, recorder, last_sets, choice=choice, snapshot=config.early_stopping)
+            FinalScores(
+                trainer,
+                recorder,
+                last_sets,
+                validation=tokenized.get("validation"),
+                choice=choice,
+                snapshot=config.early_stopping,
+            )
         )
     trainer.add_callback(recorder)
     for callback in (*_of_the_method(config, prepared.model, out), *prepared.callbacks):

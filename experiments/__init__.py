@@ -1,0 +1,1 @@
+"""The registered experiments on why rank dropout helps (docs/experiments/REGISTER.md)."""

@@ -1,0 +1,93 @@
+"""Run the registered experiments: choose learning rates, train the final cells, compare them.
+
+    python -m experiments x1 x2 --jobs 2
+    python -m experiments x1 --smoke --out /tmp/smoke
+
+Finished runs are skipped, and shared among experiments, so the same command continues. Tables and
+figures go to OUT/results; docs/why-rank-dropout.md reads them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from experiments import inference, ranks, trajectories
+from experiments.comparisons import compare
+from experiments.design import Design, read_design
+from experiments.figures import draw_experiment
+from experiments.results import results_table
+from experiments.running import Rates, own_rates, train, validation_losses
+from subspace_lab.errors import exit_code_2_on_user_error
+from subspace_lab.figures.style import paper_style, save
+from subspace_lab.files import replacing
+from subspace_lab.interruption import interruptible
+
+
+@exit_code_2_on_user_error
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="+", metavar="NAME", help="x1, x2, x3, x4, x5 or x6")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/experiments"), help="the folder of runs and results"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side (default: 1)")
+    parser.add_argument("--smoke", action="store_true", help="a small version of each")
+    arguments = parser.parse_args()
+    with interruptible():
+        for name in arguments.names:
+            design = read_design(name, smoke=arguments.smoke)
+            run_experiment(design, arguments.out, jobs=arguments.jobs)
+
+
+def run_experiment(design: Design, out: Path, *, jobs: int) -> None:
+    """Train what is missing of an experiment, and write its tables and figures."""
+    train(design, design.rate_cells(), out / "rates", jobs=jobs)
+    losses = validation_losses(design, out / "rates")
+    own = own_rates(losses)
+    train(design, design.final_cells(own), out / "final", jobs=jobs)
+    tables = tables_of(design, out / "final", own) | {"rates": losses}
+    results = out / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    for kind, table in tables.items():
+        _write(table, results / f"{design.name}-{kind}.csv")
+    with paper_style():
+        for kind, figure in draw_experiment(design, tables).items():
+            for form in ("pdf", "png"):
+                path = results / f"{design.name}-{kind}.{form}"
+                with replacing(path) as unfinished:
+                    save(figure, unfinished, format=form)
+            print(f"wrote {path.with_suffix('')}.{{pdf,png}}")
+
+
+def tables_of(design: Design, final: Path, own: Rates) -> dict[str, pd.DataFrame]:
+    """Make the tables of an experiment, by kind."""
+    table = results_table(design, final, own)
+    tables = {"runs": table, "differences": compare(table, design)}
+    if design.measures == "ranks":
+        tables["ranks"] = ranks.rank_table(design, final, own)
+        tables["rank-differences"] = ranks.rank_differences(
+            tables["ranks"], baseline=design.baseline
+        )
+        tables["trajectories"] = trajectories.trajectory_table(design, final, own)
+    if design.measures == "inference":
+        tables["inference"] = inference.inference_table(design, final, own)
+        tables["inference-differences"] = inference.inference_differences(tables["inference"])
+    return tables
+
+
+def _write(table: pd.DataFrame, path: Path) -> None:
+    with replacing(path) as unfinished:
+        table.to_csv(unfinished, index=False, float_format="%.6g")
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
