@@ -36,7 +36,11 @@ Graph = Mapping[str, set[str]]
 
 def import_graph(root: Path) -> Graph:
     """Which file imports which, by module name; imports inside functions count as well."""
-    paths = [path for top in ("subspace_lab", "analyses", "experiments") for path in (root / top).rglob("*.py")]
+    paths = [
+        path
+        for top in ("subspace_lab", "analyses", "experiments")
+        for path in (root / top).rglob("*.py")
+    ]
     trees = {path.relative_to(root).with_suffix("").parts: ast.parse(path.read_text("utf-8"))
              for path in paths}  # fmt: skip
     modules = {".".join(parts).removesuffix(".__init__") for parts in trees}
