@@ -8,9 +8,8 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from analyses.kit.verdicts import verdict_html
-
 from analyses.kit import markdown_table
+from analyses.kit.verdicts import verdict_html
 
 HEADS = {
     "claim": "the paper says",

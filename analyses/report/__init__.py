@@ -42,9 +42,10 @@ def compute(runs: Sequence[Run], *, comparisons: Sequence[Path] | None = None) -
 
     Returns:
         Columns run, path, problem (what it learned, in words), method, learning_rate, granularity,
-        keep_prob, rescale, sampling (of its mask), steps, first_loss, last_loss (of evaluations, nats per token), first_exact_match,
-        last_exact_match with its interval exact_match_low, exact_match_high (95 %, Wilson),
-        examples and split (of the last evaluation), step_seconds (median), bytes, base_remark.
+        keep_prob, rescale, sampling (of its mask), steps, first_loss, last_loss (of evaluations,
+        nats per token), first_exact_match, last_exact_match with its interval exact_match_low,
+        exact_match_high (95 %, Wilson), examples and split (of the last evaluation), step_seconds
+        (median), bytes, base_remark.
 
     Raises:
         UserError: if a folder of `comparisons` does not exist.

@@ -76,10 +76,10 @@ def differences_table(table: pd.DataFrame) -> str:
     seeds, examples = int(table["seeds"].max()), int(table["examples"].min())
     below = (
         f"<p class='remark'>Means on {examples} test examples with 95 % intervals over {seeds} "
-        f"seeds; below each, the paired difference to {html.escape(baseline)}, at the same learning "
-        "rate or each at its own. At equal rates a difference says that one method is better "
-        "<em>at that rate</em>: methods have different best rates. A method's own rate is the one "
-        "with the best mean on validation examples, by the measure of the column.</p>"
+        f"seeds; below each, the paired difference to {html.escape(baseline)}, at the same "
+        "learning rate or each at its own. At equal rates a difference says that one method is "
+        "better <em>at that rate</em>: methods have different best rates. A method's own rate is "
+        "the one with the best mean on validation examples, by the measure of the column.</p>"
     )
     return table_html(heads, lines) + below
 
@@ -132,7 +132,7 @@ def scores_table(parts: Iterable[Part]) -> str:
 
 
 def _by_task(runs: Sequence[Run]) -> dict[tuple[str, str], dict[str, str]]:
-    """Average the scores of repetitions by task and examples, with t intervals; one has Wilson's."""
+    """Average the scores of repetitions by task and examples, with intervals."""
     known: dict[tuple[str, str], dict[str, list[Score]]] = {}
     for run in runs:
         for score in scores_of(run):
@@ -145,6 +145,7 @@ def _by_task(runs: Sequence[Run]) -> dict[tuple[str, str], dict[str, str]]:
 
 
 def _score_text(scores: Sequence[Score]) -> str:
+    """Write the mean with its t interval over seeds; one share has Wilson's."""
     first, interval = scores[0], mean_interval([score.value for score in scores])
     if len(scores) == 1 and first.metric.partition(" ")[0] in SHARES:
         interval = accuracy_interval(round(first.value * first.examples), first.examples)

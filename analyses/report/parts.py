@@ -35,8 +35,8 @@ class Part:
         """The runs of each configuration."""
         groups: dict[str, list[Run]] = {}
         for run in self.runs:
-            known = identity(without_seed(run.config)) if run.config else run.name
-            groups.setdefault(known, []).append(run)
+            settings = without_seed(run.config) | {"law": run.mask_law}
+            groups.setdefault(identity(settings) if run.config else run.name, []).append(run)
         return list(groups.values())
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 THEOREMS = {
-    "T1": "How many rank directions two successive masks share, how often a direction is kept, and "
-    "how long it takes until each was kept once: coin flips decide, not training.",
-    "T2": "The angles between the subspaces of two masks follow from the rows of A alone. Rows that "
-    "both masks keep give an angle of zero.",
+    "T1": "How many rank directions two successive masks share, how often a direction is kept, "
+    "and how long it takes until each was kept once: coin flips decide, not training.",
+    "T2": "The angles between the subspaces of two masks follow from the rows of A alone. Rows "
+    "that both masks keep give an angle of zero.",
     "T3": "The same angles if the rows of A pointed at random: what to compare measured ones with.",
     "T4": "All angles between masks of one A can be read off one small triangular matrix.",
     "T5": "How large the masked update is on average, and how much it varies from mask to mask.",
@@ -16,8 +16,8 @@ THEOREMS = {
     "T7": "Training a linear layer under masks is training it without them, plus a penalty on "
     "directions that are large in both B and A. The penalty does not depend on whether steps, "
     "samples or tokens share a mask.",
-    "T8": "That penalty takes the same amount off every singular value of the solution, and removes "
-    "those that are smaller.",
+    "T8": "That penalty takes the same amount off every singular value of the solution, and "
+    "removes those that are smaller.",
     "T9": "By how much the trained update should be multiplied at inference to undo what masks "
     "shrank.",
     "T10": "How noisy masks make the gradient. A mask per step is noise that a larger batch does "
