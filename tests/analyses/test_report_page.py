@@ -163,7 +163,7 @@ def test_problems_of_the_same_words_are_told_apart(tmp_path):
 
 def test_contents_and_theorems_are_linked_and_tables_are_there(page, folder):
     anchors = re.findall(r" id='([^']*)'", page)
-    assert len(set(anchors)) == len(anchors)
+    assert len(set(anchors)) == len(anchors) and set(THEOREMS) <= set(anchors)
     links = re.findall(r"href='([^']*)'", page)
     within = {link[1:] for link in links if link.startswith("#")}
     assert within <= set(anchors)
