@@ -41,11 +41,12 @@ def compute(runs: Sequence[Run], *, comparisons: Sequence[Path] | None = None) -
             runs are written by default. The attribute `comparisons` of the table lists them.
 
     Returns:
-        Columns run, path, problem (what it learned, in words), method, learning_rate, granularity,
-        keep_prob, rescale, sampling (of its mask), steps, first_loss, last_loss (of evaluations,
-        nats per token), first_exact_match, last_exact_match with its interval exact_match_low,
-        exact_match_high (95 %, Wilson), examples and split (of the last evaluation), step_seconds
-        (median), bytes, base_remark.
+        Columns problem (what was learned, in words), configuration (a number that repetitions under
+        other seeds share), run, path, method, learning_rate, granularity, keep_prob, rescale,
+        sampling (of its mask), steps, first_loss, last_loss (of evaluations, nats per token),
+        first_exact_match, last_exact_match with its interval exact_match_low, exact_match_high
+        (95 %, Wilson), examples and split (of the last evaluation), step_seconds (median), bytes,
+        base_remark.
 
     Raises:
         UserError: if a folder of `comparisons` does not exist.
@@ -53,20 +54,24 @@ def compute(runs: Sequence[Run], *, comparisons: Sequence[Path] | None = None) -
     for folder in comparisons or ():
         if not folder.is_dir():
             raise UserError(f"there is no folder {folder}: run analyses.mask_theory first")
-    problems = {run: part.name for part in parts_of(runs) for run in part.runs}
-    table = pd.DataFrame([_overview(run, problems[run]) for run in runs])
+    rows = [
+        {"problem": part.name, "configuration": place, **_overview(run)}
+        for part in parts_of(runs)
+        for place, repetitions in enumerate(part.repetitions)
+        for run in repetitions
+    ]
+    table = pd.DataFrame(rows)
     table.attrs["comparisons"] = [str(one) for one in comparisons or [kit.default_folder(runs)]]
     return table
 
 
-def _overview(run: Run, problem: str) -> dict[str, Any]:
+def _overview(run: Run) -> dict[str, Any]:
     metrics, law, provenance = run.metrics, run.mask_law, run.description.get("provenance", {})
     seconds = metrics["seconds"].dropna().tolist() if "seconds" in metrics else []
     remark = provenance.get("base_remark")
     return {
         "run": run.name,
         "path": str(run.path),
-        "problem": problem,
         "method": str(run.config.get("method", "?")),
         "learning_rate": float(run.config.get("learning_rate", math.nan)),
         "granularity": law and law.granularity,

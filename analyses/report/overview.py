@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-from analyses.report.parts import Part
 from analyses.report.tables import several, table_html
 from subspace_lab.stats.intervals import Interval, mean_interval
 
@@ -35,19 +34,19 @@ CAUTION = """<p class='remark'>Runs with one seed: differences between them are 
 another seed could change, whatever the examples' interval says.</p>"""
 
 
-def overview(table: pd.DataFrame, parts: Sequence[Part]) -> str:
-    """Render the table of each part's runs, with what is special about their base models.
+def overview(table: pd.DataFrame) -> str:
+    """Render the runs of each problem, with what is special about their base models.
 
     Args:
         table: the overview, from `report.compute`.
-        parts: the same runs.
     """
-    rows = {row.run: row for row in table.itertuples()}
     bodies, alone = [], False
-    for part in parts:
-        groups = [[rows[run.name] for run in runs] for runs in part.repetitions]
+    for problem, of_problem in table.groupby("problem", sort=False):
+        by_configuration = of_problem.groupby("configuration", sort=False)
+        groups = [list(rows.itertuples()) for _, rows in by_configuration]
         alone |= any(len(group) == 1 for group in groups)
-        title = f"<h3>{html.escape(part.name)}</h3>" if len(parts) > 1 else ""
+        several_problems = table["problem"].nunique() > 1
+        title = f"<h3>{html.escape(str(problem))}</h3>" if several_problems else ""
         bodies.append(title + table_html(COLUMNS, [list(_cells(group)) for group in groups]))
     remarks = sorted(filter(None, set(table["base_remark"])))
     of_bases = (f"<p class='remark'>Base model {html.escape(remark)}.</p>" for remark in remarks)

@@ -55,7 +55,7 @@ def render(table: pd.DataFrame) -> str:
     body = [
         f"{INTRODUCTION}<ul class='headline'>{found}</ul>",
         f"<nav><h2>Contents</h2><ol>{entries}</ol></nav>",
-        f"<h2 id='runs'>The runs</h2>{overview(table, parts)}",
+        f"<h2 id='runs'>The runs</h2>{overview(table)}",
         f"<h2 id='scores'>{SCORES}</h2>{scores}" if scores else "",
         *(section(analysis, parts, comparisons, folder=folder) for analysis in analyses),
     ]
