@@ -33,7 +33,13 @@ RANK_STYLES: dict[str, dict[str, Any]] = {
         "color": PALETTE[1],
         "markerfacecolor": "white",
     },
-    "crossed_entropy": {"label": "... crossed", "marker": "^", "color": PALETTE[2]},
+    "crossed_entropy": {"label": "of that mean, crossed", "marker": "^", "color": PALETTE[2]},
+    "planted_entropy": {
+        "label": "crossed, were the mean LoRA's",
+        "marker": "D",
+        "color": PALETTE[2],
+        "markerfacecolor": "white",
+    },
 }
 
 
@@ -145,6 +151,8 @@ def draw_ranks(table: pd.DataFrame) -> Figure:
         rows = table[table["regime"] == regime]
         arms = list(dict.fromkeys(rows["arm"]))[::-1]
         for quantity, style in RANK_STYLES.items():
+            if quantity not in rows:  # no arm has several runs
+                continue
             shown = rows if quantity == "single_entropy" else rows[rows["runs"] > 1]
             summary = shown.groupby("arm")[quantity]
             means = summary.apply(mean_interval)
