@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from analyses.comparisons.rates import EQUAL, OWN
-from analyses.paired_differences.layout import MEASURES
+from analyses.comparisons.texts import MEASURES
 from subspace_lab.figures.style import LINES, MARKERS, PALETTE, legend_below, new_figure
 
 DODGE = 0.09  # of the grid's spacing, between the intervals of two methods
