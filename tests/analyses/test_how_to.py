@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "how-to" / "new-analysis.md"
+from tests.documents import ROOT, blocks, execute
+
 MAX_LINES = 30
 
 
 @pytest.fixture(scope="module")
 def source() -> str:
-    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    return block
+    (block,) = blocks("docs/how-to/new-analysis.md", "python")
+    return block.content
+
+
+def test_the_figures_of_the_page_on_papers(run, tmp_path, monkeypatch):
+    shutil.copytree(run.path, tmp_path / "runs" / "first")
+    monkeypatch.chdir(tmp_path)
+    names = execute("docs/how-to/figures.md")
+    assert b"/FontFile2" in (tmp_path / "combined.pdf").read_bytes()
+    figure = names["figure"]
+    assert isinstance(figure, Figure)
+    (legend,) = [*figure.legends, *filter(None, [axes.get_legend() for axes in figure.axes])]
+    shown = {text.get_text() for text in legend.get_texts()}
+    assert {"q_proj", "v_proj", "down_proj"} <= shown
 
 
 def test_it_is_short(source):

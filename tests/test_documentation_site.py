@@ -1,0 +1,107 @@
+"""The documentation site builds without a warning, and shows functions and formulas."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+from subspace_lab import linalg
+from tests.documents import ROOT
+
+pytest.importorskip("mkdocs", reason="needs mkdocs")
+markdown = pytest.importorskip("markdown")
+pytest.importorskip("griffe")
+
+
+@pytest.fixture(scope="module")
+def mathematics():
+    path = ROOT / "docs" / "plain_mathematics.py"
+    spec = importlib.util.spec_from_file_location("plain_mathematics", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder],
+        cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    return folder
+
+
+def public_functions(package: str) -> set[str]:
+    """Full names of the public functions and classes of a package that have a docstring."""
+    found = set()
+    for path in (ROOT / package).rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        found |= {
+            f"{module}.{node.name}"
+            for node in ast.parse(path.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+            and not node.name.startswith("_") and not path.name.startswith("_h")
+            and "/_" not in path.as_posix().replace("__init__", "")
+        }  # fmt: skip
+    return found
+
+
+def test_the_reference_has_every_public_function(site):
+    for page, package in (("linalg", "subspace_lab/linalg"), ("theory", "subspace_lab/theory"),
+                          ("stats", "subspace_lab/stats")):  # fmt: skip
+        html = (site / "reference" / f"{page}.html").read_text(encoding="utf-8")
+        missing = public_functions(package) - set(re.findall(r'<h\d id="([\w.]+)"', html))
+        assert not missing
+    assert len(linalg.__all__) > 30
+
+
+def test_formulas_and_examples_of_docstrings_are_set(site):
+    html = unescape((site / "reference" / "theory.html").read_text(encoding="utf-8"))
+    assert "||<sub>F</sub><sup>2</sup>" in html
+    text = re.sub(r"<(pre|code|a)\b.*?</\1>", "", html, flags=re.DOTALL)
+    assert "<em>" not in text and "<blockquote>" not in text and ">>>" not in text
+
+
+def test_nothing_is_loaded_from_elsewhere(site):
+    for path in site.rglob("*.html"):
+        loaded = re.findall(
+            r'<(?:script|img|link)\b[^>]*?(?:src|href)="(https?:[^"]*)"', path.read_text("utf-8")
+        )
+        assert not loaded, path
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("sigma_1 of A^T", "sigma<sub>1</sub> of A<sup>T</sup>"),
+        ("||W||_F^2", "||W||<sub>F</sub><sup>2</sup>"),
+        ("r ||dW||_*^2 and ||W||_*^2", "r ||dW||<sub>*</sub><sup>2</sup> and ||W||<sub>*</sub><sup>2</sup>"),
+        ("Σ^{-1/2} x_{t-1}", "Σ<sup>-1/2</sup> x<sub>t-1</sub>"),
+        ("sum_{i<=k} cos^2", "sum<sub>i&lt;=k</sub> cos<sup>2</sup>"),
+        ("A_t'^T and 1/q_x", "A<sub>t'</sub><sup>T</sup> and 1/q<sub>x</sub>"),
+        ("(x - y)^2", "(x - y)<sup>2</sup>"),
+        ("keep_prob of q_proj in a_file_name.py", "keep_prob of q_proj in a_file_name.py"),
+        ("`sigma_1`", "<code>sigma_1</code>"),
+    ],
+)  # fmt: skip
+def test_a_formula_has_scripts_and_a_name_has_none(mathematics, text, shown):
+    html = markdown.markdown(text, extensions=[mathematics.Formulas()])
+    assert re.sub("</?(p|span)>", "", html) == shown
+
+
+def test_a_doctest_is_fenced_to_its_empty_line(mathematics):
+    found = mathematics.DOCTEST.sub(r"[\g<0>]", "Text.\n\n>>> 1 + 1\n2\n\nMore.\n\n>>> 3\n3")
+    assert found == "Text.\n\n[>>> 1 + 1\n2]\n\nMore.\n\n[>>> 3\n3]"
