@@ -18,8 +18,9 @@ from mkdocs.config.defaults import MkDocsConfig
 NAMES = "CE|Delta|Sigma|Var|delta|lambda|lr|mu|phi|rho|sigma|sum|tau|theta"
 LETTER = rf"(?<!\w)(?:[dΔ]?[A-Za-zΑ-ω]\d?|{NAMES})'?"  # may have a subscript; not so keep_prob
 BASE = rf"{LETTER}|\w+'?(?=\^)|[)\]|‖}}]"  # any word may have an exponent
-SCRIPT = r"\{[^{}\n]*\}|-?\w+(?:½|¼)?'?|[*+]"
-FORMULA = rf"(?P<base>{BASE})(?P<scripts>(?:[_^](?:{SCRIPT}))+)(?![\w.]*_)"
+SCRIPT = r"(?:\{[^{}\n]*\}|-?[^\W_]+'?|[*+])"
+SCRIPTS = rf"_(?!proj){SCRIPT}(?:\^{SCRIPT})?|\^{SCRIPT}(?:_{SCRIPT})?"
+FORMULA = rf"(?P<base>{BASE})(?P<scripts>{SCRIPTS})(?![\w.]*_)"
 DOCTEST = re.compile(r"^>>> .+?(?=\n\n|\Z)", re.MULTILINE | re.DOTALL)
 TAGS = {"_": "sub", "^": "sup"}
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from subspace_lab import linalg
 from tests.documents import ROOT
 
 pytest.importorskip("mkdocs", reason="needs mkdocs")
@@ -44,34 +43,27 @@ def site(tmp_path_factory) -> Path:
     return folder
 
 
-def public_functions(package: str) -> set[str]:
-    """Full names of the public functions and classes of a package that have a docstring."""
-    found = set()
-    for path in (ROOT / package).rglob("*.py"):
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        found |= {
-            f"{module}.{node.name}"
-            for node in ast.parse(path.read_text(encoding="utf-8")).body
-            if isinstance(node, ast.FunctionDef | ast.ClassDef)
-            and not node.name.startswith("_") and not path.name.startswith("_h")
-            and "/_" not in path.as_posix().replace("__init__", "")
-        }  # fmt: skip
-    return found
+def public_names(package: Path) -> set[str]:
+    """Full names of the public functions and classes of a package's modules."""
+    return {
+        f"subspace_lab.{package.name}.{path.stem}.{node.name}"
+        for path in package.glob("[!_]*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    }
 
 
-def test_the_reference_has_every_public_function(site):
-    for page, package in (("linalg", "subspace_lab/linalg"), ("theory", "subspace_lab/theory"),
-                          ("stats", "subspace_lab/stats")):  # fmt: skip
-        html = (site / "reference" / f"{page}.html").read_text(encoding="utf-8")
-        missing = public_functions(package) - set(re.findall(r'<h\d id="([\w.]+)"', html))
-        assert not missing
-    assert len(linalg.__all__) > 30
+@pytest.mark.parametrize(("package", "size"), [("linalg", 40), ("theory", 90), ("stats", 8)])
+def test_the_reference_has_every_public_function(site, package, size):
+    names = public_names(ROOT / "subspace_lab" / package)
+    html = (site / "reference" / f"{package}.html").read_text(encoding="utf-8")
+    assert len(names) >= size and not names - set(re.findall(r'<h\d id="([\w.]+)"', html))
 
 
 def test_formulas_and_examples_of_docstrings_are_set(site):
     html = unescape((site / "reference" / "theory.html").read_text(encoding="utf-8"))
-    assert "||<sub>F</sub><sup>2</sup>" in html
     text = re.sub(r"<(pre|code|a)\b.*?</\1>", "", html, flags=re.DOTALL)
+    assert "||W Σ<sup>1/2</sup>||<sub>*</sub><sup>2</sup>" in re.sub("</?span>", "", text)
     assert "<em>" not in text and "<blockquote>" not in text and ">>>" not in text
 
 
