@@ -73,7 +73,7 @@ def statements(block: Block) -> Iterator[list[str]]:
             yield words
 
 
-class Parsed(BaseException):  # noqa: N818
+class Parsed(BaseException):
     """Raised in place of what a command does: the values that its parser has read."""
 
     def __init__(self, values: dict[str, Any]) -> None:

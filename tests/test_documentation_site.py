@@ -80,7 +80,7 @@ def test_nothing_is_loaded_from_elsewhere(site):
     [
         ("sigma_1 of A^T", "sigma<sub>1</sub> of A<sup>T</sup>"),
         ("||W||_F^2", "||W||<sub>F</sub><sup>2</sup>"),
-        ("r ||dW||_*^2 and ||W||_*^2", "r ||dW||<sub>*</sub><sup>2</sup> and ||W||<sub>*</sub><sup>2</sup>"),
+        ("||X||_*^2 ||Y||_*", "||X||<sub>*</sub><sup>2</sup> ||Y||<sub>*</sub>"),
         ("Σ^{-1/2} x_{t-1}", "Σ<sup>-1/2</sup> x<sub>t-1</sub>"),
         ("sum_{i<=k} cos^2", "sum<sub>i&lt;=k</sub> cos<sup>2</sup>"),
         ("A_t'^T and 1/q_x", "A<sub>t'</sub><sup>T</sup> and 1/q<sub>x</sub>"),

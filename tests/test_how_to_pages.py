@@ -10,6 +10,7 @@ from subspace_lab.runs.step_numbers import medians, step_numbers
 from tests.documents import execute
 from tests.event_files import read_scalars
 
+
 def test_a_loop_of_your_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     execute("docs/how-to/your-own-loop.md")
