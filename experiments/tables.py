@@ -79,7 +79,7 @@ def rank_table(rows: pd.DataFrame) -> str:
     names = {
         "single_entropy": "single runs",
         "mean_entropy": "mean over mask seeds",
-        "crossed_entropy": "mean over mask seeds, crossed",
+        "crossed_entropy": "mean over mask seeds, crossed, against LoRA's planted",
     }
     lines += [
         [
