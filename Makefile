@@ -33,7 +33,7 @@ lint: setup ## ruff and strict mypy
 	$(BIN)/mypy
 
 docs: setup ## build the documentation into site/; a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: setup ## measure speed ratios into benchmarks/results/
 	$(BIN)/python -m benchmarks.training
