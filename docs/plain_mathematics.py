@@ -47,13 +47,26 @@ class Formulas(Extension):
         md.inlinePatterns.register(Formula(FORMULA, md), "formula", 185)
 
 
-class Doctests(griffe.Extension):
-    """Shows doctests of docstrings as code."""
+class Docstrings(griffe.Extension):
+    """Shows doctests as code, and what a module re-exports where it is defined only."""
 
     def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Fence each doctest, up to its empty line."""
         if obj.docstring:
             obj.docstring.value = DOCTEST.sub(r"```pycon\n\g<0>\n```", obj.docstring.value)
+
+    def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
+        """Forget the lists of re-exports; `analyses.kit`, which consists of them, keeps its own."""
+        if pkg.name == "subspace_lab":
+            forget_exports(pkg)
+
+
+def forget_exports(module: griffe.Module) -> None:
+    """Set aside `__all__` of a module and of those in it."""
+    module.exports = None
+    for inner in module.modules.values():
+        if not inner.is_alias:
+            forget_exports(inner)
 
 
 def on_config(config: MkDocsConfig) -> None:

@@ -57,7 +57,10 @@ def public_names(package: Path) -> set[str]:
 def test_the_reference_has_every_public_function(site, package, size):
     names = public_names(ROOT / "subspace_lab" / package)
     html = (site / "reference" / f"{package}.html").read_text(encoding="utf-8")
-    assert len(names) >= size and not names - set(re.findall(r'<h\d id="([\w.]+)"', html))
+    shown = re.findall(r'<h\d id="([\w.]+)"', html)
+    assert len(names) >= size and not names - set(shown)
+    once = [name for name in shown if name.rpartition(".")[2] in ("principal_angles", "Bernoulli")]
+    assert len(once) == {"linalg": 1, "theory": 1, "stats": 0}[package]
 
 
 def test_formulas_and_examples_of_docstrings_are_set(site):
