@@ -28,7 +28,7 @@ TAGS = {"_": "sub", "^": "sup"}
 class Formula(InlineProcessor):
     """Sets what follows _ and ^ in a formula as a sub- or superscript."""
 
-    def handleMatch(  # type: ignore[override] # noqa: N802 # its name in Markdown
+    def handleMatch(  # noqa: N802 # its name in Markdown
         self, m: re.Match[str], data: str
     ) -> tuple[ElementTree.Element, int, int]:
         """Make one span: the base, and its scripts."""
@@ -71,4 +71,4 @@ def forget_exports(module: griffe.Module) -> None:
 
 def on_config(config: MkDocsConfig) -> None:
     """Add formulas to the extensions of all pages, those of docstrings included."""
-    config.markdown_extensions.append(Formulas())  # type: ignore[arg-type]
+    config.markdown_extensions.append(Formulas())
