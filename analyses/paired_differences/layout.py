@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from analyses import kit
 from analyses.comparisons.rates import EQUAL, OWN
-from analyses.comparisons.scores import ACCURACY, AVERAGE, LOSS
-from subspace_lab.figures.style import PALETTE, new_figure
-from subspace_lab.stats.intervals import Interval, spread_text
+from analyses.comparisons.scores import AVERAGE
+from analyses.comparisons.texts import (
+    MEASURES,
+    Cell,
+    cells_by,
+    difference_text,
+    mean_text,
+    remarks_text,
+)
 
-# Measure: title, unit, scale, format.
-MEASURES = {
-    ACCURACY: ("Accuracy", "%", 100.0, ".1f"),
-    LOSS: ("Loss of the right response", "nats/token", 1.0, ".3f"),
-}
 RATES = {
     EQUAL: "at equal learning rate",
     OWN: "each at its own learning rate, chosen on validation examples",
 }
 NAME_WIDTH = 40  # characters
+PANEL_WIDTH = 3.3  # inches, with the names of configurations beside it
 
 
 def as_markdown(table: pd.DataFrame) -> str:
@@ -35,28 +34,14 @@ def as_markdown(table: pd.DataFrame) -> str:
     """
     baseline = table["baseline"].iloc[0]
     parts = [rates_note(table)]
-    for measure, (title, unit, scale, form) in MEASURES.items():
+    for measure, (title, unit, _, _) in MEASURES.items():
         rows = table[table["measure"] == measure]
         if rows.empty:
             continue
-
-        def mean(row: Any, scale: float = scale, form: str = form) -> str:
-            interval = Interval(row.mean, row.low, row.high, 0.95, row.seeds)
-            spread = spread_text(interval, form, scale=scale)
-            return f"{scale * row.mean:{form}} {spread} ({row.seeds})".replace("  ", " ")
-
-        def difference(row: Any, scale: float = scale, form: str = form) -> str:
-            if math.isnan(row.paired_seeds):
-                return ""
-            low, high = scale * row.difference_low, scale * row.difference_high
-            interval = "" if math.isnan(low) else f" [{low:+{form}}, {high:+{form}}]"
-            error = f"{scale * row.examples_error:{form}}"
-            return f"{scale * row.difference:+{form}}{interval} ({error})"
-
         parts += [
             f"{title} ({unit}): mean ± half width, or ends, of its 95 % interval over seeds "
             "(seeds)",
-            _grid(rows, mean),
+            _grid(rows, lambda row: f"{mean_text(row)} ({row.seeds})"),
         ]
         for rates, words in RATES.items():
             paired = rows[(rows["rates"] == rates) & rows["paired_seeds"].notna()]
@@ -64,20 +49,22 @@ def as_markdown(table: pd.DataFrame) -> str:
                 parts += [
                     f"{title} ({unit}): paired difference to {baseline} {words}, 95 % interval "
                     "over seeds (standard error over test examples)",
-                    _grid(paired, difference),
+                    _grid(paired, _with_error),
                 ]
-    if remarks := table.attrs.get("remarks"):
-        parts += ["Not compared:", "\n".join(f"- {remark}" for remark in remarks)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *remarks_text(table)]) + "\n"
 
 
-def _grid(rows: pd.DataFrame, cell: Callable[[Any], str]) -> str:
+def _with_error(row: Any) -> str:
+    _, _, scale, form = MEASURES[row.measure]
+    return f"{difference_text(row)} ({scale * row.examples_error:{form}})"
+
+
+def _grid(rows: pd.DataFrame, cell: Cell) -> str:
     tasks = list(dict.fromkeys(rows["task"]))
-    lines = [["configuration", *tasks]]
-    for name, group in rows.groupby("configuration", sort=False):
-        cells = {row.task: cell(row) for row in group.itertuples()}
-        lines.append([str(name), *(cells.get(task, "") for task in tasks)])
-    return kit.markdown_table(lines)
+    lines = cells_by("task", tasks, rows, cell)
+    return kit.markdown_table(
+        [["configuration", *tasks], *([name, *cells] for name, cells in lines.items())]
+    )
 
 
 def rates_note(table: pd.DataFrame) -> str:
@@ -99,7 +86,7 @@ def over_all_tasks(table: pd.DataFrame) -> pd.DataFrame:
     return paired if averages.empty else averages
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame, page: kit.Page) -> None:
     """Draw the difference to the baseline of each configuration, over all tasks together."""
     rows = over_all_tasks(table)
     places = rows["configuration"]
@@ -107,8 +94,8 @@ def draw(table: pd.DataFrame) -> Figure:
         places = places + ", " + rows["task"]
     names = list(dict.fromkeys(places))[::-1]
     shown = [measure for measure in MEASURES if measure in set(rows["measure"])]
-    figure, axes = new_figure(len(shown), row_height=0.75 + 0.27 * len(names), share_x=False)
-    for panel, measure in zip(axes[:, 0], shown, strict=True):
+    axes = page.panels(shown, row_height=0.75 + 0.27 * len(names), panel_width=PANEL_WIDTH)
+    for measure, panel in axes.items():
         title, unit, scale, _ = MEASURES[measure]
         of_measure = rows[rows["measure"] == measure]
         low = of_measure["difference"] - of_measure["difference_low"]
@@ -116,7 +103,10 @@ def draw(table: pd.DataFrame) -> Figure:
         panel.axvline(0, color="0.6", linewidth=0.6)
         x, y = scale * of_measure["difference"], places[of_measure.index].map(names.index)
         ends = [scale * low, scale * high]
-        panel.errorbar(x, y, xerr=ends, fmt="o", capsize=2, color=PALETTE[0])
+        for row, configuration in of_measure["configuration"].items():
+            error = [[end[row]] for end in ends]
+            style = {"linestyle": "", "capsize": 2, **page.style(str(configuration))}
+            panel.errorbar(x[row], y[row], xerr=error, **style)
         labels = [textwrap.fill(name, NAME_WIDTH) for name in names]
         panel.set_yticks(range(len(names)), labels, fontsize=5.5)
         panel.set_ylim(-0.6, len(names) - 0.4)
@@ -124,8 +114,7 @@ def draw(table: pd.DataFrame) -> Figure:
         panel.set_xlabel("percentage points" if unit == "%" else unit)
     at = "at equal and own rates" if OWN in set(table["rates"]) else RATES[EQUAL]
     seeds, tests = int(rows["paired_seeds"].min()), int(rows["examples"].min())
-    figure.suptitle(
+    page.title(
         f"Difference to {table['baseline'].iloc[0]}, {at}\n"
         f"{seeds} seeds, 95 % t intervals; {tests} test examples per task"
     )
-    return figure
