@@ -151,6 +151,7 @@ def slant_names(axes: Axes) -> None:
 CHARACTER_WIDTH, HANDLE_WIDTH, LINE_HEIGHT = 0.055, 0.45, 0.14  # of a legend, inches, on average
 
 
+@paper_style()
 def legend_below(figure: Figure, axes: Axes | Iterable[Axes], *, columns: int = 2) -> None:
     """Draw one legend under the figure, of the labels in all given axes, each once.
 
