@@ -2,13 +2,13 @@
 
     python scripts/make_example.py --full runs/example --out notebooks/example
 
-Trains nine runs of regime A of the bench at rank 8, LoRA and two kinds of step masks, each at its
-own learning rate, and copies them in less space (4 MB together). A copy is read like any run, and
-differs from the full one in three ways:
+Trains nine runs of regime A of the bench, LoRA and step masks with and without rescale, at rank 8 to
+take less space (the bench has 16), and copies them in less space still, 4 MB together. A copy is
+read like any run, and differs from the full one in three ways:
 
     cores      float32 in place of float64: relative rounding of 6e-8
-    snapshots  float16 in place of float32, relative rounding of 5e-4, and only of the last step: at
-               step 0 B is zero
+    snapshots  float16 in place of float32, relative rounding of 5e-4, and not that of step 0, where
+               B is zero
     model card left out
 """
 
@@ -29,7 +29,7 @@ METHODS = {
     "step": ("--config=step", "--learning_rate=2e-3"),
     "paper-eq2": ("--config=paper-eq2", "--learning_rate=2e-3"),
 }
-"""Presets and learning rates; those of LoRA and step are their own (docs/experiments/REGISTER.md)."""
+"""Presets and rates; those of LoRA and step are their own at rank 16 (experiment X2)."""
 SEEDS = (0, 1, 2)
 SHARED = ("--config=bench/label-noise", "--rank=8", "--test_size=300", "--cores=every:40")
 LEFT_OUT = ("checkpoints", "step-000000", "README.md")
@@ -60,6 +60,8 @@ def copy_small(full: Path, copy: Path) -> None:
                 tensors = load_file(path)
                 small = {name: of_dtype(tensor, dtype) for name, tensor in tensors.items()}
                 files.write_tensors(path, small)
+        if copy.exists():
+            shutil.rmtree(copy)
 
 
 def of_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

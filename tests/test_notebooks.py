@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, keep outputs that still hold, and end in what these show."""
+"""The notebooks run, keep outputs that still hold, and end in what these show."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def numbers(text: str) -> list[str]:
 
 
 def shown_numbers(notebook: NotebookNode) -> list[float]:
-    texts = [one.get("data", {}).get("text/plain", one.get("text", "")) for one in outputs(notebook)]
+    texts = [
+        one.get("data", {}).get("text/plain", one.get("text", "")) for one in outputs(notebook)
+    ]
     return [float(number) for text in texts for number in numbers(text)]
 
 

@@ -9,8 +9,8 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from analyses.effective_rank import compute, summarize
-from subspace_lab.recording.recorder import SubspaceRecorder
 from subspace_lab.errors import UserError
+from subspace_lab.recording.recorder import SubspaceRecorder
 from subspace_lab.runs.run import Run
 from tests.analyses.conftest import dense
 from tests.tiny import batch, tiny_lora
