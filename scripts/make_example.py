@@ -2,8 +2,8 @@
 
     python scripts/make_example.py --full runs/example --out notebooks/example
 
-Trains nine runs of regime A of the bench, LoRA and step masks with and without rescale, at rank 8 to
-take less space (the bench has 16), and copies them in less space still, 4 MB together. A copy is
+Trains nine runs of regime A of the bench, LoRA and step masks with and without rescale, at rank 8
+(the bench has 16), and copies them so that they take 4 MB together. A copy is
 read like any run, and differs from the full one in three ways:
 
     cores      float32 in place of float64: relative rounding of 6e-8
