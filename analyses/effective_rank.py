@@ -177,14 +177,20 @@ of_measure = functools.partial(
 )
 measures = dict.fromkeys((*MEASURES, *get_args(Measure)))
 panels = [of_measure(title=measure, where={"measure": measure}) for measure in measures]
-plot = kit.curves_over_steps(*panels, title="Effective ranks")
+plot = kit.curves_over_steps(*panels, title="Effective ranks", panel_width=1.5)
+modules = kit.module_map(
+    "value", title="Stable rank of the update at the last step", unit="dimensions",
+    rows=lambda table: table[
+        table["matrix"].isin(["update", "product"]) & (table["measure"] == "stable")
+    ],
+)  # fmt: skip
 
 ANALYSIS = kit.Analysis(
     name="effective_rank",
     description=__doc__,
     question="how many directions does the update use, by eight measures?",
     compute=compute,
-    plot=plot,
+    plot={"effective_rank": plot, "effective_rank_modules": modules},
     summarize=summarize,
     reading="A matrix of rank r can still put nearly all its weight into one direction. Effective "
     "ranks count directions by weight, each in its own way, which is why they differ: the "

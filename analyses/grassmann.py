@@ -27,13 +27,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 
 from analyses import kit
 from subspace_lab import linalg
 from subspace_lab.errors import UserError
 from subspace_lab.figures.heat_map import draw_heat_map
-from subspace_lab.figures.style import new_figure
 from subspace_lab.linalg.factors import Factors
 from subspace_lab.runs.run import Run
 
@@ -176,33 +174,29 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
     return groups.agg(**values, modules=("module", "nunique")).reset_index()
 
 
-def draw(means: pd.DataFrame) -> Figure:
+def draw(means: pd.DataFrame, page: kit.Page) -> None:
     """Draw phi(i, j), the mean over modules, as heat maps by matrix and side."""
     first = means.iloc[0]
     names = ("ΔW", "ΔW", "A", "B")
-    figure, axes = new_figure(2, 2, row_height=1.6, share_x=False)
-    places = itertools.product(MATRICES, SIDES)
-    for axis, (matrix, side), name in zip(axes.ravel(), places, names, strict=True):
+    places = zip(names, itertools.product(MATRICES, SIDES), strict=True)
+    panels = {f"{name}, {SIDES[side]}": (matrix, side) for name, (matrix, side) in places}
+    axes = page.panels(list(panels), row_height=1.7, panel_width=1.5)
+    for title, axis in axes.items():
+        matrix, side = panels[title]
         rows = means[(means["matrix"] == matrix) & (means["side"] == side)]
-        title = f"{name}, {SIDES[side]}"
+        axis.set(xlabel="j", ylabel="i")
         if rows.empty:
             axis.set(title=title, xticks=[], yticks=[])
             axis.text(0.5, 0.5, "zero", ha="center", transform=axis.transAxes)
             continue
         image = draw_heat_map(axis, rows.pivot(index="i", columns="j", values="phi"))
-        low, high = rows["null_phi"].min(), rows["null_phi"].max()
-        axis.set_title(f"{title}\nrandom: {low:.2g} to {high:.2g}")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("i")
-    for axis in axes[-1]:
-        axis.set_xlabel("j")
-    figure.colorbar(image, ax=axes, label="overlap φ(i, j)", shrink=0.7, aspect=30)
-    figure.suptitle(
+        axis.set_title(f"{title}\nrandom: ≤ {rows['null_phi'].max():.2g}")
+    shown = list(axes.values())
+    page.figure.colorbar(image, ax=shown, label="overlap φ(i, j)", shrink=0.7, aspect=30)
+    page.title(
         f"i: {first['run']}, step {first['step']};  j: {first['other_run']}, step "
-        f"{first['other_step']}\nmean over {means['modules'].max()} modules",
-        fontsize="medium",
+        f"{first['other_step']}\nmean over {means['modules'].max()} modules"
     )
-    return figure
 
 
 def summarize(table: pd.DataFrame) -> kit.Summary:

@@ -11,7 +11,6 @@ decoding would write.
 from __future__ import annotations
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from analyses import kit
 from subspace_lab.errors import UserError
@@ -26,11 +25,20 @@ COLUMNS = {
     "eval_exact_match": ("{} exact match", "share of examples"),
 }
 """Columns of the metrics, with title (of evaluations with the split) and unit."""
+BATCH, SMOOTH = "of each batch", "running mean"
 PANELS = [
-    kit.Panel(name, title=title.format(split), unit=unit, where={"split": split} if split else {})
+    kit.Panel(
+        {"smooth_loss": SMOOTH, "loss": BATCH} if name == "loss" else name,
+        title=title.format(split),
+        unit=unit,
+        where={"split": split} if split else {},
+        only_alone=("loss",),
+        faint=(BATCH,),
+    )
     for name, (title, unit) in COLUMNS.items()
     for split in (("validation", "test", "held-out") if name.startswith("eval_") else ("",))
 ]
+LEAST_WINDOW, WINDOWS = 5, 20  # steps of the running mean: at least; in all of training
 
 
 def compute(run: Run, *, steps: kit.Steps = None, modules: kit.Modules = None) -> pd.DataFrame:
@@ -77,13 +85,30 @@ def _measured(rows: pd.DataFrame, name: str) -> pd.Series[float]:
 def curves(table: pd.DataFrame) -> pd.DataFrame:
     """Make the table of what is drawn, with what was evaluated."""
     evaluated = kit.examples_note(table, examples="eval_examples")
-    return kit.curves_of(PANELS, table).assign(evaluated=evaluated)
+    return kit.curves_of(PANELS, smoothed(table)).assign(evaluated=evaluated)
 
 
-def draw(curves: pd.DataFrame) -> Figure:
+def smoothed(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the training loss's mean over the steps around, fewer at the ends.
+
+    Batches differ in difficulty, above all those of similar length, and hide the trend.
+    """
+    if "loss" not in table:
+        return table
+    table = table.reset_index(drop=True)
+    window = max(LEAST_WINDOW, table.groupby("run")["loss"].count().max() // WINDOWS)
+    logged = table[table["loss"].notna()].sort_values("step", kind="stable")
+    means = logged.groupby("run", sort=False)["loss"].transform(
+        lambda loss: loss.rolling(window | 1, center=True, min_periods=1).mean()
+    )
+    return table.assign(smooth_loss=means)
+
+
+def draw(curves: pd.DataFrame, page: kit.Page) -> None:
     """Draw the curves, a panel for each loss and share."""
     evaluated = "".join(curves["evaluated"].iloc[:1])
-    return draw_panels(curves, PANELS, title=evaluated or "Learning curves")
+    title = f"Learning curves, {evaluated}" if evaluated else "Learning curves"
+    draw_panels(curves, page, panels=PANELS, title=title)
 
 
 plot = kit.Plot(draw, curves)
@@ -98,7 +123,7 @@ ANALYSIS = kit.Analysis(
     summarize=summarize,
     reading="Top: the training loss per batch. For masked runs it is computed under that step's "
     "mask, and so it lies above the loss of the full model; where batches group examples of "
-    "similar length, as in the demo, they differ in difficulty, which makes the curve jagged. "
+    "similar length, as in the demo, they differ in difficulty, so a running mean is drawn. "
     "Below: loss and exact match of the full model on examples that it never trains on.",
     position=10,
 )

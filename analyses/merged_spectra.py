@@ -13,9 +13,9 @@ the base: their largest |cosine| with any left singular vector of W0 is below --
 (Shuttleworth et al. 2024). Counted among the --top-k leading ones. For large weights only some base
 vectors are computed; where they cannot settle the matter the vector counts as undecided.
 
-Dotted: what the same update does to a Gaussian base of the same norm (T18). Each singular value of
-the update above ||W0||_F / sqrt(m) (m / n)^(1/4) leaves the bulk as an outlier, the others do not
-show. A trained base has leading directions of its own, and hides more.
+The table also has what the same update does to a Gaussian base of the same norm (T18): each
+singular value of the update above ||W0||_F / sqrt(m) (m / n)^(1/4) leaves the bulk as an outlier,
+the others do not show. A trained base has leading directions of its own, and hides more.
 
 A DoRA also scales the rows of W0 + scaling B A by its magnitudes: merged is that, and the norm is
 of the whole update, but the rows `update` are of its low-rank part, scaling B A, alone.
@@ -206,8 +206,39 @@ def _spectra(table: pd.DataFrame) -> pd.DataFrame:
     return values.assign(index=index)[values["singular_values"] > ROUNDING * largest]
 
 
+def _updates_beside_bases(table: pd.DataFrame) -> pd.DataFrame:
+    """Give the update's singular values, each with the base's of the same number."""
+    spectra = _spectra(table)
+    update, base = (spectra[spectra["matrix"] == matrix] for matrix in ("update", "base"))
+    place = ["run", "module", "index"]
+    base_values = base[[*place, "singular_values"]].rename(columns={"singular_values": "base"})
+    return update.merge(base_values.astype({"run": str, "module": str}), on=place, how="left")
+
+
+def _changes(table: pd.DataFrame) -> pd.DataFrame:
+    """Give by how much each leading singular value of the merged weight exceeds the base's, %."""
+    spectra = _spectra(table)
+    merged, base = (spectra[spectra["matrix"] == matrix] for matrix in ("merged", "base"))
+    both = merged.merge(
+        base[["run", "module", "index", "singular_values"]].astype({"run": str, "module": str}),
+        on=["run", "module", "index"],
+        suffixes=("", "_base"),
+    )
+    change = 100 * (both["singular_values"] / both["singular_values_base"] - 1)
+    return both.assign(change=change)
+
+
 def _merged_at_last_step(table: pd.DataFrame) -> pd.DataFrame:
     return kit.at_last_step(_complete(table[table["matrix"] == "merged"]))
+
+
+def _with_intruders(table: pd.DataFrame) -> pd.DataFrame:
+    """Sum intruders over the modules of each projection; no rows where there are none at all."""
+    merged = _merged_at_last_step(table)
+    by = [*dict.fromkeys(["run", kit.group_column(table)]), "step", "projection"]
+    sums = merged.groupby(by, observed=True, sort=False)[["intruders", "null_intruders"]]
+    counts = sums.sum(min_count=1).reset_index()
+    return counts if (counts["intruders"] > 0).any() else counts[:0]
 
 
 def _complete(table: pd.DataFrame) -> pd.DataFrame:
@@ -234,23 +265,35 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
     return summary
 
 
-with_null = functools.partial(kit.Panel, expected_label="outliers of a Gaussian base (T18)")
-by_projection = functools.partial(with_null, rows=_merged_at_last_step, over=None, by="projection")
+by_projection = functools.partial(kit.Panel, over=None, by="projection")
 
 plot = kit.curves_over_steps(
-    with_null(
-        "singular_values", rows=_spectra, over="index", by="matrix", labels=MATRICES,
-        title="leading singular values", unit="σ", scale="log", expected="null_singular_values"
+    kit.Panel(
+        "singular_values", rows=_updates_beside_bases, over="index",
+        title="singular values of the update", unit="σ", scale="log",
+        expected="base", expected_label="base weight W₀"
+    ),
+    kit.Panel(
+        "change", rows=_changes, over="index",
+        title="change of the weight's σᵢ", unit="%",
     ),
     by_projection(
-        "update_to_base_norm", title="size of the update", unit="‖ΔW‖ / ‖W₀‖", limits=(0, None)
+        "update_to_base_norm", rows=_merged_at_last_step, title="size of the update",
+        unit="‖ΔW‖ / ‖W₀‖", limits=(0, None)
     ),
     by_projection(
-        "intruders", title="intruder dimensions among the leading vectors", unit="vectors",
-        limits=(-0.2, None), expected="null_intruders"
+        "intruders", rows=_with_intruders, title="intruder dimensions, all modules",
+        unit="vectors", limits=(0, None), expected="null_intruders",
+        expected_label="Gaussian base (T18)"
     ),
-    title="Merged spectra at the last step",
+    title="Merged spectra at the last step", panel_width=1.5,
 )  # fmt: skip
+modules = kit.module_map(
+    "update_to_base_norm",
+    title="Size of the update at the last step",
+    unit="‖ΔW‖ / ‖W₀‖",
+    rows=_merged_at_last_step,
+)
 
 ANALYSIS = kit.Analysis(
     name="merged_spectra",
@@ -258,11 +301,12 @@ ANALYSIS = kit.Analysis(
     question="what does the update do to the base weight?",
     needs=kit.Needs.FACTORS | kit.Needs.SNAPSHOTS,
     compute=compute,
-    plot=plot,
+    plot={"merged_spectra": plot, "merged_spectra_modules": modules},
     summarize=summarize,
-    reading="Singular values of the base weight, the update, and their sum; the size of the update "
-    "relative to the weight; and <i>intruders</i>, leading singular vectors of the merged "
-    "weight that resemble none of the base's.",
+    reading="Singular values of the update beside those of the base weight; by how much the update "
+    "changes the leading ones; its size relative to the weight; and, where there are any, "
+    "<i>intruders</i>, leading singular vectors of the merged weight that resemble none of the "
+    "base's.",
     options={
         "top_k": {"type": int, "default": 10, "metavar": "K", "help": "default: 10"},
         "epsilon": {"type": float, "default": 0.5, "metavar": "COSINE", "help": "default: 0.5"},

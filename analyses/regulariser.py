@@ -110,19 +110,23 @@ plot = kit.curves_over_steps(
         title="relative to the update: balance ratio", unit="R / ‖ΔW‖²", limits=(0, None)
     ),
     kit.Panel(
-        {"ratio": "recorded masks"}, rows=masked_ratio,
+        "ratio", rows=masked_ratio,
         title="‖ΔW‖² under the recorded masks, over its mean", unit="ratio",
         expected="expected", expected_band=("low", "high"), expected_label="mean over masks (T5)"
     ),
     title="Regularizer",
 )  # fmt: skip
 
+modules = kit.module_map(
+    "balance_ratio", title="Balance ratio R / ‖ΔW‖² at the last step", unit="R / ‖ΔW‖²"
+)
+
 ANALYSIS = kit.Analysis(
     name="regulariser",
     description=__doc__,
     question="what do masks penalize, and does training reduce it?",
     compute=compute,
-    plot=plot,
+    plot={"regulariser": plot, "regulariser_modules": modules},
     summarize=kit.medians_at_last_step(**SUMMARY),
     reading="On average over masks, a linear layer is trained with a penalty on R, the sum over "
     "rank directions of ‖bᵢ‖²·‖aᵢ‖². The same ΔW can be written with larger or smaller R: dashed "

@@ -26,7 +26,7 @@ FLOORS = [  # a room imports rooms of lower floors only; a new room needs a floo
     "__main__",  # `subspace-lab`, which hands over to the commands
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
-ONLY = {"linalg": set[str](), "theory": {"errors", "linalg"}, "figures": {"stats"}}
+ONLY = {"linalg": set[str](), "theory": {"errors", "linalg"}, "figures": {"errors", "stats"}}
 NEVER = {
     "analyses": {"recording", "training", "sweeping"},
     "training": {"evaluation"},

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from analyses import kit
-from subspace_lab.figures.style import MARKERS, PALETTE, PREDICTION, legend_below, new_figure
+from subspace_lab.figures.style import PREDICTION, slant_names
 from subspace_lab.stats.intervals import accuracy_interval
 
 COSTS = ("single", "geometric", "arithmetic")
@@ -67,45 +66,91 @@ def _point(
     return {"panel": panel, "predictor": predictor, "kind": kind, "value": value, **more}
 
 
-def draw(points: pd.DataFrame) -> Figure:
+def draw(points: pd.DataFrame, page: kit.Page) -> None:
     """Draw loss over inference scale, and the costs and accuracies of masks and ensembles."""
-    figure, axes = new_figure(3, row_height=1.35, share_x=False)
-    loss, cost, accuracy = axes[:, 0]
-    runs = list(dict.fromkeys(points["run"]))
-    for i, run in enumerate(runs):
-        style = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]}
-        shift = 0.7 * ((i + 0.5) / len(runs) - 0.5)
-        of_run = points[points["run"] == run]
-        _draw_loss(loss, of_run[of_run["panel"] == "loss"], style, run)
-        _draw_cost(cost, of_run[of_run["panel"] == "cost"], style, shift)
-        _draw_accuracy(accuracy, of_run[of_run["panel"] == "accuracy"], style, shift)
-    if points.loc[points["kind"] == "predicted", "scale"].notna().any():
-        loss.plot([], [], label="predicted best scale c* (T9)", **PREDICTION)
-    cost.plot([], [], color="0.2", linewidth=1.5, label="geometric + Jensen gap (T12)")
-    loss.axvline(1.0, color="0.8", linewidth=0.6, zorder=0)
-    loss.set(xlabel="inference scale c of the update", ylabel="loss (nats/token)")
-    cost.axhline(0.0, color="0.8", linewidth=0.6, zorder=0)
-    cost.set(ylabel="loss − full\n(nats/token)", xlim=(-0.5, len(COSTS) - 0.5))
-    cost.set_xticks(range(len(COSTS)), COSTS)
-    accuracy.set(ylabel="exact match", ylim=(0, 1), xlim=(-0.5, len(SHOWN) - 0.5))
-    accuracy.set_xticks(range(len(SHOWN)), SHOWN)
+    panels = {"loss": _draw_loss, "cost": _draw_cost, "accuracy": _draw_accuracy}
+    axes = page.panels(list(panels), row_height=1.4)
+    for panel, axis in axes.items():
+        panels[panel](axis, points[points["panel"] == panel], page)
     count, dtype = int(points["masks"].max()), points["dtype"].iloc[0]
     note = f"{kit.examples_note(points)}, {count} mask{'s' * (count != 1)}, {dtype}"
-    figure.suptitle(f"Mask ensembles\n{note}; bars: 95 % (Wilson)", fontsize="medium")
-    legend_below(figure, axes[:2, 0])
-    return figure
+    page.title(f"Mask ensembles\n{note}; bars: 95 % (Wilson)")
+    page.legend(axes)
 
 
-def _draw_loss(axis: Axes, points: pd.DataFrame, style: dict[str, Any], run: str) -> None:
-    """Draw loss over inference scale, and a tick at the scale that theory predicts."""
-    curve = points[points["kind"] == "measured"]
-    axis.plot(curve["scale"], curve["value"], label=run, **style)
-    for predicted in points.loc[points["kind"] == "predicted", "scale"].dropna():
-        axis.axvline(predicted, ymax=0.12, color=style["color"], linestyle=(0, (1, 1)))
+def _runs(points: pd.DataFrame, page: kit.Page) -> Iterator[tuple[str, dict[str, Any], float]]:
+    """List the runs with their styles and their places beside each other, in [-0.35, 0.35]."""
+    runs = list(dict.fromkeys(points["run"]))
+    for i, run in enumerate(runs):
+        yield run, page.style(run), 0.7 * ((i + 0.5) / len(runs) - 0.5)
 
 
-def _draw_cost(axis: Axes, points: pd.DataFrame, style: dict[str, Any], shift: float) -> None:
-    """Draw each mask pale, the means in full color, and the Jensen identity as a bar."""
+def _draw_loss(axis: Axes, points: pd.DataFrame, page: kit.Page) -> None:
+    """Draw loss over inference scale, and a tick at the scale that theory predicts.
+
+    A prediction outside the scales that were scanned is an arrow at the edge.
+    """
+    measured, predicted = (points[points["kind"] == kind] for kind in ("measured", "predicted"))
+    first, last = measured["scale"].min(), measured["scale"].max()
+    margin, outside = 0.05 * (last - first), False
+    axis.set_xlim(first - margin, last + margin)
+    for place, (run, style, _) in enumerate(_runs(points, page)):
+        curve = measured[measured["run"] == run]
+        axis.plot(curve["scale"], curve["value"], label=run, linestyle=page.line(run), **style)
+        for scale in predicted.loc[predicted["run"] == run, "scale"].dropna():
+            if first <= scale <= last:
+                axis.axvline(scale, ymax=0.12, color=style["color"], linestyle=(0, (1, 1)))
+            else:
+                outside, edge = True, 0.99 if scale > last else 0.01
+                arrow = {"color": style["color"], "marker": ">" if scale > last else "<"}
+                height = 0.06 + 0.1 * place
+                axis.plot(edge, height, linestyle="", transform=axis.transAxes, **arrow)
+    if predicted["scale"].between(first, last).any():
+        axis.plot([], [], label="predicted best scale c* (T9)", **PREDICTION)
+    if outside:
+        arrow = {"color": "0.35", "marker": ">", "linestyle": ""}
+        axis.plot([], [], label="predicted c* outside the scan", **arrow)
+    axis.axvline(1.0, color="0.8", linewidth=0.6, zorder=0)
+    axis.set(xlabel="inference scale c of the update", ylabel="loss (nats/token)")
+
+
+def _draw_cost(axis: Axes, points: pd.DataFrame, page: kit.Page) -> None:
+    """Draw each mask pale, the means in full color, and the Jensen identity as a bar.
+
+    Single masks far from the others are drawn at the edge, so that they do not flatten the rest.
+    """
+    low, high = _limits(points)
+    for run, style, shift in _runs(points, page):
+        _draw_costs(axis, points[points["run"] == run], style, shift)
+        masks = points[(points["run"] == run) & (points["kind"] == "one mask")]
+        for beyond, edge, marker in ((masks["value"] > high, high, "^"),
+                                     (masks["value"] < low, low, "v")):  # fmt: skip
+            hollow = {"color": style["color"], "marker": marker, "fillstyle": "none"}
+            if beyond.any():
+                place = COSTS.index("single") + shift
+                axis.plot(place, edge, linestyle="", clip_on=False, **hollow)
+    if not points["value"].dropna().between(low, high).all():
+        edge = {"color": "0.35", "marker": "^", "fillstyle": "none", "linestyle": ""}
+        axis.plot([], [], label="a mask beyond the axis", **edge)
+    axis.plot([], [], color="0.2", linewidth=1.5, label="geometric + Jensen gap (T12)")
+    axis.axhline(0.0, color="0.8", linewidth=0.6, zorder=0)
+    axis.set(ylabel="loss − full\n(nats/token)", xlim=(-0.5, len(COSTS) - 0.5), ylim=(low, high))
+    axis.set_xticks(range(len(COSTS)), COSTS)
+
+
+def _limits(points: pd.DataFrame) -> tuple[float, float]:
+    """Choose the ends of the axis of costs: means, and masks within Tukey's outer fences."""
+    masks = points.loc[points["kind"] == "one mask", "value"].dropna()
+    low, high = masks.quantile([0.25, 0.75])
+    inside = masks[masks.between(low - 3 * (high - low), high + 3 * (high - low))]
+    values = pd.concat(
+        [points.loc[points["kind"] != "one mask", "value"], inside, pd.Series([0.0])]
+    )
+    margin = 0.06 * (values.max() - values.min()) or 1.0
+    return float(values.min() - margin), float(values.max() + margin)
+
+
+def _draw_costs(axis: Axes, points: pd.DataFrame, style: dict[str, Any], shift: float) -> None:
     x = points["predictor"].map(COSTS.index) + shift
     for kind, alpha in (("one mask", 0.35), ("measured", 1.0)):
         of_kind = points["kind"] == kind
@@ -121,7 +166,12 @@ def _draw_cost(axis: Axes, points: pd.DataFrame, style: dict[str, Any], shift: f
     )
 
 
-def _draw_accuracy(axis: Axes, points: pd.DataFrame, style: dict[str, Any], shift: float) -> None:
-    ends = points[["low", "high"]].sub(points["value"], axis=0).abs().to_numpy().T
-    x = points["predictor"].map(SHOWN.index) + shift
-    axis.errorbar(x, points["value"], yerr=ends, linewidth=0.7, linestyle="", **style)
+def _draw_accuracy(axis: Axes, points: pd.DataFrame, page: kit.Page) -> None:
+    for run, style, shift in _runs(points, page):
+        rows = points[points["run"] == run]
+        ends = rows[["low", "high"]].sub(rows["value"], axis=0).abs().to_numpy().T
+        x = rows["predictor"].map(SHOWN.index) + shift
+        axis.errorbar(x, rows["value"], yerr=ends, linewidth=0.7, linestyle="", **style)
+    axis.set(ylabel="exact match", ylim=(0, 1), xlim=(-0.5, len(SHOWN) - 0.5))
+    axis.set_xticks(range(len(SHOWN)), SHOWN)
+    slant_names(axis)

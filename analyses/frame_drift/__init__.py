@@ -151,6 +151,10 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
     return summary
 
 
+def _in_degrees(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(max_angle=np.degrees(table["max_angle"]))
+
+
 by_side = functools.partial(kit.Panel, by="side", labels=SIDES)
 to_previous = functools.partial(by_side, where={"since": "previous"})
 
@@ -172,13 +176,18 @@ plot = kit.curves_over_steps(
     title="Frame drift",
 )  # fmt: skip
 
+modules = kit.module_map(
+    "max_angle", title="Turn of row(A) since the start, at the last step", unit="largest angle (°)",
+    rows=lambda table: _in_degrees(table[(table["since"] == "start") & (table["side"] == "row")]),
+)  # fmt: skip
+
 ANALYSIS = kit.Analysis(
     name="frame_drift",
     description=__doc__,
     question="how fast do the directions themselves turn, and what leaks past the mask?",
     needs=kit.Needs.FACTORS | kit.Needs.DISPLACEMENTS,
     compute=compute,
-    plot=plot,
+    plot={"frame_drift": plot, "frame_drift_modules": modules},
     summarize=summarize,
     reading="The angle between the row space of A (or the column space of B) now and one step ago, "
     "or at the start, all directions counted. This is the only way in which new directions enter. "

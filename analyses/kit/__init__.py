@@ -13,6 +13,7 @@ from analyses.kit.curves import (
     group_column,
     medians_at_last_step,
 )
+from analyses.kit.modules import module_map
 from analyses.kit.needs import Needs, check_needs
 from analyses.kit.notes import print_notes
 from analyses.kit.selection import open_named_runs, select_modules, select_steps
@@ -25,6 +26,7 @@ from analyses.kit.tables import (
     ragged,
 )
 from analyses.kit.writing import default_folder
+from subspace_lab.figures.page import Page
 from subspace_lab.figures.panels import Panel
 from subspace_lab.runs.core_batches import CoreBatch
 
@@ -33,6 +35,7 @@ __all__ = [
     "CoreBatch",
     "Modules",
     "Needs",
+    "Page",
     "Panel",
     "Plot",
     "StepMasks",
@@ -52,6 +55,7 @@ __all__ = [
     "map_parallel",
     "markdown_table",
     "medians_at_last_step",
+    "module_map",
     "open_named_runs",
     "option",
     "over_batches",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from analyses.kit.needs import Needs
 from analyses.kit.tables import concatenate
-from subspace_lab.figures.style import paper_style
+from subspace_lab.figures.page import GivenAxes, Page
+from subspace_lab.figures.style import COLUMN_WIDTH, paper_style
 
 Summary = Mapping[str, float | int | str | Mapping[str, float]]
 
@@ -31,18 +32,56 @@ class Plot:
     """A figure, in two stages where it shows numbers that the analysis's table does not have.
 
     Attributes:
-        draw: draws what `data` makes, which is written as NAME.figure.parquet; without `data` the
-            analysis's own table.
-        data: from the analysis's table, the table of what is drawn: means, intervals, bands.
+        draw: draws what `data` makes, which is written as NAME.figure.parquet, on a page; without
+            `data` the analysis's own table.
+        data: from the analysis's table, the table of what is drawn: means, intervals, bands. An
+            empty one leaves the figure out.
+        splits: whether `data` takes `by`, a column of the table (projection, layer) whose labels
+            get curves of their own.
     """
 
-    draw: Callable[[pd.DataFrame], Figure]
-    data: Callable[[pd.DataFrame], pd.DataFrame] | None = None
+    draw: Callable[[pd.DataFrame, Page], None]
+    data: Callable[..., pd.DataFrame] | None = None
+    splits: bool = False
 
-    def __call__(self, table: pd.DataFrame) -> Figure:
-        """Draw an analysis's table."""
+    def shown(self, table: pd.DataFrame, *, by: str | None = None) -> pd.DataFrame:
+        """Make the table of what is drawn."""
+        if self.data is None:
+            return table
+        return self.data(table, by=by) if by and self.splits else self.data(table)
+
+    def figure(self, shown: pd.DataFrame, page: Page) -> Figure:
+        """Draw the table of what is shown."""
         with paper_style():
-            return self.draw(table if self.data is None else self.data(table))
+            self.draw(shown, page)
+        return page.figure
+
+    def __call__(
+        self,
+        table: pd.DataFrame,
+        *,
+        axes: GivenAxes | None = None,
+        width: float = COLUMN_WIDTH,
+        titled: bool = True,
+        things: Sequence[str] = (),
+        by: str | None = None,
+    ) -> Figure:
+        """Draw an analysis's table.
+
+        Args:
+            table: the table.
+            axes: the user's own, as many as the figure has panels, or some panels by name; None: a
+                new figure.
+            width: of a new figure, in inches.
+            titled: whether a new figure has a title.
+            things: runs or configurations in the order of their colors (see `Page`).
+            by: a column whose labels get curves of their own: projection or layer.
+
+        Raises:
+            UserError: if `axes` are not those of the figure's panels.
+        """
+        page = Page(width=width, titled=titled, axes=axes, things=things)
+        return self.figure(self.shown(table, by=by), page)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ if __name__ == "__main__":
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from analyses.kit.selection import open_named_runs, select_modules, select_steps
 from analyses.kit.writing import write_results
 from subspace_lab.configurations import label_configurations
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
+from subspace_lab.figures.page import VENUES
+from subspace_lab.figures.style import COLUMN_WIDTH
 from subspace_lab.runs.projections import projection_steps
 from subspace_lab.runs.run import Run
 
@@ -28,6 +31,8 @@ RUN = (
     "or a quoted glob of run directories; may be given several times"
 )
 FORMAT = "of figures; may be given several times; none: no figure (default: png and pdf)"
+VENUE = f"the venue whose column a figure fills (default: {COLUMN_WIDTH} inches)"
+BY = "curves of each projection or layer, in place of the median over all modules"
 STEPS = (
     "which recorded steps: a list such as 0,10,100, every:K, log:K (K per decade), or last "
     "(default: all)"
@@ -76,6 +81,12 @@ def parser_of(analysis: Analysis) -> argparse.ArgumentParser:
     add("--csv", action=on_or_off, default=analysis.csv, help="write the tables as CSV, too")
     if analysis.plot is not None:
         add("--format", action="append", choices=FORMATS, help=FORMAT)
+        size = parser.add_mutually_exclusive_group()
+        size.add_argument("--venue", choices=VENUES, help=VENUE)
+        size.add_argument("--width", type=inches, metavar="INCHES", help="of figures")
+        add("--title", choices=("above", "none"), default="above", help="of figures, or none")
+        if any(plot.splits for plot in analysis.plots.values()):
+            add("--by", choices=("projection", "layer"), help=BY)
     if analysis.selects:
         add("--steps", metavar="STEPS", help=STEPS)
         add("--modules", nargs="+", metavar="PATTERN", help=MODULES)
@@ -83,6 +94,21 @@ def parser_of(analysis: Analysis) -> argparse.ArgumentParser:
         spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
         add(*spellings, dest=name, **settings)
     return parser
+
+
+def inches(text: str) -> float:
+    """Read a width that figures can have.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is not a number from 1 to 50.
+    """
+    try:
+        width = float(text)
+    except ValueError:
+        width = math.nan
+    if not 1 <= width <= 50:
+        raise argparse.ArgumentTypeError(f"{text} is not a width in inches, from 1 to 50")
+    return width
 
 
 def table_of(

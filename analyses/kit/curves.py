@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.kit.analysis import Plot, Summary
+from subspace_lab.figures.page import PANEL_WIDTH
 from subspace_lab.figures.panels import Panel, draw_panels
 from subspace_lab.stats.intervals import mean_interval
 
@@ -22,22 +23,55 @@ MAX_STEPS = 240  # more cannot be told apart in one paper column
 ONLY = ""  # the name of a panel's only curve
 
 
-def curves_over_steps(*panels: Panel, title: str) -> Plot:
-    """Make the plot of an analysis that draws columns of its table, mostly over steps."""
-    draw = functools.partial(draw_panels, panels=panels, title=title)
-    return Plot(draw, functools.partial(curves_of, panels))
+def curves_over_steps(*panels: Panel, title: str, panel_width: float = PANEL_WIDTH) -> Plot:
+    """Make the plot of an analysis that draws columns of its table, mostly over steps.
+
+    Args:
+        panels: what is drawn.
+        title: of the figure.
+        panel_width: least width of panels that stand side by side, in inches.
+    """
+    draw = functools.partial(draw_panels, panels=panels, title=title, panel_width=panel_width)
+    return Plot(draw, functools.partial(curves_of, panels), splits=True)
 
 
-def curves_of(panels: Sequence[Panel], table: pd.DataFrame) -> pd.DataFrame:
+def curves_of(
+    panels: Sequence[Panel], table: pd.DataFrame, *, by: str | None = None
+) -> pd.DataFrame:
     """Make the table of what panels show.
 
+    Args:
+        panels: what is drawn.
+        table: the analysis's table.
+        by: a column (projection, layer) whose labels get a curve each, in panels for each run or
+            configuration; None: the median over all modules.
+
     Returns:
-        A row for each panel, curve (group: run or configuration; name: label of `by`, or column;
-        shown: its name in the legend) and step, with kind (measured, predicted), center, low and
-        high (the band; nan where there is none), band (what it is), modules and runs (how many).
+        A row for each panel, curve (group: run or configuration, or label of `by`; name: label of
+        the panel's `by`, or column; shown: its name in the legend) and step, with facet (the run or
+        configuration of the panel, where `by` is given), split (`by`), kind (measured, predicted),
+        center, low and high (the band; nan where there is none), band (what it is), modules and
+        runs (how many).
     """
+    if by is not None:
+        return _split(panels, table, by)
     parts = [part for panel in panels for part in _panel_curves(panel, table)]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["panel"])
+    curves = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["panel"])
+    return curves.assign(facet="", split="")
+
+
+def _split(panels: Sequence[Panel], table: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Take the modules of each label of `by` for a configuration of its own, run by run."""
+    parts = []
+    for facet, rows in table.groupby(group_column(table), sort=False, observed=True):
+        ordered = rows.sort_values(by, kind="stable") if by == "layer" else rows
+        labels = ordered[by].astype(str)
+        if by == "layer":
+            labels = "layer " + labels
+        of_label = ordered["run"].astype(str) + ": " + labels
+        ordered = ordered.assign(run=of_label, configuration=labels)
+        parts.append(curves_of(panels, ordered).assign(facet=str(facet), split=by))
+    return pd.concat(parts, ignore_index=True)
 
 
 def group_column(table: pd.DataFrame) -> str:
@@ -106,7 +140,6 @@ def curve_table(
     if table.empty:
         return pd.DataFrame()
     alone = table["run"].nunique() == 1 if alone is None else alone
-    modules = table["module"].nunique() if "module" in table else 0
     by_step = table.groupby(["run", over], observed=True)[value]
     quartiles = by_step.quantile(np.array([0.25, 0.5, 0.75])).unstack()
     first = table.drop_duplicates("run")
@@ -114,6 +147,8 @@ def curve_table(
     parts: list[pd.DataFrame] = []
     for group in dict.fromkeys(group_of):
         runs = list(group_of.index[group_of == group])
+        of_group = table[table["run"].isin(runs)]
+        modules = of_group["module"].nunique() if "module" in table else 0
         curve = quartiles.loc[runs[0]].set_axis(["low", "center", "high"], axis=1)
         band = "quartiles over modules"
         if len(runs) > 1:
@@ -159,7 +194,8 @@ def _selected(
     """List a panel's curves: column, name, name shown, and rows."""
     if not isinstance(panel.value, str):
         for value, shown in panel.value.items():
-            yield value, value, shown, table
+            if not (crowded and value in panel.only_alone):
+                yield value, value, shown, table
     elif panel.by is None:
         yield panel.value, ONLY, "", table
     else:
@@ -177,7 +213,7 @@ def _expected(table: pd.DataFrame, value: str, panel: Panel, *, over: str) -> pd
     means = by_step.agg(
         center=(value, "mean"), low=(low, "mean"), high=(high, "mean"), runs=("run", "nunique")
     )
-    band = "95 % of what is expected" if panel.expected_band else ""
+    band = "95 % by chance" if panel.expected_band else ""
     if not panel.expected_band:
         means = means.assign(low=np.nan, high=np.nan)
     means = means.rename_axis(["group", over]).reset_index()

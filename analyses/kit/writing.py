@@ -13,7 +13,8 @@ from analyses.kit.needs import Needs
 from analyses.kit.notes import notes as notes_on
 from analyses.kit.notes import print_notes
 from subspace_lab import files
-from subspace_lab.figures.style import paper_style, save
+from subspace_lab.figures.page import VENUES, Page
+from subspace_lab.figures.style import COLUMN_WIDTH, save
 from subspace_lab.provenance import provenance
 from subspace_lab.runs.run import Run
 
@@ -31,8 +32,8 @@ def write_results(
         runs: the runs behind the table.
         table: the analysis's table.
         arguments: of the command, kept in NAME.json: `out`, the folder, or the file of a text,
-            which gives the others its name; `csv`; and the formats of the figures, of which `none`
-            alone makes neither a figure nor its table.
+            which gives the others its name; `csv`; the formats of the figures, of which `none`
+            alone makes neither a figure nor its table; and `venue`, `width`, `title` and `by`.
     """
     out, csv = arguments["out"] or default_folder(runs), arguments["csv"]
     is_file = out.suffix[1:] in analysis.texts
@@ -49,12 +50,13 @@ def write_results(
             unfinished.write_text(text_of(table), encoding="utf-8")
     for title, plot in analysis.plots.items() if formats else ():
         stem = name if title == analysis.name else title
-        shown = table
+        shown = plot.shown(table, by=arguments.get("by"))
+        if shown.empty:
+            print(f"no figure {stem}: the table has nothing that it draws")
+            continue
         if plot.data is not None:
-            shown = plot.data(table)
             paths += _write_table(folder / f"{stem}.figure.parquet", shown, csv=csv)
-        with paper_style():
-            figure = plot.draw(shown)
+        figure = plot.figure(shown, page_of(arguments))
         for form in formats:
             paths.append(folder / f"{stem}.{form}")
             with files.replacing(paths[-1]) as unfinished:
@@ -90,6 +92,12 @@ def write_results(
     print_notes(notes)
     for path in paths:
         print(f"wrote {path}")
+
+
+def page_of(arguments: Mapping[str, Any]) -> Page:
+    """Make the page of a figure, as --venue, --width and --title of a command ask for it."""
+    width = arguments.get("width") or VENUES.get(arguments.get("venue") or "", COLUMN_WIDTH)
+    return Page(width=width, titled=arguments.get("title") != "none")
 
 
 def _write_table(path: Path, table: pd.DataFrame, *, csv: bool) -> list[Path]:

@@ -7,17 +7,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from analyses import kit
 from analyses.comparisons.rates import EQUAL, OWN
 from analyses.paired_differences.layout import MEASURES
-from subspace_lab.figures.style import LINES, MARKERS, PALETTE, legend_below, new_figure
 
 DODGE = 0.09  # of the grid's spacing, between the intervals of two methods
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame, page: kit.Page) -> None:
     """Draw, for each measure, scores over the rate and differences to the baseline.
 
     Scores at a method's own rate have a ring. Differences are those at equal rate, and right of the
@@ -27,22 +26,23 @@ def draw(table: pd.DataFrame) -> Figure:
     rates = sorted(table["learning_rate"].unique())
     names = list(dict.fromkeys(table["configuration"]))
     own_place = rates[-1] * (rates[-1] / rates[-2]) ** 1.2
-    figure, axes = new_figure(2 * len(shown), row_height=1.35)
-    for place, measure in enumerate(shown):
+    panels = [name for measure in shown for name in (measure, f"{measure}, difference")]
+    axes = page.panels(panels, row_height=1.35, share_x=True)
+    for measure in shown:
         title, unit, scale, _ = MEASURES[measure]
         rows = table[table["measure"] == measure]
-        scores, differences = axes[2 * place : 2 * place + 2, 0]
-        scores.set_title(title.lower())
+        scores, differences = axes[measure], axes[f"{measure}, difference"]
+        page.set_title(scores, title.lower())
         scores.set_ylabel(unit)
         baseline = rows["baseline"].iloc[0]
-        differences.set_title(f"difference to {baseline}, at equal rate and each at its own")
+        page.set_title(differences, f"difference to {baseline}, at equal rate and at own")
         differences.set_ylabel("points" if unit == "%" else unit)
         differences.axhline(0, color="0.6", linewidth=0.6)
         differences.axvline((rates[-1] * own_place) ** 0.5, color="0.6", linewidth=0.6)
         for number, name in enumerate(names):
             of_method = rows[rows["configuration"] == name]
             equal, own = (of_method[of_method["rates"] == rates_] for rates_ in (EQUAL, OWN))
-            style = _style(number)
+            style = {**page.style(name), "linestyle": page.line(name)}
             shift = (rates[1] / rates[0]) ** (DODGE * (number - (len(names) - 1) / 2))
             _errorbars(scores, equal, "mean", "low", "high", scale, shift, style | {"label": name})
             scores.plot(
@@ -53,26 +53,18 @@ def draw(table: pd.DataFrame) -> Figure:
             _errorbars(differences, equal, *ends, scale, shift, style)
             at_own = own.assign(learning_rate=own_place)
             _errorbars(differences, at_own, *ends, scale, shift, style | {"linestyle": ""})
-    for panel in axes[:, 0]:
+    for panel in axes.values():
         panel.set_xscale("log")
         panel.xaxis.set_minor_locator(NullLocator())
         panel.set_xticks([*rates, own_place], [*(f"{rate:g}" for rate in rates), "own"])
-    axes[-1, 0].set_xlabel("peak learning rate")
+        if panel.xaxis.get_tick_params()["labelbottom"]:
+            panel.set_xlabel("peak learning rate")
     seeds = int(table["seeds"].min())
-    figure.suptitle(
+    page.title(
         f"{seeds} seeds, 95 % t intervals; {int(table['examples'].min())} test examples\n"
         "ring: each method's own rate, chosen on validation"
     )
-    legend_below(figure, axes[0, 0], columns=1)
-    return figure
-
-
-def _style(number: int) -> dict[str, Any]:
-    return {
-        "color": PALETTE[number % len(PALETTE)],
-        "marker": MARKERS[number % len(MARKERS)],
-        "linestyle": LINES[number % len(LINES)],
-    }
+    page.legend({panels[0]: axes[panels[0]]}, columns=1)
 
 
 def _errorbars(

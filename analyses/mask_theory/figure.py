@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
-from typing import Any
-
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from analyses import kit
-from subspace_lab.figures.style import MARKERS, PALETTE, legend_below, new_figure
 
 NAMES = {
     "training": "tests of training agree",
@@ -20,7 +14,21 @@ NAMES = {
     "trained model": "of the trained model",
     "identity": "identities",
 }
-TITLE_WIDTH = 62  # characters
+THEOREMS = {
+    "T1": "masks and their overlaps",
+    "T2": "angles of two masks",
+    "T3": "angles of a random frame",
+    "T5": "size of masked updates",
+    "T6": "ranks of masked updates",
+    "T7": "gates and regularizer",
+    "T9": "best inference scale",
+    "T11": "expansion in the gates",
+    "T12": "masks as an ensemble",
+    "T13": "balance of A and B",
+    "T15": "reach of a step",
+    "T16": "steps under AdamW and SGD",
+}
+"""What the theorems of docs/theory.md that a run tests are about."""
 OFF_SCALE = 2.2  # deviations in tolerances that are drawn at the edge
 
 
@@ -39,50 +47,60 @@ def disagreements(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def draw(table: pd.DataFrame) -> Figure:
-    """Draw (measured - predicted) / tolerance of what is compared, with the band of agreement."""
+def draw(table: pd.DataFrame, page: kit.Page) -> None:
+    """Draw (measured - predicted) / tolerance of what is compared, with the band of agreement.
+
+    A row holds all predictions of a theorem; a prediction that fails is named beside its point.
+    """
     counts = _counts(table)
-    table = compared(table)
-    order = table.drop_duplicates("prediction")
-    places = {name: -place for place, name in enumerate(order["prediction"])}
-    figure, grid = new_figure(1, row_height=0.6 + 0.118 * len(places))
-    axes: Axes = grid[0, 0]
+    table = compared(table).assign(row=lambda rows: rows["statement"].astype(str))
+    order = sorted(table["row"].unique(), key=_place)
+    places = {theorem: -place for place, theorem in enumerate(order)}
+    runs = list(dict.fromkeys(table["run"].astype(str)))
+    height = 0.6 + max(0.16, 0.06 * len(runs)) * len(places)
+    panels = page.panels(["deviations"], row_height=height)
+    axes = panels["deviations"]
     axes.axvspan(-1, 1, color="0.92", zorder=0, label="agreement: ±1 tolerance")
     axes.axvline(0, color="0.6", linewidth=0.6, zorder=0)
-    runs = list(dict.fromkeys(table["run"]))
     for i, run in enumerate(runs):
-        shift = 0.6 * (0.5 - (i + 0.5) / len(runs))
-        style: dict[str, Any] = {
-            "color": PALETTE[i % len(PALETTE)],
-            "marker": MARKERS[i % len(MARKERS)],
-        }
+        shift = 0.7 * (0.5 - (i + 0.5) / len(runs))
         for indicative, rows in table[table["run"] == run].groupby(table["agrees"].isna()):
             axes.plot(
                 _deviations(rows),
-                rows["prediction"].map(places) + shift,
+                rows["row"].map(places) + shift,
                 linestyle="",
                 fillstyle="none" if indicative else "full",
                 markeredgewidth=0.7,
                 clip_on=False,
                 zorder=3,
                 label=None if indicative else run,
-                **style,
+                **page.style(run),
             )
+        failed = table[(table["run"] == run) & ~table["agrees"].fillna(True)]
+        for x, theorem, name in zip(
+            _deviations(failed), failed["row"], failed["prediction"], strict=True
+        ):
+            side = {"xytext": (-4 if x > 0 else 4, 0), "ha": "right" if x > 0 else "left"}
+            at = (x, places[theorem] + shift)
+            axes.annotate(name, at, **side, textcoords="offset points", va="center", fontsize=5.5)
     axes.plot([], [], linestyle="", marker="o", fillstyle="none", color="0.3", label="indicative")
     axes.set_xlim(-OFF_SCALE, OFF_SCALE)
     axes.set_xticks([-2, -1, 0, 1, 2], ["≤ −2", "−1", "0", "1", "≥ 2"])
     axes.set_xlabel("deviation / tolerance")
-    names = zip(order["prediction"].astype(str), order["statement"].astype(str), strict=True)
-    labels = [f"{name} ({theorem})" if theorem else name for name, theorem in names]
-    axes.set_yticks(list(places.values()), labels, fontsize=5.5)
+    labels = [" ".join(filter(None, [THEOREMS.get(name, ""), f"({name})"])) for name in order]
+    axes.set_yticks(list(places.values()), labels)
     axes.set_ylim(-len(places) + 0.4, 0.6)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", color="0.9", linewidth=0.4)
     axes.set_axisbelow(True)
-    title = textwrap.wrap("; ".join(counts), TITLE_WIDTH)
-    figure.suptitle("\n".join(title), fontsize=6)
-    legend_below(figure, axes, columns=2)
-    return figure
+    page.title("; ".join(counts))
+    page.legend(panels)
+
+
+def _place(theorem: str) -> int:
+    """Order theorems by number; what belongs to none comes last."""
+    number = theorem.removeprefix("T")
+    return int(number) if number.isdigit() else len(THEOREMS) + 99
 
 
 def _deviations(rows: pd.DataFrame) -> pd.Series[float]:

@@ -8,12 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from analyses import kit
 from analyses.comparisons.rates import EQUAL, OWN
 from analyses.comparisons.scores import ACCURACY, AVERAGE, LOSS
-from subspace_lab.figures.style import PALETTE, new_figure
 from subspace_lab.stats.intervals import Interval, spread_text
 
 # Measure: title, unit, scale, format.
@@ -26,6 +24,7 @@ RATES = {
     OWN: "each at its own learning rate, chosen on validation examples",
 }
 NAME_WIDTH = 40  # characters
+PANEL_WIDTH = 3.3  # inches, with the names of configurations beside it
 
 
 def as_markdown(table: pd.DataFrame) -> str:
@@ -99,7 +98,7 @@ def over_all_tasks(table: pd.DataFrame) -> pd.DataFrame:
     return paired if averages.empty else averages
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame, page: kit.Page) -> None:
     """Draw the difference to the baseline of each configuration, over all tasks together."""
     rows = over_all_tasks(table)
     places = rows["configuration"]
@@ -107,8 +106,8 @@ def draw(table: pd.DataFrame) -> Figure:
         places = places + ", " + rows["task"]
     names = list(dict.fromkeys(places))[::-1]
     shown = [measure for measure in MEASURES if measure in set(rows["measure"])]
-    figure, axes = new_figure(len(shown), row_height=0.75 + 0.27 * len(names), share_x=False)
-    for panel, measure in zip(axes[:, 0], shown, strict=True):
+    axes = page.panels(shown, row_height=0.75 + 0.27 * len(names), panel_width=PANEL_WIDTH)
+    for measure, panel in axes.items():
         title, unit, scale, _ = MEASURES[measure]
         of_measure = rows[rows["measure"] == measure]
         low = of_measure["difference"] - of_measure["difference_low"]
@@ -116,7 +115,10 @@ def draw(table: pd.DataFrame) -> Figure:
         panel.axvline(0, color="0.6", linewidth=0.6)
         x, y = scale * of_measure["difference"], places[of_measure.index].map(names.index)
         ends = [scale * low, scale * high]
-        panel.errorbar(x, y, xerr=ends, fmt="o", capsize=2, color=PALETTE[0])
+        for row, configuration in of_measure["configuration"].items():
+            error = [[end[row]] for end in ends]
+            style = {"linestyle": "", "capsize": 2, **page.style(str(configuration))}
+            panel.errorbar(x[row], y[row], xerr=error, **style)
         labels = [textwrap.fill(name, NAME_WIDTH) for name in names]
         panel.set_yticks(range(len(names)), labels, fontsize=5.5)
         panel.set_ylim(-0.6, len(names) - 0.4)
@@ -124,8 +126,7 @@ def draw(table: pd.DataFrame) -> Figure:
         panel.set_xlabel("percentage points" if unit == "%" else unit)
     at = "at equal and own rates" if OWN in set(table["rates"]) else RATES[EQUAL]
     seeds, tests = int(rows["paired_seeds"].min()), int(rows["examples"].min())
-    figure.suptitle(
+    page.title(
         f"Difference to {table['baseline'].iloc[0]}, {at}\n"
         f"{seeds} seeds, 95 % t intervals; {tests} test examples per task"
     )
-    return figure

@@ -13,7 +13,7 @@ Table 6, the sizes of the data sets, is as published. Without --run, all is as p
 
 A run stands in the paper's row if base, method and rank are the paper's, and in a row of its own
 otherwise. DropLoRA's rows say the mask: its granularity, whether kept directions are rescaled, and
-keep_prob. Writes the tables, paper_tables.md, figure2 and figure3.
+keep_prob. Writes the tables, paper_tables.md, and, of what was measured, figure2 and figure3.
 """
 
 from __future__ import annotations
@@ -27,7 +27,12 @@ from analyses import kit
 from analyses.comparisons.configurations import COLUMNS as SETTINGS
 from analyses.comparisons.configurations import settings_text
 from analyses.comparisons.scores import excluded_runs
-from analyses.paper_tables.figures import draw_pruning_rates, draw_ranks
+from analyses.paper_tables.figures import (
+    draw_pruning_rates,
+    draw_ranks,
+    measured_averages,
+    of_commonsense,
+)
 from analyses.paper_tables.layout import as_markdown
 from analyses.paper_tables.published import AVERAGE, TABLE_5, TABLES, Row, Table
 from analyses.paper_tables.results import Result, collect
@@ -154,7 +159,10 @@ ANALYSIS = kit.Analysis(
     question="the paper's tables, published beside measured",
     needs=kit.Needs(0),
     compute=compute,
-    plot={"figure2": kit.Plot(draw_pruning_rates), "figure3": kit.Plot(draw_ranks)},
+    plot={
+        "figure2": kit.Plot(draw_pruning_rates, measured_averages),
+        "figure3": kit.Plot(draw_ranks, of_commonsense),
+    },
     summarize=summarize,
     texts={"md": as_markdown},
     on_screen=as_markdown,

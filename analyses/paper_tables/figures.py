@@ -7,27 +7,42 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from analyses import kit
 from analyses.comparisons.configurations import mask_text, settings_text
 from analyses.paper_tables.published import AVERAGE, LLAMA2, TABLE_5, TABLES
-from subspace_lab.figures.style import LINES, MARKERS, PALETTE, legend_below, new_figure
+from subspace_lab.figures.style import LINES, MARKERS, PALETTE
 
 FAMILIES = {1: "commonsense", 2: "math", 3: "code"}
 KIND = ["other_settings", "sampling", "granularity", "rescale"]
-PUBLISHED: dict[str, Any] = {"color": "0.5", "markersize": 4, "linestyle": ""}
+PUBLISHED: dict[str, Any] = {"color": "0.5", "markersize": 4, "linestyle": "", "zorder": 3}
 
 
-def draw_pruning_rates(table: pd.DataFrame) -> Figure:
-    """Draw the average over the pruning rate 1 - keep_prob, in one panel per family.
+def measured_averages(table: pd.DataFrame) -> pd.DataFrame:
+    """Select what the figures draw: averages that were measured, of LoRA and DropLoRA."""
+    averages = table["table"].isin(list(FAMILIES)) & (table["column"] == AVERAGE)
+    rows = table[averages & (table["seeds"] > 0) & table["method"].isin(["LoRA", "DropLoRA"])]
+    return rows.assign(family=rows["table"].map(FAMILIES))
+
+
+def of_commonsense(table: pd.DataFrame) -> pd.DataFrame:
+    """Select the measured averages on commonsense, those of Figure 3."""
+    rows = measured_averages(table)
+    return rows[rows["family"] == "commonsense"]
+
+
+def draw_pruning_rates(averages: pd.DataFrame, page: kit.Page) -> None:
+    """Draw the average over the pruning rate 1 - keep_prob, in one panel per measured family.
 
     A line is one base model and rank under one kind of mask; LoRA of the same base and rank is
     the level with a band. Published is what the tables state: LoRA's level on LLaMA2-7B, and
     DropLoRA at 0.5 on commonsense (Table 5).
     """
-    figure, axes = new_figure(len(FAMILIES), row_height=1.4)
-    for panel, (number, name) in zip(axes[:, 0], FAMILIES.items(), strict=True):
-        groups = _averages(table, number).groupby(["model", "rank"], sort=False)
+    measured = set(averages["family"])
+    numbers = {name: number for number, name in FAMILIES.items() if name in measured}
+    axes = page.panels(list(numbers), row_height=1.4, share_x=True)
+    for name, panel in axes.items():
+        groups = averages[averages["family"] == name].groupby(["model", "rank"], sort=False)
         for g, ((model, rank), members) in enumerate(groups):
             _draw_level(panel, members[members["method"] == "LoRA"], f"{model}, r {rank}", g)
             masked = members[members["method"] == "DropLoRA"]
@@ -36,52 +51,44 @@ def draw_pruning_rates(table: pd.DataFrame) -> Figure:
                 kind = ", ".join(filter(None, [first["other_settings"], mask_text(first)]))
                 label = f"{model}, r {rank}: {kind}"
                 _draw_line(panel, runs, "prune_prob", label, color=g, line=k)
-        rows = TABLES[number - 1].rows
+        rows = TABLES[numbers[name] - 1].rows
         level = next(row for row in rows if (row.model, row.label) == (LLAMA2, "LoRA")).scores[-1]
         panel.axhline(level, color="0.5", linewidth=0.8, label="published LoRA, LLaMA2-7B")
-        if number == 1:
+        if name == "commonsense":
             drop = TABLE_5.rows[-1]
             published = {"label": "published DropLoRA, LLaMA2-7B", "marker": "*", **PUBLISHED}
             panel.plot(drop.prune_prob, drop.scores[0], **published)
-        panel.set_title(name)
+        page.set_title(panel, name)
         panel.set_ylabel("average (%)")
-    axes[-1, 0].set_xlabel("pruning rate, 1 - keep_prob")
-    axes[-1, 0].set_xlim(-0.02, 0.62)
-    legend_below(figure, axes[:, 0], columns=1)
-    return figure
+        if panel.xaxis.get_tick_params()["labelbottom"]:
+            panel.set_xlabel("pruning rate, 1 - keep_prob")
+        panel.set_xlim(-0.02, 0.62)
+    page.legend(axes, columns=1)
 
 
-def draw_ranks(table: pd.DataFrame) -> Figure:
+def draw_ranks(averages: pd.DataFrame, page: kit.Page) -> None:
     """Draw the commonsense average over the rank for LoRA and each mask law, alpha as in the run.
 
     Published are Table 5's three numbers; those of the paper's own figure are printed nowhere.
     """
-    figure, axes = new_figure(1, row_height=1.9)
-    panel = axes[0, 0]
-    rows = _averages(table, 1)
-    rows = rows[rows["method"].isin(["LoRA", "DropLoRA"])]
-    curves = rows.groupby(["model", "method", "keep_prob", *KIND], sort=False, dropna=False)
+    axes = page.panels(["commonsense"], row_height=1.9)
+    panel = axes["commonsense"]
+    curves = averages.groupby(["model", "method", "keep_prob", *KIND], sort=False, dropna=False)
     for i, (_, members) in enumerate(curves):
         first = members.iloc[0].to_dict()
         law = settings_text(first, with_rank=False)
         label = f"{first['model']}: {first['method']}" + (f", {law}" if law else "")
-        _draw_line(panel, members, "rank", label, color=i, line=i // len(PALETTE))
+        _draw_line(panel, members, "rank", label, color=i, line=i)
     for marker, method in (("o", "LoRA"), ("*", "DropLoRA")):
         stated = [(row.rank, row.scores[0]) for row in TABLE_5.rows if row.method == method]
         style = {"label": f"published {method}, {LLAMA2}", "marker": marker, **PUBLISHED}
         panel.plot(*zip(*stated, strict=True), **style)
     panel.set_xscale("log", base=2)
-    ticks = sorted({8, 16, 32, 64, *rows["rank"]})
+    ticks = sorted({8, 16, 32, 64, *averages["rank"]})
     panel.set_xticks(ticks, [str(rank) for rank in ticks])
     panel.set_xlabel("rank r")
     panel.set_ylabel("commonsense average (%)")
-    legend_below(figure, panel, columns=1)
-    return figure
-
-
-def _averages(table: pd.DataFrame, number: int) -> pd.DataFrame:
-    chosen = (table["table"] == number) & (table["column"] == AVERAGE) & (table["seeds"] > 0)
-    return table[chosen]
+    page.legend(axes, columns=1)
 
 
 def _draw_level(axes: Axes, rows: pd.DataFrame, label: str, place: int) -> None:

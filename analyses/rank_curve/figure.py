@@ -7,20 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from analyses import kit
 from analyses.rank_curve.probes import LEFT_OUT
 from analyses.rank_curve.tables import MEAN
-from subspace_lab.figures.style import (
-    LINES,
-    MARKERS,
-    PALETTE,
-    PREDICTION,
-    legend_below,
-    new_figure,
-    step_axis,
-)
+from subspace_lab.figures.style import LINES, MARKERS, PALETTE, PREDICTION, step_axis
 from subspace_lab.stats.intervals import mean_interval
 
 CURVES = ("svd", "prefix", "random")
@@ -106,52 +97,46 @@ def _shares(left_out: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def draw(points: pd.DataFrame) -> Figure:
+def draw(points: pd.DataFrame, page: kit.Page) -> None:
     """Draw cost and exact match over the kept rank, and the shares of single directions."""
     panels = list(dict.fromkeys(points["panel"]))
-    figure, axes = new_figure(len(panels), row_height=1.45, share_x=False)
-    runs = list(dict.fromkeys(points["run"]))
-    for axis, panel in zip(axes[:, 0], panels, strict=True):
-        for place, run in enumerate(runs):
+    axes = page.panels(panels, row_height=1.45)
+    styles = {run: page.style(run) for run in dict.fromkeys(points["run"])}
+    for panel, axis in axes.items():
+        for run, style in styles.items():
             rows = points[(points["panel"] == panel) & (points["run"] == run)]
             if panel == LEFT_OUT:
-                style: dict[str, Any] = {
-                    "color": PALETTE[place % len(PALETTE)],
-                    "marker": MARKERS[place % 7],
-                }
                 _draw_curve(axis, rows, label=run, **style)
             else:
-                _draw_orders(axis, rows, run, place if len(runs) > 1 else None)
-    _label(axes[:, 0], panels, points)
-    if len(runs) > 1:
+                _draw_orders(axis, rows, run, style if page.several else None)
+        _label(axis, panel, points)
+    if page.several:
         for name, line in zip(CURVES, LINES, strict=False):
-            axes[0, 0].plot([], [], color="0.3", linestyle=line, label=name)
+            next(iter(axes.values())).plot([], [], color="0.3", linestyle=line, label=name)
     note = f"{kit.examples_note(points)}, {points['draws'].max()} random orders"
     bands = "bands: 95 % over examples; bottom: quartiles over modules"
     if (seeds := points["seeds"].max()) > 1:
         note, bands = f"{seeds} seeds, {note}", "bands: 95 % over seeds"
-    figure.suptitle(
-        f"Rank curves, not rescaled\n{note}, {points['dtype'].iloc[0]}\n{bands}",
-        fontsize="medium",
-    )
-    legend_below(figure, axes[:, 0])
-    return figure
+    page.title(f"Rank curves, not rescaled\n{note}, {points['dtype'].iloc[0]}\n{bands}")
+    page.legend(axes)
 
 
-def _draw_orders(axis: Axes, rows: pd.DataFrame, run: str, place: int | None) -> None:
+def _draw_orders(axis: Axes, rows: pd.DataFrame, run: str, style: dict[str, Any] | None) -> None:
     """Draw a run's curves; with one run color and dashes tell them apart, else dashes do.
 
     Bands of several runs are drawn of the random mean only.
     """
     for i, name in enumerate(CURVES):
-        color = PALETTE[(i if place is None else place) % len(PALETTE)]
+        color = style["color"] if style else PALETTE[i]
+        marker = style["marker"] if style else MARKERS[i]
         curve = rows[rows["curve"] == name]
         for _, order in curve[curve["draw"] > MEAN].groupby("draw"):
             axis.plot(order["position"], order["value"], color=color, alpha=0.25, linewidth=0.6)
-        label = name if place is None else run if i == 0 else None
+        label = name if style is None else run if i == 0 else None
         mean = curve[curve["draw"] == MEAN]
-        banded = place is None or name == "random"
-        _draw_curve(axis, mean, banded, color=color, linestyle=LINES[i], label=label)
+        banded = style is None or name == "random"
+        drawn: dict[str, Any] = {"color": color, "marker": marker, "linestyle": LINES[i]}
+        _draw_curve(axis, mean, banded, label=label, **drawn)
 
 
 def _draw_curve(axis: Axes, rows: pd.DataFrame, banded: bool = True, **style: Any) -> None:
@@ -162,20 +147,19 @@ def _draw_curve(axis: Axes, rows: pd.DataFrame, banded: bool = True, **style: An
     axis.fill_between(rows["position"], rows["low"], rows["high"], **band)
 
 
-def _label(axes: Any, panels: list[str], points: pd.DataFrame) -> None:
+def _label(axis: Axes, panel: str, points: pd.DataFrame) -> None:
     names = {
         "cost": ("cost (nats/token)", "directions kept"),
         "accuracy": ("exact match", "directions kept"),
         LEFT_OUT: ("share of the cost", "direction left out, from the costliest on"),
     }
-    for axis, panel in zip(axes, panels, strict=True):
-        vertical, horizontal = names[panel]
-        axis.set_ylabel(vertical)
-        step_axis(axis, label=horizontal)
-        if panel == "accuracy":
-            axis.set_ylim(0, 1)
-        if panel == LEFT_OUT:
-            for even in points["even"].dropna().unique():
-                axis.axhline(even, **PREDICTION)
-            axis.plot([], [], label="interchangeable", **PREDICTION)
-            axis.set_ylim(bottom=0)
+    vertical, horizontal = names[panel]
+    axis.set_ylabel(vertical)
+    step_axis(axis, label=horizontal)
+    if panel == "accuracy":
+        axis.set_ylim(0, 1)
+    if panel == LEFT_OUT:
+        for even in points["even"].dropna().unique():
+            axis.axhline(even, **PREDICTION)
+        axis.plot([], [], label="interchangeable", **PREDICTION)
+        axis.set_ylim(bottom=0)

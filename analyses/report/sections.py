@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from analyses import kit
 from subspace_lab import files
+from subspace_lab.configurations import label_configurations
 from subspace_lab.figures.style import DOTS_PER_INCH
 from subspace_lab.runs.run import Run
 
@@ -35,7 +36,12 @@ def section(analysis: kit.Analysis, runs: Sequence[Run], comparisons: Path) -> s
             return head + _not_computed(analysis, runs)
         # What several runs share, such as the masks of one seed, counts once in mask_theory.
         table = kit.label(analysis.join(tables.values()), list(tables))
-        body = "".join(_figure(plot(table), question) for plot in analysis.plots.values())
+        colored = things(runs)
+        body = "".join(
+            _figure(plot.figure(shown, kit.Page(things=colored)), question)
+            for plot in analysis.plots.values()
+            if not (shown := plot.shown(table)).empty
+        )
         missing = ", ".join(run.name for run in runs if run not in tables)
         remarks = [f"Without {missing}: {analysis.why_missing}."] if missing else []
         for table in tables.values():
@@ -51,6 +57,13 @@ def section(analysis: kit.Analysis, runs: Sequence[Run], comparisons: Path) -> s
         + "".join(f"<p class='remark'>{html.escape(remark)}</p>" for remark in remarks)
         + f"<p class='remark'>Tables: <code>{place}/{analysis.name}.parquet</code></p>"
     )
+
+
+def things(runs: Sequence[Run]) -> list[str]:
+    """List what has a color of its own in all figures of a report: configurations, then runs."""
+    labels = label_configurations({run.name: run.config for run in runs})
+    repeated = len(set(labels.values())) < len(runs)
+    return [*(labels.values() if repeated else ()), *(run.name for run in runs)]
 
 
 def tables_of(

@@ -1,4 +1,4 @@
-"""Heat maps of tables whose rows and columns are numbered from 1."""
+"""Heat maps of tables: ranks against ranks, or layers against projections."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
+
+from subspace_lab.figures.style import slant_names
+
+MAX_LABELS = 8  # at an axis
 
 
 def draw_heat_map(axes: Axes, values: pd.DataFrame) -> AxesImage:
@@ -15,16 +19,40 @@ def draw_heat_map(axes: Axes, values: pd.DataFrame) -> AxesImage:
         axes: where to draw.
         values: a table whose index and columns are 1, 2, ...; nan stays blank.
     """
+    image = _draw(axes, values, limits=(0.0, 1.0))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
+    return image
+
+
+def draw_named_heat_map(
+    axes: Axes, values: pd.DataFrame, *, limits: tuple[float, float]
+) -> AxesImage:
+    """Draw a table (rows, columns) with the names of its rows and columns, the first row on top.
+
+    Args:
+        axes: where to draw.
+        values: the table; nan stays blank.
+        limits: ends of the scale of colors.
+    """
+    image = _draw(axes, values, limits=limits)
+    every = -(-len(values.index) // MAX_LABELS)
+    rows, columns = (range(1, size + 1) for size in values.shape)
+    axes.set_yticks(list(rows)[::every], [str(name) for name in values.index[::every]])
+    axes.set_xticks(list(columns), [str(name) for name in values.columns])
+    slant_names(axes)
+    return image
+
+
+def _draw(axes: Axes, values: pd.DataFrame, *, limits: tuple[float, float]) -> AxesImage:
     rows, columns = values.shape
     image = axes.imshow(
-        values.to_numpy(),
-        vmin=0.0,
-        vmax=1.0,
+        values.to_numpy(float),
+        vmin=limits[0],
+        vmax=limits[1],
         extent=(0.5, columns + 0.5, rows + 0.5, 0.5),
         aspect="auto",
         interpolation="nearest",
     )
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
     axes.spines[["top", "right"]].set_visible(True)
     return image

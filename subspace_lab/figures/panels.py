@@ -6,29 +6,19 @@ color and dashes both tell what is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from subspace_lab.figures.style import (
-    LINES,
-    MARKERS,
-    PALETTE,
-    PREDICTION,
-    legend_below,
-    new_figure,
-    step_axis,
-)
+from subspace_lab.figures.curves import Styles, curve_styles, draw_curves, draw_points, limits_of
+from subspace_lab.figures.page import PANEL_WIDTH, Page
+from subspace_lab.figures.style import LINES, PREDICTION, step_axis
 
-NAMES = {"step": "optimizer step"}  # of horizontal axes
-FEW_STEPS = 20  # up to here each point gets its marker
-Styles = Mapping[tuple[Hashable, Hashable], Mapping[str, Any]]
+NAMES = {"step": "optimizer step", "index": "i of σᵢ"}  # of horizontal axes
 
 
 @dataclass(frozen=True)
@@ -41,7 +31,9 @@ class Panel:
         unit: label of the vertical axis.
         by: column whose labels get a curve each; None: one curve per run or configuration.
         labels: the labels of `by` that are drawn, in order, with the names shown; empty: all.
-        only_alone: labels of `by` that are left out where curves of several runs are compared.
+        only_alone: labels of `by`, or columns, that are left out where curves of several runs are
+            compared.
+        faint: names of curves that are drawn pale and thin, in the color of the others.
         where: only rows with these values: column to value.
         rows: makes the rows that are drawn, such as sums over modules, of those of the table.
         over: column of the horizontal axis; None: the names of the curves side by side.
@@ -60,6 +52,7 @@ class Panel:
     by: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     only_alone: Sequence[str] = ()
+    faint: Sequence[str] = ()
     where: Mapping[str, object] = field(default_factory=dict)
     rows: Callable[[pd.DataFrame], pd.DataFrame] = lambda table: table
     over: str | None = "step"
@@ -81,121 +74,106 @@ class Panel:
         return [self.value] if isinstance(self.value, str) else list(self.value)
 
 
-def draw_panels(curves: pd.DataFrame, panels: Sequence[Panel], *, title: str) -> Figure:
-    """Draw a table of curves, a panel each.
+def draw_panels(
+    curves: pd.DataFrame,
+    page: Page,
+    *,
+    panels: Sequence[Panel],
+    title: str,
+    panel_width: float = PANEL_WIDTH,
+) -> None:
+    """Draw a table of curves, a panel each; with `facet`, each panel once for every facet.
 
     Args:
-        curves: columns panel, group, name, shown, kind (measured, predicted), center, low, high,
-            band, modules, runs, and those of the panels' horizontal axes.
+        curves: columns panel, facet, split, group, name, shown, kind (measured, predicted), center,
+            low, high, band, modules, runs, and those of the panels' horizontal axes.
+        page: where to draw.
         panels: titles, units and scales; panels without a row are left out.
         title: of the figure; what the bands are and the sample sizes are added.
+        panel_width: least width of panels that stand side by side, in inches.
     """
-    present = set(curves["panel"])
-    drawn = [panel for panel in panels if panel.name in present]
-    measured = curves[curves["kind"] == "measured"]
-    styles = curve_styles(measured)
-    over_steps = [panel.name for panel in drawn if panel.over == "step"]
-    of_steps = measured[measured["panel"].isin(over_steps)]
-    one_step = bool(over_steps) and of_steps.groupby("group")["step"].nunique().eq(1).all()
-    as_points = {p.name: p.over is None or (one_step and p.over == "step") for p in drawn}
-    share_x = len({panel.over for panel in drawn}) == 1 and not any(as_points.values())
-    height = 1.15 if len(drawn) > 3 else 1.3 if len(drawn) > 1 else 1.8
-    figure, axes = new_figure(max(1, len(drawn)), row_height=height, share_x=share_x)
-    for axis, panel in zip(axes[:, 0], drawn, strict=False):
-        rows = curves[curves["panel"] == panel.name].sort_values("kind", kind="stable")
-        if as_points[panel.name]:
-            _draw_points(axis, rows, styles)
-        else:
-            over = panel.over or ""
-            _draw_curves(axis, rows, over, styles)
-            if not share_x or panel is drawn[-1]:
-                step_axis(axis, label=NAMES.get(over, over))
-        if (rows["kind"] == "predicted").any():
-            axis.plot([], [], label=panel.expected_label, **PREDICTION)
-        axis.set(title=panel.name, ylabel=panel.unit, yscale=panel.scale, ylim=panel.limits)
-        if panel.degrees and panel.scale == "linear":
-            axis.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 1.5, 3, 6, 10]))
-    lines = [name for name, points in as_points.items() if not points]
-    if lines:
-        _name_dashes(axes[0, 0], measured[measured["panel"].isin(lines)])
-    figure.suptitle(f"{title}\n{sample_note(measured)}", fontsize="medium")
-    legend_below(figure, axes[:, 0])
-    return figure
-
-
-def curve_styles(curves: pd.DataFrame) -> Styles:
-    """Give each curve its color, dashes, marker and label, by (group, name shown)."""
-    groups, names = list(dict.fromkeys(curves["group"])), list(dict.fromkeys(curves["shown"]))
-    several, runs = len(groups) > 1, curves.groupby("group")["runs"].max()
-    seeds = {group: f" ({count} seeds)" * (count > 1) for group, count in runs.items()}
-    return {
-        (group, name): {
-            "color": PALETTE[(g if several else i) % len(PALETTE)],
-            "linestyle": LINES[(i if len(names) > 1 else g) % len(LINES)],
-            "marker": MARKERS[(g if several else i) % len(MARKERS)],
-            "label": group + seeds[group] if several else name or None,
-        }
-        for g, group in enumerate(groups)
-        for i, name in enumerate(names)
+    faceted = curves["facet"].nunique() > 1
+    named = {
+        f"{panel.name}, {facet}" if faceted else panel.name: (panel, rows)
+        for panel in panels
+        for facet, rows in curves[curves["panel"] == panel.name].groupby("facet", sort=False)
     }
+    measured = curves[curves["kind"] == "measured"]
+    styles = curve_styles(measured, page)
+    points = _drawn_as_points([panel for panel, _ in named.values()], measured)
+    share_x = len({panel.over for panel, _ in named.values()}) == 1 and not any(points.values())
+    height = 1.15 if len(named) > 3 else 1.3 if len(named) > 1 else 1.8
+    height += 0.3 * (len(named) > 3 and not share_x)  # of names at every horizontal axis
+    axes = page.panels(
+        list(named), row_height=height, panel_width=panel_width, share_x=share_x and len(named) > 1
+    )
+    for name, axis in axes.items():
+        panel, rows = named[name]
+        _draw_panel(axis, panel, rows.sort_values("kind", kind="stable"), styles, points)
+        page.set_title(axis, name)
+    lines = [name for name, as_points in points.items() if not as_points]
+    if lines and (page.several or measured["split"].any()):
+        _name_dashes(next(iter(axes.values())), measured[measured["panel"].isin(lines)])
+    page.title(f"{title}\n{sample_note(measured)}")
+    page.legend(axes)
+
+
+def _draw_panel(
+    axis: Axes, panel: Panel, rows: pd.DataFrame, styles: Styles, points: Mapping[str, bool]
+) -> None:
+    if points[panel.name]:
+        draw_points(axis, rows, styles)
+    else:
+        over = panel.over or ""
+        draw_curves(axis, rows, over, styles, faint=panel.faint)
+        step_axis(axis, label=NAMES.get(over, over))
+        if not axis.xaxis.get_tick_params()["labelbottom"]:  # a panel below has the same axis
+            axis.set_xlabel("")
+    predicted = rows[rows["kind"] == "predicted"]
+    if not predicted.empty:
+        axis.plot([], [], label=panel.expected_label, **PREDICTION)
+    if predicted["low"].notna().any():
+        axis.fill_between([], [], [], color="0.85", lw=0, label=predicted["band"].iloc[0])
+    low, high = limits_of(rows, log=panel.scale == "log")
+    ends = [
+        end if set_ is None else set_ for set_, end in zip(panel.limits, (low, high), strict=True)
+    ]
+    axis.set(ylabel=panel.unit, yscale=panel.scale, ylim=ends)
+    if panel.scale == "linear":
+        steps = [1, 1.5, 3, 6, 10] if panel.degrees else [1, 2, 2.5, 5, 10]
+        axis.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=steps))
+
+
+def _drawn_as_points(panels: Sequence[Panel], measured: pd.DataFrame) -> dict[str, bool]:
+    """Tell of each panel whether it draws points side by side: names, or the runs' only step."""
+    of_steps = measured[measured["panel"].isin([p.name for p in panels if p.over == "step"])]
+    one_step = not of_steps.empty and bool(
+        of_steps.groupby("group")["step"].nunique().eq(1).all()
+    )
+    return {p.name: p.over is None or (one_step and p.over == "step") for p in panels}
 
 
 def sample_note(curves: pd.DataFrame) -> str:
     """Say what a curve and its band are, with the sample sizes."""
     if curves.empty:
         return ""
-    modules = int(curves["modules"].max())
-    runs = int(curves.drop_duplicates("group")["runs"].sum())
-    whose = str(curves["group"].iloc[0]) if runs == 1 else f"{runs} runs"
+    modules, split = int(curves["modules"].max()), curves["split"].iloc[0]
+    of_modules = f"{modules} modules" + f" of a {split}" * bool(split)
+    facets = list(dict.fromkeys(curves["facet"]))
+    runs = len(facets) if split else int(curves.drop_duplicates("group")["runs"].sum())
+    whose = f"{runs} runs"
+    if runs == 1:
+        whose = str(facets[0] if split else curves["group"].iloc[0])
     if (curves["runs"] > 1).any():
-        center = f"medians over {modules} modules: mean" if modules else f"{whose}: mean"
+        center = f"medians over {of_modules}: mean" if modules else f"{whose}: mean"
         return f"{center}, 95 % t interval over seeds"
     spread = " and quartiles" if curves["band"].astype(bool).any() else ""
-    return f"{whose}: median{spread} over {modules} modules" if modules else whose
-
-
-def _draw_curves(axis: Axes, rows: pd.DataFrame, over: str, styles: Styles) -> None:
-    several = _several(styles)
-    for (kind, group, name), curve in rows.groupby(["kind", "group", "shown"], sort=False):
-        style = dict(styles[group, name])
-        if kind == "predicted":
-            style = PREDICTION | ({"color": style["color"]} if several else {})
-        elif len(curve) > FEW_STEPS:
-            style.pop("marker")
-        x, low, high = curve[over], curve["low"], curve["high"]
-        axis.plot(x, curve["center"], **style)
-        if kind == "measured" and len(curve) == 1:
-            axis.vlines(x, low, high, color=style["color"], alpha=0.5)
-        elif low.notna().any():
-            axis.fill_between(x, low, high, color=style["color"], alpha=0.15, lw=0)
-
-
-def _draw_points(axis: Axes, rows: pd.DataFrame, styles: Styles) -> None:
-    """Draw names side by side, with medians and bands."""
-    names, groups = list(dict.fromkeys(rows["shown"])), list(dict.fromkeys(rows["group"]))
-    for (kind, group, name), point in rows.groupby(["kind", "group", "shown"], sort=False):
-        x = names.index(name) + 0.6 * ((groups.index(group) + 0.5) / len(groups) - 0.5)
-        if kind == "predicted":
-            axis.hlines(point["center"], x - 0.2, x + 0.2, **PREDICTION)
-            continue
-        style: dict[str, Any] = {"color": "0.2", "marker": "o", "label": None}
-        if _several(styles):
-            style = {key: styles[group, name][key] for key in style}
-        ends = np.abs(point[["low", "high"]].sub(point["center"], axis=0).to_numpy().T)
-        style |= {"yerr": np.nan_to_num(ends), "elinewidth": 0.8, "capsize": 2}
-        axis.errorbar([x], point["center"], linestyle="", **style)
-    axis.set_xticks(range(len(names)), names, rotation=25 if len(names) > 5 else 0)
-    axis.set_xlim(-0.6, len(names) - 0.4)
-
-
-def _several(styles: Styles) -> bool:
-    """Tell whether several runs or configurations are drawn."""
-    return len({group for group, _ in styles}) > 1
+    return f"{whose}: median{spread} over {of_modules}" if modules else whose
 
 
 def _name_dashes(axis: Axes, curves: pd.DataFrame) -> None:
     """Add what the dashes mean to the legend, where colors tell the groups apart."""
-    names = list(dict.fromkeys(curves["shown"]))
-    if curves["group"].nunique() > 1 and len(names) > 1:
+    names = [name for name in dict.fromkeys(curves["shown"]) if name]
+    if len(names) > 1:
         for name, line in zip(names, LINES, strict=False):
-            axis.plot([], [], color="0.3", linestyle=line, label=name or None)
+            axis.plot([], [], color="0.3", linestyle=line, label=name)

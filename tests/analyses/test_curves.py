@@ -9,7 +9,7 @@ from scipy import stats
 
 from analyses import kit
 from analyses.kit.curves import curve_table, thin
-from subspace_lab.figures.panels import draw_panels
+from tests.figures.listing import drawn
 from tests.figures.tables import make_table
 
 
@@ -97,7 +97,7 @@ def test_panels_choose_rows_columns_and_units():
     assert measured.center == pytest.approx(medians[3]) and predicted.kind == "predicted"
     assert (predicted.low, predicted.center, predicted.high) == (0.25, 0.5, 0.75)
     assert "missing" not in set(curves["panel"])
-    figure = draw_panels(curves, panels, title="T")
+    figure = drawn(curves, *panels)
     assert [axis.get_title(loc="left") or axis.get_title() for axis in figure.axes] == [
         "value", "two columns", "positive", "rows"
     ]  # fmt: skip

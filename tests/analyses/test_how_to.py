@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "how-to" / "new-analysis.md"
@@ -23,6 +24,22 @@ MAX_LINES = 30
 def source() -> str:
     (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     return block
+
+
+def test_the_figures_of_the_page_on_papers(run, tmp_path, monkeypatch):
+    page = (PAGE.parent / "figures.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    shutil.copytree(run.path, tmp_path / "runs" / "first")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "figures.md", "exec"), names)
+    assert b"/FontFile2" in (tmp_path / "combined.pdf").read_bytes()
+    figure = names["figure"]
+    assert isinstance(figure, Figure)
+    (legend,) = [*figure.legends, *filter(None, [axes.get_legend() for axes in figure.axes])]
+    shown = {text.get_text() for text in legend.get_texts()}
+    assert {"q_proj", "v_proj", "down_proj"} <= shown
 
 
 def test_it_is_short(source):

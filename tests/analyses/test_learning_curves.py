@@ -24,8 +24,10 @@ def table() -> pd.DataFrame:
 def test_the_figure_names_the_split_and_draws_losses_as_they_are(table):
     both = pd.concat([table, table.assign(run="b", loss=table["loss"] + 1)])
     curves = learning_curves.plot.data(both)
-    loss = curves[(curves["panel"] == "training loss") & (curves["group"] == "b")]
-    assert loss["center"].to_numpy() == pytest.approx(table["loss"].to_numpy() + 1)
+    loss = curves[(curves["name"] == "smooth_loss") & (curves["group"] == "b")]
+    values = table["loss"].to_numpy() + 1
+    around = [values[max(0, i - 2) : i + 3].mean() for i in range(len(values))]
+    assert loss["center"].to_numpy() == pytest.approx(around)
     assert loss["low"].isna().all()
     match = curves[curves["panel"] == "validation exact match"]
     assert list(match.loc[match["group"] == "a", "center"]) == [0.25, 0.5]
@@ -45,6 +47,8 @@ def test_seeds_share_a_curve_with_their_interval(table):
     seeds = [table.assign(run=name, loss=table["loss"] + i) for i, name in enumerate("abc")]
     together = pd.concat(seeds).assign(configuration="x")
     curves = learning_curves.plot.data(together)
-    loss = curves[curves["panel"] == "training loss"]
-    assert loss["center"].to_numpy() == pytest.approx(table["loss"].to_numpy() + 1)
+    loss = curves[curves["name"] == "smooth_loss"]
+    alone = learning_curves.plot.data(table).groupby("name")["center"]
+    assert loss["center"].to_numpy() == pytest.approx(alone.get_group("smooth_loss") + 1)
+    assert alone.get_group("loss").to_numpy() == pytest.approx(table["loss"].to_numpy())
     assert (loss["low"] < loss["center"]).all() and set(loss["runs"]) == {3}

@@ -12,8 +12,7 @@ from scipy import stats
 
 from analyses.comparisons.pairing import read_configurations
 from analyses.comparisons.rates import by_method, own_rate
-from analyses.learning_rates import compute
-from analyses.learning_rates.figure import draw
+from analyses.learning_rates import ANALYSIS, compute
 from analyses.learning_rates.layout import as_markdown
 from analyses.paired_differences import compute as paired_differences
 from analyses.paired_differences.layout import as_markdown as differences_as_markdown
@@ -167,7 +166,7 @@ def test_paired_differences_say_at_which_rates(runs, tmp_path):
 
 
 def test_the_figure_draws_every_method_and_marks_its_own_rate(runs):
-    figure = draw(compute(runs))
+    figure = ANALYSIS.plot(compute(runs))
     panels = figure.axes
     assert len(panels) == 4
     ticks = [tick.get_text() for tick in panels[-1].get_xticklabels()]

@@ -503,10 +503,14 @@ def test_command_writes_table_figure_and_sentences(command, tmp_path):
     assert (tmp_path / "out" / "mask_theory.png").stat().st_size > 10_000
 
 
-def test_figure_shows_every_prediction_once(run):
+def test_figure_shows_every_prediction_once_in_the_row_of_its_theorem(run):
     table = compute(run)
     axes = ANALYSIS.plot(table).axes[0]
     labels = [text.get_text() for text in axes.get_yticklabels()]
-    assert len(labels) == table["prediction"].nunique()
+    theorems = compared(table)["statement"].unique()
+    assert [label.rpartition(" ")[2] for label in labels] == [
+        f"({name})" for name in sorted(theorems, key=lambda name: int(name[1:]))
+    ]
+    assert not axes.texts  # nothing fails
     drawn = sum(len(line.get_xdata()) for line in axes.lines if line.get_linestyle() == "None")
     assert drawn == len(table)

@@ -11,8 +11,8 @@ import pytest
 from scipy import stats
 
 from analyses.comparisons.scores import AVERAGE
-from analyses.paired_differences import compute
-from analyses.paired_differences.layout import as_markdown, draw
+from analyses.paired_differences import ANALYSIS, compute
+from analyses.paired_differences.layout import as_markdown
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation import records
 from subspace_lab.runs.run import Run
@@ -296,7 +296,7 @@ def test_tasks_scored_under_disjoint_seeds_have_no_average(tmp_path):
     ]
     table = compute(found)
     assert set(table["task"]) == {"boolq", "piqa"}
-    (panel, _) = draw(table).axes
+    (panel, _) = ANALYSIS.plot(table).axes
     assert [label.get_text() for label in panel.get_yticklabels()] == ["DoRA, piqa", "DoRA, boolq"]
 
 
@@ -321,7 +321,7 @@ def test_tables_and_figure_say_what_they_show(runs):
     assert text.count("| PiSSA |") == 4
     accuracy = row(table, "PiSSA", AVERAGE, "accuracy")
     assert f"{100 * accuracy['difference']:+.1f} [" in text
-    panels = draw(table).axes
+    panels = ANALYSIS.plot(table).axes
     assert [panel.get_xlabel() for panel in panels] == ["percentage points", "nats/token"]
 
 

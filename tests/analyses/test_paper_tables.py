@@ -9,8 +9,7 @@ from decimal import ROUND_HALF_UP, Decimal
 import pandas as pd
 import pytest
 
-from analyses.paper_tables import compute, published
-from analyses.paper_tables.figures import draw_pruning_rates, draw_ranks
+from analyses.paper_tables import ANALYSIS, compute, published
 from analyses.paper_tables.layout import as_markdown
 from analyses.paper_tables.published import AVERAGE, LLAMA2, LLAMA3, TABLE_6, TABLES
 from subspace_lab import files
@@ -292,14 +291,15 @@ def test_figures_hold_measured_and_published(make_run):
         for keep in (0.5, 0.7)
     ]
     table = compute(runs)
-    panel = draw_pruning_rates(table).axes[0]
+    figures = {name: plot(table) for name, plot in ANALYSIS.plots.items()}
+    (panel,) = figures["figure2"].axes  # math and code were not measured
     lines = {line.get_label(): line for line in panel.get_lines()}
     assert lines["LLaMA2-7B, r 32: LoRA"].get_ydata()[0] == pytest.approx(80)
     assert lines["published LoRA, LLaMA2-7B"].get_ydata()[0] == 84.38
     (drawn,) = panel.containers
     assert drawn.lines[0].get_xdata().tolist() == pytest.approx([0.3, 0.5])
     assert drawn.lines[0].get_ydata().tolist() == pytest.approx([70, 50])
-    ranks = draw_ranks(table).axes[0]
+    ranks = figures["figure3"].axes[0]
     assert [curve.get_label() for curve in ranks.containers] == [
         "LLaMA2-7B: LoRA",
         *(f"LLaMA2-7B: DropLoRA, step mask, rescaled, keep_prob {keep}" for keep in (0.5, 0.7)),
@@ -317,8 +317,15 @@ def test_command_writes_tables_and_figures(make_run, tmp_path):
         "paper_tables.json",
         "paper_tables.md",
         "figure2.png",
+        "figure2.figure.csv",
+        "figure2.figure.parquet",
         "figure3.png",
+        "figure3.figure.csv",
+        "figure3.figure.parquet",
     }
+    published_only = command("analyses.paper_tables", "--out", tmp_path / "none")
+    assert "no figure figure2: the table has nothing that it draws" in published_only.stdout
+    assert not list((tmp_path / "none").glob("figure*"))
     missing = command("analyses.paper_tables", "--runs", f"{tmp_path}/nothing-*")
     assert missing.returncode == 2
     assert "no run matches" in missing.stderr

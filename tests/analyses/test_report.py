@@ -103,11 +103,11 @@ def test_curves_name_the_examples_and_stack_in_any_order(runs):
         figure = learning_curves.plot(table)
         titles = [axis.get_title(loc="left") + axis.get_title() for axis in figure.axes]
         assert titles == ["training loss", "validation loss", "validation exact match"]
-        assert figure.get_suptitle().splitlines()[0] == "12 validation examples"
+        assert figure.get_suptitle().splitlines()[0] == "Learning curves, 12 validation examples"
         assert len(learning_curves.summarize(table)) == 4
     both = concatenate([tables["test"], tables["validation"]])
     note, _ = learning_curves.plot(both).get_suptitle().splitlines()
-    assert note == "12 test examples, 12 validation examples"
+    assert note == "Learning curves, 12 test examples, 12 validation examples"
     assert any("test exact match" in name for name in learning_curves.summarize(both))
 
 

@@ -7,16 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
-from analyses.kit import Analysis, Needs, Plot, run_analysis
-from subspace_lab.figures.style import new_figure
+from analyses.kit import Analysis, Needs, Page, Plot, run_analysis
 
 
-def draw(table: pd.DataFrame) -> Figure:
-    figure, axes = new_figure(1)
-    axes[0, 0].plot(table["size"])
-    return figure
+def draw(table: pd.DataFrame, page: Page) -> None:
+    axes = page.panels(["sizes"])
+    axes["sizes"].plot(table["size"])
 
 
 ANALYSIS = Analysis(

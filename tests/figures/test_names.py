@@ -7,8 +7,9 @@ import pytest
 from matplotlib.text import Text
 
 from analyses import kit
-from subspace_lab.figures.panels import Panel, draw_panels
+from subspace_lab.figures.panels import Panel
 from subspace_lab.figures.style import legend_below, new_figure, paper_style, save
+from tests.figures.listing import drawn
 from tests.figures.tables import make_table
 
 NAMES = ["ba$$in", "r$_{x$", "$x$", "_old", "__", "_child", "a&b<c>", "100 %", "ü"]
@@ -21,9 +22,8 @@ def test_names_stand_in_legend_and_title_as_they_are(tmp_path, form):
     first = table["step"] == 0
     curves = kit.curves_of(panels[:1], table)
     points = kit.curves_of(panels[1:], table[first].assign(name=table["run"]))
-    with paper_style():
-        figure = draw_panels(pd.concat([curves, points]), panels, title="r$_{x$")
-        save(figure, tmp_path / f"figure.{form}", format=form)
+    figure = drawn(pd.concat([curves, points]), *panels, title="r$_{x$")
+    save(figure, tmp_path / f"figure.{form}", format=form)
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts() if text.get_text()] == NAMES
     ticks = [label.get_text() for label in figure.axes[1].get_xticklabels()]

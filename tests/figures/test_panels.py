@@ -4,9 +4,12 @@ import pandas as pd
 import pytest
 
 from analyses import kit
+from subspace_lab.figures.curves import curve_styles
 from subspace_lab.figures.heat_map import draw_heat_map
-from subspace_lab.figures.panels import Panel, curve_styles, draw_panels, sample_note
-from subspace_lab.figures.style import COLUMN_WIDTH, new_figure, paper_style, save
+from subspace_lab.figures.page import Page
+from subspace_lab.figures.panels import Panel, sample_note
+from subspace_lab.figures.style import COLUMN_WIDTH, new_figure, save
+from tests.figures.listing import drawn
 from tests.figures.tables import make_table
 
 PANEL = Panel("value", by="kind", labels={"u": "update", "m": "masked update"}, expected="expected")
@@ -18,17 +21,17 @@ def curves_of(runs: dict[str, str | None], **arguments: int) -> pd.DataFrame:
 
 
 def test_styles_tell_all_curves_apart_and_count_seeds():
-    styles = curve_styles(curves_of({"a": "x", "b": "x", "c": "y"}))
+    styles = curve_styles(curves_of({"a": "x", "b": "x", "c": "y"}), Page())
     assert len({(style["color"], str(style["linestyle"])) for style in styles.values()}) == 4
     assert styles["x", "update"]["label"] == "x (2 seeds)"
     assert styles["y", "update"]["label"] == "y"
-    alone = curve_styles(curves_of({"a": None}))
+    alone = curve_styles(curves_of({"a": None}), Page())
     assert alone["a", "update"]["label"] == "update"
 
 
 def test_runs_with_one_curve_each_differ_in_their_dashes_too():
     table = make_table({"a": None, "b": None})
-    styles = curve_styles(kit.curves_of([Panel("value")], table))
+    styles = curve_styles(kit.curves_of([Panel("value")], table), Page())
     assert len({str(style["linestyle"]) for style in styles.values()}) == 2
 
 
@@ -49,10 +52,7 @@ def test_the_note_says_what_the_band_is(runs, steps, words):
 @pytest.mark.parametrize("form", ["png", "pdf", "svg"])
 @pytest.mark.parametrize("steps", [1, 5])
 def test_figures_are_one_column_wide_and_are_written(tmp_path, form, steps):
-    with paper_style():
-        figure = draw_panels(
-            curves_of({"a": "x", "b": "x", "c": "y"}, steps=steps), [PANEL], title="T"
-        )
+    figure = drawn(curves_of({"a": "x", "b": "x", "c": "y"}, steps=steps), PANEL)
     save(figure, tmp_path / "figure", format=form)
     start = (tmp_path / "figure").read_bytes()[:5]
     assert {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[form] in start
@@ -64,9 +64,8 @@ def test_figures_are_one_column_wide_and_are_written(tmp_path, form, steps):
 
 def test_points_show_median_and_quartiles_of_all_modules():
     table = make_table({"a": None, "b": None}, steps=1)
-    figure = draw_panels(
-        kit.curves_of([Panel("value", over=None)], table), [Panel("value", over=None)], title="T"
-    )
+    panel = Panel("value", over=None)
+    figure = drawn(kit.curves_of([panel], table), panel)
     for container, (_, rows) in zip(figure.axes[0].containers, table.groupby("run"), strict=True):
         assert container.lines[0].get_ydata() == pytest.approx(rows["value"].median())
 
@@ -82,6 +81,6 @@ def test_heat_maps_have_the_first_row_on_top_on_one_scale():
 def test_a_legend_in_two_columns_has_colors_left_and_greys_right():
     table = make_table({"a": None, "b": None, "c": None})
     panel = Panel("value", expected="expected", expected_label="theory")
-    figure = draw_panels(kit.curves_of([panel], table), [panel], title="T")
+    figure = drawn(kit.curves_of([panel], table), panel)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["a", "b", "c", "theory", "", ""]

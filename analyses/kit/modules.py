@@ -1,0 +1,53 @@
+"""Where modules differ: the numbers behind the heat map of layers and projections."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import pandas as pd
+
+from analyses.kit.analysis import Plot
+from analyses.kit.curves import at_last_step, group_column
+from subspace_lab.figures.module_map import draw_module_map
+
+
+def module_map(
+    value: str,
+    *,
+    title: str,
+    unit: str,
+    rows: Callable[[pd.DataFrame], pd.DataFrame] = lambda table: table,
+) -> Plot:
+    """Make a plot of a column at each run's last step, module by module, with a ranking.
+
+    Args:
+        value: the column.
+        title: of the figure.
+        unit: of the column.
+        rows: selects the table's rows, at most one for each run, step and module.
+    """
+    draw = functools.partial(draw_module_map, title=title, unit=unit)
+    return Plot(draw, functools.partial(module_cells, value=value, rows=rows))
+
+
+def module_cells(
+    table: pd.DataFrame, *, value: str, rows: Callable[[pd.DataFrame], pd.DataFrame]
+) -> pd.DataFrame:
+    """Take the mean over seeds of each module's value at the last step, and rank the modules.
+
+    Returns:
+        A row for each group (run or configuration) and module: group, module, layer, projection,
+        value, seeds (runs behind it), place (1: the highest mean over groups). Empty where fewer
+        than two modules have a value.
+    """
+    last = at_last_step(rows(table)).dropna(subset=value)
+    if last["module"].nunique() < 2:
+        return last[:0]
+    by = [group_column(table), "module", "layer", "projection"]
+    cells = last.groupby(by, observed=True, sort=False)[value].agg(value="mean", seeds="size")
+    cells = cells.reset_index().rename(columns={by[0]: "group"})
+    cells = cells.astype(dict.fromkeys(["group", "module", "projection"], str))
+    means = cells.groupby("module")["value"].mean().sort_values(ascending=False, kind="stable")
+    places = {module: place for place, module in enumerate(means.index, start=1)}
+    return cells.assign(place=cells["module"].map(places))
