@@ -24,7 +24,8 @@ MASK = (
 """Settings of a rank mask, without effect in a run that has none."""
 SEEDS = ("seed", "init_seed", "data_seed", "mask_seed", "noise_seed")
 RECORDING = (
-    "cores", "snapshots", "eval_every", "checkpoint_every", "test_size", "early_stopping",
+    "cores", "snapshots", "log_every", "report_to", "eval_every", "checkpoint_every", "test_size",
+    "early_stopping",
 )  # fmt: skip
 """What is recorded when, which leaves training as it is."""
 PROBLEM = (
@@ -63,6 +64,24 @@ def without_seed(config: Config, *, but: Collection[str] = ()) -> dict[str, Any]
         unused.add("epochs")
     settings = in_effect(config).items()
     return {name: value for name, value in settings if name not in unused and value is not None}
+
+
+def seeds_in_effect(config: Config) -> dict[str, int]:
+    """Give `seed`, and the seed of each source of randomness that the run has.
+
+    Masks are a source of masked runs, noise of runs under label noise.
+
+    >>> seeds_in_effect({"seed": 3, "data_seed": 5, "method": "lora"})
+    {'seed': 3, 'init': 3, 'data': 5}
+    """
+    sources = ["init", "data"] + ["noise"] * bool(config.get("label_noise"))
+    own = {
+        source: config.get(f"{source}_seed") for source in sources + ["mask"] * is_masked(config)
+    }
+    common = int(config["seed"])
+    return {"seed": common} | {
+        source: common if seed is None else int(seed) for source, seed in own.items()
+    }
 
 
 def identity(settings: Config) -> str:

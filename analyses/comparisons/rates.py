@@ -12,8 +12,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analyses.comparisons.pairing import Configuration, difference_of, mean_of
-from analyses.comparisons.scores import LOSS
+from analyses.comparisons.pairing import Configuration, Seeds, difference_of, mean_of
+from analyses.comparisons.scores import ACCURACY
+from subspace_lab.errors import UserError
 
 EQUAL, OWN = "equal", "own"
 """Which rates a row compares: the same for both methods, or each method's own."""
@@ -30,19 +31,31 @@ def by_method(configurations: Sequence[Configuration]) -> Methods:
     return {one.method: methods[one.method] for one in configurations}
 
 
+def check_baseline(methods: Methods, baseline: str) -> None:
+    """Check that there is a configuration to compare with.
+
+    Raises:
+        UserError: if there is not.
+    """
+    if baseline not in methods:
+        raise UserError(
+            f"there is no configuration {baseline!r}: give --baseline one of {', '.join(methods)}"
+        )
+
+
 def several_rates(methods: Methods) -> bool:
     """Tell whether there is more than one learning rate."""
     return len({rate for of_rates in methods.values() for rate in of_rates}) > 1
 
 
 def own_rate(
-    of_rates: Mapping[float, Configuration], measure: str, *, seeds: Sequence[int] | None = None
+    of_rates: Mapping[float, Configuration], measure: str, *, seeds: Sequence[Seeds] | None = None
 ) -> float | None:
     """Choose the rate of the best mean validation score; of a tie the lowest.
 
     Args:
         of_rates: the configurations of a method by rate.
-        measure: accuracy (more is better) or loss (less is); nan, of a run that diverged, is worst.
+        measure: accuracy (more is better) or a loss (less is); nan, of a diverged run, is worst.
         seeds: over which the mean is taken; None: those of all rates.
 
     Returns:
@@ -51,7 +64,7 @@ def own_rate(
     common = validated_seeds(of_rates, measure) if seeds is None else seeds
     if len(of_rates) < 2 or not common:
         return None
-    sign = 1.0 if measure == LOSS else -1.0
+    sign = -1.0 if measure == ACCURACY else 1.0
 
     def cost(rate: float) -> float:
         scores = [of_rates[rate].validation[measure, seed] for seed in common]
@@ -61,7 +74,7 @@ def own_rate(
     return min(of_rates, key=cost)
 
 
-def validated_seeds(of_rates: Mapping[float, Configuration], measure: str) -> list[int]:
+def validated_seeds(of_rates: Mapping[float, Configuration], measure: str) -> list[Seeds]:
     """List the seeds that have validation scores at all rates."""
     known = [
         {seed for name, seed in one.validation if name == measure} for one in of_rates.values()
@@ -78,7 +91,7 @@ def at_equal_rates(
         methods: the methods.
         baseline: the name of one.
         tasks: that are averaged.
-        measure: accuracy or loss.
+        measure: accuracy, or a loss.
     """
     return [
         _row(one, methods[baseline].get(rate), tasks, measure, mean) | {"rates": EQUAL}

@@ -5,12 +5,14 @@
         --metric exact_match --examples 300
     python -m analyses.learning_rates --run "runs/learning-rates/*"
 
+Without the second command the test scores of training are read (`--test_size 300` in the sweep).
 Runs that differ in their learning rate and seed only are one method. For each method and rate: the
 mean over seeds on test examples with its 95 % interval, and the difference to the baseline at the
 same rate, paired by seed. Each method's own rate is the one with the best mean on the validation
-examples of its training, after the last step, by the measure that is compared (accuracy or loss);
-the methods are then compared on test examples each at its own rate. The ratio of their rates is
-known to within the grid's spacing, and a best rate at the edge of the grid may not be the best.
+examples of its training, after the last step, by the measure that is compared (accuracy, loss, or
+loss at the validated temperature); the methods are then compared on test examples each at its own
+rate. The ratio of their rates is known to within the grid's spacing, and a best rate at the edge of
+the grid may not be the best.
 
 Intervals are Student's t over seeds, and do not cover the choice of the rate: it is made with the
 same runs, on other examples. Nothing is corrected for many comparisons; of three seeds a sign-flip
@@ -26,28 +28,34 @@ import pandas as pd
 
 from analyses import kit
 from analyses.comparisons.configurations import COLUMNS as SETTINGS
-from analyses.comparisons.pairing import Configuration, read_configurations, tasks_scored
+from analyses.comparisons.pairing import (
+    DIFFERENCE_COLUMNS,
+    MEAN_COLUMNS,
+    Configuration,
+    read_configurations,
+    tasks_scored,
+)
 from analyses.comparisons.rates import (
     OWN,
     Methods,
     at_equal_rates,
     at_own_rates,
     by_method,
+    check_baseline,
     several_rates,
     validated_seeds,
     without_own_rate,
 )
-from analyses.comparisons.scores import ACCURACY, LOSS, excluded_runs
+from analyses.comparisons.scores import ACCURACY, MEASURES, excluded_runs
 from analyses.learning_rates.figure import draw
 from analyses.learning_rates.layout import as_markdown
 from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
 
 COLUMNS = [
-    "configuration", "method", *SETTINGS, "measure", "rates", "learning_rate", "validation", "mean",
-    "low", "high", "seeds", "examples", "baseline", "baseline_rate", "rate_ratio", "lowest_rate",
-    "highest_rate", "at_edge", "difference", "difference_low", "difference_high", "p_value",
-    "examples_error", "paired_seeds",
+    "configuration", "method", *SETTINGS, "measure", "rates", "learning_rate", "validation",
+    *MEAN_COLUMNS, "baseline", "baseline_rate", "rate_ratio", "lowest_rate", "highest_rate",
+    "at_edge", *DIFFERENCE_COLUMNS,
 ]  # fmt: skip
 
 
@@ -85,7 +93,7 @@ def compute(runs: Sequence[Run], *, baseline: str = "LoRA") -> pd.DataFrame:
     methods = by_method(configurations)
     _check(methods, baseline)
     rows: list[dict[str, Any]] = []
-    for measure in (ACCURACY, LOSS):
+    for measure in MEASURES:
         if tasks := tasks_scored(configurations, measure):
             compared = at_equal_rates(methods, baseline, tasks, measure)
             compared += at_own_rates(methods, baseline, tasks, measure)
@@ -110,10 +118,7 @@ def _check(methods: Methods, baseline: str) -> None:
             f"all runs have the learning rate {rate:g}: train others, too, such as with `python -m "
             "subspace_lab.sweep --config learning-rates`"
         )
-    if baseline not in methods:
-        raise UserError(
-            f"there is no configuration {baseline!r}: give --baseline one of {', '.join(methods)}"
-        )
+    check_baseline(methods, baseline)
     if reason := without_own_rate(methods, ACCURACY).get(baseline):
         raise UserError(
             f"no learning rate of {baseline} can be chosen, since {reason}: train it at several, "
@@ -153,7 +158,7 @@ ANALYSIS = kit.Analysis(
     summarize=summarize,
     texts={"md": as_markdown},
     on_screen=as_markdown,
-    options={"baseline": {"default": "LoRA", "help": "the configuration to compare with"}},
+    options={"baseline": kit.option("LoRA", "the configuration to compare with")},
     compares=True,
     selects=False,
     csv=True,

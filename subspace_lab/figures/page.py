@@ -131,8 +131,11 @@ class Page:
         """Write the title above the panels of a new figure, in lines that fit it."""
         if self.titled and self.axes is None:
             width = int(self.width / SUBTITLE_CHARACTER)
-            lines = [textwrap.fill(line, width) for line in text.splitlines()]
-            self.figure.suptitle("\n".join(lines), fontsize="medium")
+            broken = "\n".join(textwrap.fill(line, width) for line in text.splitlines())
+            self.figure.suptitle(broken, fontsize="medium")
+            if self.columns == self._count:  # a single row, which would lose most of its height
+                lines = broken.count("\n") + 1
+                self.figure.set_figheight(self.figure.get_figheight() + LINE_HEIGHT * lines)
 
     def legend(self, panels: Mapping[str, Axes], *, columns: int = 2) -> None:
         """Draw the legend of all panels under a new figure."""

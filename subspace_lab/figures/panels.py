@@ -147,9 +147,7 @@ def _draw_panel(
 def _drawn_as_points(panels: Sequence[Panel], measured: pd.DataFrame) -> dict[str, bool]:
     """Tell of each panel whether it draws points side by side: names, or the runs' only step."""
     of_steps = measured[measured["panel"].isin([p.name for p in panels if p.over == "step"])]
-    one_step = not of_steps.empty and bool(
-        of_steps.groupby("group")["step"].nunique().eq(1).all()
-    )
+    one_step = not of_steps.empty and bool(of_steps.groupby("group")["step"].nunique().eq(1).all())
     return {p.name: p.over is None or (one_step and p.over == "step") for p in panels}
 
 
