@@ -97,9 +97,7 @@ def _draw_loss(axis: Axes, points: pd.DataFrame, page: kit.Page) -> None:
     for place, (run, style, _) in enumerate(_runs(points, page)):
         curve = measured[measured["run"] == run]
         axis.plot(curve["scale"], curve["value"], label=run, linestyle=page.line(run), **style)
-        axis.vlines(
-            curve["scale"], curve["low"], curve["high"], color=style["color"], linewidth=0.7
-        )
+        _draw_ends(axis, curve["scale"], curve, style["color"])
         for scale in predicted.loc[predicted["run"] == run, "scale"].dropna():
             if first <= scale <= last:
                 axis.axvline(scale, ymax=0.12, color=style["color"], linestyle=(0, (1, 1)))
@@ -161,9 +159,7 @@ def _draw_costs(axis: Axes, points: pd.DataFrame, style: dict[str, Any], shift: 
     for kind, alpha in (("one mask", 0.35), ("measured", 1.0)):
         of_kind = points["kind"] == kind
         axis.plot(x[of_kind], points["value"][of_kind], linestyle="", alpha=alpha, **style)
-    measured = points["kind"] == "measured"
-    ends = points.loc[measured, ["low", "high"]].to_numpy().T
-    axis.vlines(x[measured], *ends, color=style["color"], linewidth=0.7)
+    _draw_ends(axis, x, points, style["color"])
     expected = points["kind"] == "predicted"
     axis.hlines(
         points["value"][expected],
@@ -173,6 +169,13 @@ def _draw_costs(axis: Axes, points: pd.DataFrame, style: dict[str, Any], shift: 
         linewidth=1.5,
         zorder=3,
     )
+
+
+def _draw_ends(axis: Axes, x: pd.Series[float], points: pd.DataFrame, color: str) -> None:
+    """Draw the intervals over seeds of the points that have one."""
+    known = points.dropna(subset=["low", "high"])
+    if not known.empty:
+        axis.vlines(x[known.index], known["low"], known["high"], color=color, linewidth=0.7)
 
 
 def _draw_accuracy(axis: Axes, points: pd.DataFrame, page: kit.Page) -> None:

@@ -28,7 +28,7 @@ def of_curves(shown: pd.DataFrame) -> tuple[str, str]:
     """Give the sample size and the interval of curves over modules and seeds."""
     measured = shown[shown["kind"] == "measured"]
     modules, seeds = int(measured["modules"].max()), measured.groupby("group")["runs"].max()
-    parts = [f"median over {modules} modules" if modules else ""]
+    parts = [f"median over {modules} module{'s' * (modules != 1)}" if modules else ""]
     if (seeds > 1).any():
         parts.append(f"mean over {_range(seeds)} seeds")
     bands = [band for band in dict.fromkeys(shown["band"]) if band]

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,8 @@ from analyses.figures.sources import (
 )
 from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
+from subspace_lab.sweeping.grid import read_sweep
+from subspace_lab.training.config import TrainConfig
 from tests.analyses.scored_runs import write_run
 from tests.analyses.test_command import assert_one_sentence
 
@@ -40,9 +43,9 @@ DROPPED = "DropLoRA (step mask, rescaled, keep_prob 0.5)"
 def copy_run(run: Run, folder, **config) -> Run:
     shutil.copytree(run.path, folder)
     description = json.loads((folder / "run.json").read_text())
-    usual = {"base": "no/such_base", "rank": 4, "keep_prob": 0.5, "granularity": "step",
-             "rescale": True, "steps": 6}  # fmt: skip
-    description["config"] |= usual | config
+    fields = {"method": "droplora", "granularity": "step", "rank": 4, "steps": 6}
+    settings = TrainConfig(base="no/such_base", **fields, **config)
+    description["config"] |= settings.to_dict()
     (folder / "run.json").write_text(json.dumps(description))
     return Run(folder)
 
@@ -92,7 +95,7 @@ def test_fonts_are_truetype_and_the_width_is_the_venue_s(drawn):
 def test_captions_have_data_sample_size_and_interval(drawn):
     caption = (drawn / "effective_rank.caption.tex").read_text()
     both = [escape(f"{DROPPED} at {rate} (2 seeds)") for rate in (0.01, 0.02)]
-    assert f"Data: {', '.join(both)}; base no/such\\_base, 6 steps. " in caption
+    assert f"Data: {', '.join(both)}; base no/such\\_base, task pocket, 6 steps. " in caption
     assert re.search(r"n: median over \d+ modules, mean over 2 seeds\. ", caption)
     assert "Interval: 95 \\% t interval over seeds." in caption
     table = pd.read_csv(drawn / "effective_rank.csv")
@@ -161,7 +164,7 @@ def test_seeds_of_a_configuration_have_their_mean_and_t_interval(tmp_path, monke
     assert row["runs"] == 3 and shown.loc["DoRA", 2]["center"] == 54
     assert missing == {}
     assert caption.data.startswith("LoRA (3 seeds), DoRA (1 seed); ")
-    assert caption.n == "median over 1 modules, mean over 1 to 3 seeds"
+    assert caption.n == "median over 1 module, mean over 1 to 3 seeds"
     assert list(caption.left_out) == [f"{lora[3].path} has no values: record some"]
 
 
@@ -338,3 +341,10 @@ def test_every_caption_is_written_for_latex():
     for figure in FIGURES:
         assert figure.shows.isascii() and figure.shows == escape(figure.shows), figure.name
         assert figure.shows.endswith(".")
+
+
+def test_the_recipe_of_the_page_is_a_sweep_of_two_rates_and_three_seeds(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "figures.md").read_text("utf-8")
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    assert len(read_sweep(tmp_path / "recipe.yaml").jobs) == 2 * 2 * 3
