@@ -128,7 +128,8 @@ def _repetitions(runs: Sequence[Run]) -> dict[Run, Seeds]:
     return {run: one[:1] if len(set(one)) == 1 else one for run, one in others.items()}
 
 
-def _name(settings: Mapping[str, Any], *, with_rank: bool) -> str:
+def name_of(settings: Mapping[str, Any], *, with_rank: bool) -> str:
+    """Name a configuration by its method and what else tells it apart."""
     text = settings_text(settings, with_rank=with_rank)
     return f"{settings['method']} ({text})" if text else str(settings["method"])
 

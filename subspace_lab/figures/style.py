@@ -136,10 +136,10 @@ def new_figure(
     return figure, axes
 
 
-def step_axis(axes: Axes, *, label: str = "optimizer step") -> None:
+def step_axis(axes: Axes, *, label: str = "optimizer step", ticks: int = 6) -> None:
     """Label the horizontal axis as optimizer steps, or others that are whole numbers."""
     axes.set_xlabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=True))
 
 
 def slant_names(axes: Axes) -> None:
