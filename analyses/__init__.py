@@ -1,9 +1,5 @@
 """One module or package per question; run as `python -m analyses.NAME --run RUN`.
 
-One run, from its record: learning_curves, effective_rank, subspace_angles, frame_drift,
-regulariser, merged_spectra; two adapters: grassmann. With the whole model: ensemble_vs_single,
-rank_curve, gate_expansion, sharpness. Theory held against records: mask_theory; the paper's claims:
-claims. Comparisons of evaluated runs: paired_differences, paper_tables (with comparisons/, which is
-not a command). All of it on one page: report. `kit/` holds what they share, `registry.py` lists
-them.
+`python -m analyses` lists them. Not among them are `kit/`, which holds what they share,
+`comparisons/`, which holds what those of evaluated runs share, and `registry.py`, which finds them.
 """

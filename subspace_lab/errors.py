@@ -6,13 +6,14 @@ argument's name, and a command prints it as its flag, --batch_size.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import functools
 import io
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ParamSpec
 
 P = ParamSpec("P")
@@ -32,6 +33,16 @@ def with_flags(message: str) -> str:
     '--batch_size must be at least 1, not 0'
     """
     return SETTING.sub(r"--\1", message)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Suggest the known name nearest to a mistyped one, as a part of a message; empty if none is.
+
+    >>> did_you_mean("effective_rnk", ["effective_rank", "rank_curve"])
+    ", did you mean 'effective_rank'?"
+    """
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
 
 
 NOT_WRITABLE = (

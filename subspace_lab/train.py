@@ -7,7 +7,7 @@
 Presets are YAML files of the package, found by name, or files of your own, which may build on
 others (`presets: [demo, paper-code]`); later ones win, and every field can be set by its own flag.
 The run directory holds cores, masks, metrics and adapters; `python -m analyses.effective_rank --run
-RUN` and its neighbors read it.
+RUN` and its neighbors read it. The shipped presets and the tasks are listed below the options.
 """
 
 from __future__ import annotations
@@ -15,22 +15,27 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from filelock import Timeout
 
+from subspace_lab import tasks
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 from subspace_lab.interruption import interruptible
 from subspace_lab.recording.lock import run_lock
 from subspace_lab.training.command_line import parse, training_parser
 from subspace_lab.training.config import TrainConfig
+from subspace_lab.training.presets import presets_in_full
 
 
 @exit_code_2_on_user_error
 def main() -> None:
     """Parse the command line and train."""
     parser = training_parser(__doc__ or "")
+    parser.usage = "python -m subspace_lab.train [--config PRESET]... [--FIELD VALUE]... --out OUT"
+    parser.epilog = _presets_and_tasks()
     parser.add_argument("--out", required=True, type=str, help="the run directory to write")
     parser.add_argument(
         "--resume",
@@ -52,6 +57,19 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(1)
+
+
+def _presets_and_tasks() -> str:
+    lists = {
+        "presets, for --config (without the folder, where the rest is unique)": presets_in_full(),
+        "tasks, for --task (several joined by +, or a .jsonl file of your own)": tasks.names(),
+    }
+    return "\n\n".join(f"{title}:\n{_wrapped(names)}" for title, names in lists.items())
+
+
+def _wrapped(names: Iterable[str]) -> str:
+    lines = textwrap.wrap(", ".join(names), 96, break_on_hyphens=False)
+    return "\n".join(f"  {line}" for line in lines)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = [  # a room imports rooms of lower floors only; a new room needs a floor here
     "errors",
-    "files interruption module_names provenance schedule",
+    "files interruption local_paths module_names provenance schedule",
     "linalg module_table stats",
     "calibration figures models peft_files tasks teacher_forcing theory",
     "adapters runs",
@@ -23,6 +23,7 @@ FLOORS = [  # a room imports rooms of lower floors only; a new room needs a floo
     "sweeping",  # trains by the command, in processes forked from its own
     "convert evaluate sweep analyses",
     "experiments",
+    "__main__",  # `subspace-lab`, which hands over to the commands
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 ONLY = {"linalg": set[str](), "theory": {"errors", "linalg"}, "figures": {"errors", "stats"}}
@@ -36,11 +37,8 @@ Graph = Mapping[str, set[str]]
 
 def import_graph(root: Path) -> Graph:
     """Which file imports which, by module name; imports inside functions count as well."""
-    paths = [
-        path
-        for top in ("subspace_lab", "analyses", "experiments")
-        for path in (root / top).rglob("*.py")
-    ]
+    tops = ("subspace_lab", "analyses", "experiments")
+    paths = [path for top in tops for path in (root / top).rglob("*.py")]
     trees = {path.relative_to(root).with_suffix("").parts: ast.parse(path.read_text("utf-8"))
              for path in paths}  # fmt: skip
     modules = {".".join(parts).removesuffix(".__init__") for parts in trees}

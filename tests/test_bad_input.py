@@ -91,7 +91,8 @@ def test_an_occupied_out_is_left_as_it_is(run):
     result = command("subspace_lab.train", "--config", "pocket", "--out", run)
     assert_refused(result, "already holds a run", "--out")
     other = ["--config", "pocket", "--rank", 2, "--resume", "true"]
-    assert_refused(command("subspace_lab.train", *other, "--out", run), "another configuration")
+    refused = command("subspace_lab.train", *other, "--out", run)
+    assert_refused(refused, "another configuration", "--rank is 8 there and 2 here")
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 

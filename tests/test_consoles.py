@@ -13,7 +13,9 @@ from tqdm import tqdm
 
 import analyses
 import subspace_lab
+from analyses import __main__ as analyze
 from analyses.kit import run_analysis
+from subspace_lab import __main__ as subspace_lab_command
 from subspace_lab.errors import UserError, exit_code_2_on_user_error
 
 
@@ -48,7 +50,7 @@ def commands():
     """List the modules that are commands: those with a `main` of their own."""
     for package in (subspace_lab, analyses):
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            # Both of these run inside the checker's sandbox; an analysis's __main__ has no main.
+            # Both of these run inside the checker's sandbox; an analysis's __main__ runs at once.
             if found.name.rpartition(".")[2] in ("solution_runner", "closed_root", "__main__"):
                 continue
             module = importlib.import_module(found.name)
@@ -59,6 +61,7 @@ def commands():
 
 def test_every_command_is_wrapped():
     found = dict(commands()) | {"analyses.kit": run_analysis}  # that of each ANALYSIS
+    found |= {module.__name__: module.main for module in (analyze, subspace_lab_command)}
     assert found.keys() >= {"subspace_lab.train", "subspace_lab.evaluate", "subspace_lab.sweep"}
     bare = [name for name, main in found.items() if not hasattr(main, "__wrapped__")]
     assert not bare

@@ -352,3 +352,30 @@ def test_several_runs_are_evaluated_each_into_itself(run, command, tmp_path):
     pd.testing.assert_frame_equal(
         pd.read_parquet(other / "evaluations/pocket.parquet"), base, check_exact=True
     )
+
+
+def test_a_run_that_cannot_be_evaluated_does_not_keep_the_others_from_it(
+    run, tmp_path, monkeypatch, capsys
+):
+    """The runs come by two flags and a glob; what lies beside them holds no run."""
+    for name in ("broken", "last"):
+        shutil.copytree(run, tmp_path / name)
+    shutil.rmtree(tmp_path / "broken" / "snapshots")
+    (tmp_path / "logs").mkdir()
+    broken, logs, others = (str(tmp_path / name) for name in ("broken", "logs", "[lr]*"))
+    told = ["evaluate", "--run", broken, logs, "--run", others, "--tasks", "pocket", *EXACT]
+    monkeypatch.setattr(sys, "argv", [*told, "--examples", "2"])
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main()
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2
+    assert f"skipped, since they hold no run: {logs}" in err
+    places = [line for line in out.splitlines() if line.endswith("of 3)")]
+    assert places == [
+        f"{tmp_path / name} ({place} of 3)"
+        for place, name in enumerate(("broken", "last", "run"), 1)
+    ]
+    first, last = [line for line in err.splitlines() if line.startswith("error:")]
+    assert "broken has no saved adapters" in first
+    assert last == f"error: 1 of 3 runs could not be evaluated: {broken}"
+    assert summaries(tmp_path / "last")["pocket"]["value"] == summaries(run)["pocket"]["value"]

@@ -253,7 +253,7 @@ def test_command_runs_and_reports_a_failure(tiny, tmp_path):
     done = command("subspace_lab.sweep", f"--config={path}", f"--out={out}")
     assert done.returncode == 1
     assert "failed: base=.-nowhere" in done.stderr
-    assert "model folder ./nowhere does not exist" in (out / "logs/base=.-nowhere.log").read_text()
+    assert "./nowhere does not exist" in (out / "logs/base=.-nowhere.log").read_text()
     assert state_of(out / "method=lora") == "finished"
     shown = command("subspace_lab.sweep", f"--config={path}", f"--out={out}", "--status")
     assert [line.split()[1] for line in shown.stdout.splitlines()[1:]] == ["finished", "waiting"]

@@ -26,7 +26,6 @@ with which the model starts out as the base.
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -48,7 +47,7 @@ from subspace_lab.adapters.initialization import (
     refuse_too_high_ranks,
     split_off_minor_directions,
 )
-from subspace_lab.errors import UserError
+from subspace_lab.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig, PeftModel
@@ -146,9 +145,7 @@ def peft_config_from_file(path: str | Path, lora_fields: Mapping[str, Any]) -> P
     known = classes[kind].__dataclass_fields__
     for name in fields:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"{path}: {kind} has no field {name!r}{hint}")
+            raise UserError(f"{path}: {kind} has no field {name!r}{did_you_mean(name, known)}")
     try:
         if kind == "LORA":
             return lora_config(**lora_fields, overrides=fields)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from subspace_lab.errors import UserError
+from subspace_lab.local_paths import refuse_missing_path
 from subspace_lab.peft_files.adapter_folder import AdapterFolder
 from subspace_lab.peft_files.configuration import CONFIG_FILE
 from subspace_lab.peft_files.lora_file import LoraFile
@@ -90,6 +91,7 @@ def resolve_adapter(path_or_hub_id: str | Path) -> Path:
     if folder.is_dir():
         return folder
     name = str(path_or_hub_id)
+    refuse_missing_path(name)
     if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise UserError(
             f"there is no adapter folder {name}, and it is not a hub id of the form owner/name: "

@@ -48,7 +48,7 @@ class TrainConfig:
         rank: rank r of the adapter, or of GaLore's projections; of `adalora` the mean at the end.
         alpha: numerator of the scaling alpha / r; unset: the paper's rule, r for `pissa` and
             `milora` and 2 r for the others.
-        targets: last path components of the linear layers to adapt.
+        targets: last path components of the linear layers to adapt, such as `q_proj v_proj`.
         lora_dropout: dropout probability on the adapter's input (the paper: 0.05).
         use_rslora: scale by alpha / sqrt(r) instead of alpha / r.
         peft_config: JSON or YAML file with further LoraConfig fields, which win over the method's;

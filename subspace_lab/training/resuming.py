@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from subspace_lab import files
-from subspace_lab.configurations import different_settings
+from subspace_lab.configurations import Config, different_settings, setting_text
 from subspace_lab.errors import UserError
 from subspace_lab.recording.run_folder import discard_unfinished
 from subspace_lab.training.config import TrainConfig, filled_in
 
 FINISHED = -1
+SHOWN = 5  # settings in which two configurations differ, in one message
 
 
 def resume_point(config: TrainConfig, out: Path, *, processes: int, base_dtype: str) -> int | None:
@@ -25,11 +27,7 @@ def resume_point(config: TrainConfig, out: Path, *, processes: int, base_dtype: 
     if not (out / "run.json").exists():
         return None
     description = files.read_json(out / "run.json")
-    if different_settings(filled_in(description.get("config") or {}), config.to_dict()):
-        raise UserError(
-            f"{out} holds a run of another configuration (see {out / 'run.json'}): choose another "
-            "folder (`out`)"
-        )
+    _refuse_other_settings(out, filled_in(description.get("config") or {}), config.to_dict())
     if description["status"] == "finished":
         return FINISHED
     used = description.get("provenance", {}).get("base_dtype")
@@ -47,6 +45,25 @@ def resume_point(config: TrainConfig, out: Path, *, processes: int, base_dtype: 
         discard_unfinished(out)
         return None
     return max(checkpoints)
+
+
+def _refuse_other_settings(out: Path, recorded: Config, asked: Config) -> None:
+    names = different_settings(recorded, asked)
+    if not names:
+        return
+    shown = ", ".join(
+        f"`{name}` is {_text(recorded.get(name))} there and {_text(asked.get(name))} here"
+        for name in names[:SHOWN]
+    )
+    more = f" and {len(names) - SHOWN} more differ" if len(names) > SHOWN else ""
+    raise UserError(
+        f"{out} holds a run of another configuration ({shown}{more}): choose another folder "
+        "(`out`), or resume the run with its own settings"
+    )
+
+
+def _text(value: Any) -> str:
+    return "unset" if value is None else setting_text(value)
 
 
 def usable_checkpoints(out: Path) -> list[int]:

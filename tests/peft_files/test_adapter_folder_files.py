@@ -199,10 +199,13 @@ def test_resolving_prefers_the_folder(tmp_path, monkeypatch):
     assert resolve_adapter("owner/name").resolve() == tmp_path / "owner/name"
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "nowhere", "a/b/c"])
-def test_what_can_be_no_hub_id_is_not_looked_up(monkeypatch, name):
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "nowhere", "a/b/c", "runs/x"])
+def test_what_can_be_no_hub_id_is_not_looked_up(monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
     monkeypatch.setattr("huggingface_hub.snapshot_download", pytest.fail)
-    with pytest.raises(UserError, match=f"no adapter folder {name}, and it is not a hub id"):
+    said = "no adapter folder nowhere, and it" if name == "nowhere" else f"{name} does not exist"
+    with pytest.raises(UserError, match=said):
         resolve_adapter(name)
 
 

@@ -145,6 +145,30 @@ def test_a_run_named_in_many_ways_is_opened_once(run, tmp_path, monkeypatch):
     assert [found.path for found in open_runs(names)] == [Path("run [1]")]
 
 
+def test_what_a_shell_names_beside_runs_is_named_and_skipped(run, tmp_path, monkeypatch, capsys):
+    shutil.copytree(run.path, tmp_path / "a")
+    shutil.copytree(next((run.path / "snapshots").iterdir()), tmp_path / "adapter")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "results.parquet").touch()
+    monkeypatch.chdir(tmp_path)
+    expanded = sorted(path.name for path in tmp_path.iterdir())
+    assert [found.path.name for found in open_runs(expanded)] == ["a", "adapter"]
+    assert capsys.readouterr().err == "skipped, since they hold no run: logs, results.parquet\n"
+    open_runs(["*"])
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UserError, match="logs"):
+        open_runs(["logs", "results.parquet"])
+    with pytest.raises(UserError, match=r"there is no b in the current folder"):
+        open_runs(["a", "./b"])  # which no shell makes of a glob
+
+
+def test_a_damaged_run_among_others_is_not_skipped(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "damaged")
+    (tmp_path / "damaged" / "run.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        open_runs([str(run.path), str(tmp_path / "damaged")])
+
+
 @pytest.fixture
 def masked(mixed, masks) -> Run:
     """Give the run of three chunks a description of its masks: one a step."""

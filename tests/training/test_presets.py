@@ -174,6 +174,43 @@ def test_presets_are_found_by_name_or_path(tmp_path):
         find_preset("paper/llama2-7b/math")
 
 
+@pytest.mark.parametrize("name", ["learning-rates", str(CONFIGS / "sweeps/learning-rates.yaml")])
+def test_a_sweep_is_recognized(name, write):
+    for preset in (name, write("mine", f"presets: [{name}]")):
+        with pytest.raises(UserError, match=f"is a sweep, .* subspace_lab.sweep --config {name} "):
+            read(preset)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["--targets", "q_proj", "v_proj", "--seed", "3"],
+        ["--seed=3", "--targets", "q_proj,v_proj"],
+        ["--targets=q_proj,v_proj", "--seed", "3"],
+        ["--targets", "q_proj,", "v_proj", "--seed=3"],
+        ["--targets", "[q_proj,", "v_proj]", "--seed=3"],
+        ["--seed=3", '--targets=["q_proj", "v_proj"]'],
+        ["--targets", "down_proj", "--seed=3", "--targets", "q_proj", "v_proj"],
+    ],
+)
+def test_lists_are_read_as_people_type_them(typed):
+    config = TrainConfig(**parse(training_parser(""), typed))
+    assert (config.targets, config.seed) == (["q_proj", "v_proj"], 3)
+
+
+@pytest.mark.parametrize(
+    ("typed", "ranks"), [(["2", "4", "8"], [2, 4, 8]), (["4"], [4]), (["null"], None)]
+)
+def test_lists_of_numbers_are_read_as_numbers(typed, ranks):
+    values = parse(training_parser(""), ["--nested_ranks", *typed, "--config", "pocket"])
+    assert values["nested_ranks"] == ranks
+
+
+def test_a_list_without_words_is_refused():
+    with pytest.raises(UserError, match="`targets` is empty"):
+        TrainConfig(**parse(training_parser(""), ["--targets", "--seed=3"]))
+
+
 def test_flag_and_preset_may_be_two_words_or_one():
     assert TrainConfig(**parse(training_parser(""), ["--config", "paper/math"])) == read(
         "paper/math"

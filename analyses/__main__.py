@@ -1,0 +1,32 @@
+"""List the analyses with their questions, or run one by its name.
+
+    python -m analyses
+    python -m analyses effective_rank --run runs/first
+    python -m analyses effective_rank --help
+
+`python -m analyses.effective_rank` is the same as `python -m analyses effective_rank`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from analyses.kit import run_analysis
+from analyses.registry import all_analyses, find_analysis
+from subspace_lab.errors import exit_code_2_on_user_error
+
+
+@exit_code_2_on_user_error
+def main() -> None:
+    """Run the analysis that the command line names; without a name, list all."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(__doc__)
+        for analysis in all_analyses().values():
+            print(f"  {analysis.name:<20}  {analysis.question}")
+    else:
+        run_analysis(find_analysis(name), arguments)
+
+
+if __name__ == "__main__":
+    main()

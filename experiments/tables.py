@@ -1,0 +1,141 @@
+"""The tables of docs/why-rank-dropout.md, as Markdown, from the CSV files of results."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from analyses import kit
+from experiments.comparisons import PRIMARY
+
+ACCURACY = "test_exact_match"
+MARKED = re.compile(r"<!-- table (?P<name>\S+) -->\n(?P<table>.*?)<!-- end -->", re.DOTALL)
+
+
+def difference_table(rows: pd.DataFrame, *, baseline: str) -> str:
+    """Write the differences to the baseline: loss at the validated temperature, and exact match.
+
+    Args:
+        rows: of `comparisons.compare`.
+        baseline: the arm compared with.
+    """
+    lines = [["regime", "arm", "rate", "loss, own rates", "loss, equal rates", "exact match, own"]]
+    rows = rows[rows["against"] == baseline]
+    rows = rows[~rows["regime"].str.startswith("slope")]
+    for (regime, arm), group in rows.groupby(["regime", "arm"], sort=False):
+        cells = {
+            (outcome, at): interval_text(one.iloc[0], scale=100 if outcome == ACCURACY else 1)
+            for (outcome, at), one in group.groupby(["outcome", "at"])
+        }
+        rate = group.loc[group["at"] == "own", "learning_rate"].iloc[0]
+        lines.append(
+            [
+                str(regime),
+                str(arm),
+                f"{rate:g}",
+                cells.get((PRIMARY, "own"), ""),
+                cells.get((PRIMARY, "equal"), ""),
+                cells.get((ACCURACY, "own"), ""),
+            ]
+        )
+    return kit.markdown_table(lines)
+
+
+def primary_table(rows: pd.DataFrame) -> str:
+    """Write the primary comparisons with Holm's p-values and what could have been detected."""
+    lines = [["regime", "comparison", "difference", "p (Holm)", "detectable"]]
+    lines += [
+        [
+            str(row.regime),
+            f"{row.arm} - {row.against}",
+            interval_text(row),
+            f"{row.holm:.2g}",
+            f"{row.detectable:.3f}",
+        ]
+        for row in rows[rows["primary"]].itertuples()
+    ]
+    return kit.markdown_table(lines)
+
+
+def inference_table(rows: pd.DataFrame) -> str:
+    """Write the differences of ways of inference to the full update, at validated temperatures."""
+    lines = [["regime", "arm", "inference", "loss at the validated temperature", "plain loss"]]
+    for (regime, arm, predictor, scale), group in rows.groupby(
+        ["regime", "arm", "predictor", "scale"], sort=False
+    ):
+        of = group.set_index("outcome")
+        name = f"update times {scale:g}" if predictor == "scaled" else str(predictor)
+        texts = [interval_text(of.loc[outcome]) for outcome in ("calibrated_loss", "loss")]
+        lines.append([str(regime), str(arm), name, *texts])
+    return kit.markdown_table(lines)
+
+
+def rank_table(rows: pd.DataFrame) -> str:
+    """Write entropy effective ranks of single updates and of means over mask seeds."""
+    lines = [["regime", "arm", "of", "entropy effective rank", "minus LoRA's"]]
+    names = {"single_entropy": "single runs", "mean_entropy": "mean over mask seeds"}
+    lines += [
+        [
+            str(row.regime),
+            str(row.arm),
+            names[str(row.quantity)],
+            f"{row.arm_mean:.2f}",
+            interval_text(row, form="+.2f"),
+        ]
+        for row in rows[rows["quantity"].isin(list(names))].itertuples()
+    ]
+    return kit.markdown_table(lines)
+
+
+def interval_text(row: object, *, scale: float = 1.0, form: str = "+.3f") -> str:
+    """Write a difference and its interval.
+
+    >>> interval_text(pd.Series({"difference": -0.0561, "low": -0.0824, "high": -0.0301}))
+    '-0.056 [-0.082, -0.030]'
+    """
+    form = "+.1f" if scale == 100 else form
+    mean, low, high = (scale * getattr(row, name) for name in ("difference", "low", "high"))
+    return f"{mean:{form}} [{low:{form}}, {high:{form}}]"
+
+
+WRITERS = {
+    "differences": lambda rows: difference_table(rows, baseline="LoRA"),
+    "primary": primary_table,
+    "inference": inference_table,
+    "ranks": rank_table,
+}
+FILES = {
+    "primary": "differences",
+    "inference": "inference-differences",
+    "ranks": "rank-differences",
+}
+
+
+def table_text(name: str, results: Path) -> str:
+    """Write a table by its name in the text, such as `x2-primary`.
+
+    Args:
+        name: experiment and kind.
+        results: the folder of the CSV files.
+    """
+    experiment, kind = name.split("-", 1)
+    rows = pd.read_csv(results / f"{experiment}-{FILES.get(kind, kind)}.csv")
+    return WRITERS[kind](rows)
+
+
+def with_tables(text: str, results: Path) -> str:
+    """Fill in the marked tables of a text anew."""
+
+    def filled(match: re.Match[str]) -> str:
+        table = table_text(match["name"], results)
+        return f"<!-- table {match['name']} -->\n{table}\n<!-- end -->"
+
+    return MARKED.sub(filled, text)
+
+
+def marked_tables(text: str) -> Iterable[str]:
+    """Name the tables of a text."""
+    return [match["name"] for match in MARKED.finditer(text)]
