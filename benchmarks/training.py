@@ -5,8 +5,9 @@
 
 One model takes optimizer steps on one batch (of the demo's task; of random tokens for the other
 shapes) under each arm in turn, so that a slow moment of the machine hits all arms alike: plain
-LoRA, step masks and token masks (DropLoRA), LoRA with every step recorded and with every tenth. A
-ratio compares an arm with plain LoRA in the same round, with a bootstrap interval over rounds: the
+LoRA, step masks and token masks (DropLoRA), LoRA with every step recorded, with every step recorded
+and its numbers logged (`log_every`), and with every tenth recorded. A ratio compares an arm with
+plain LoRA in the same round (logging: with recording), with a bootstrap interval over rounds: the
 median, and for recording every tenth step the mean, since one step in ten bears the cost. Bytes
 are those of a recorded step against an fp32 adapter snapshot.
 """
@@ -98,8 +99,11 @@ def tiny() -> tuple[torch.nn.Module, int, Batch]:
 
 
 SHAPES = {"smollm2": smollm2, "llama2-7b": llama2_7b, "tiny": tiny}
-RATIOS = ("step_mask_over_lora", "token_mask_over_lora", "recorded_over_not", "every_10_over_not")
-ARMS = ("lora", "step", "token", "recorded", "every_10")
+RATIOS = (
+    "step_mask_over_lora", "token_mask_over_lora", "recorded_over_not", "logged_over_recorded",
+    "every_10_over_not",
+)  # fmt: skip
+ARMS = ("lora", "step", "token", "recorded", "logged", "every_10")
 
 
 class Steps:
@@ -145,28 +149,34 @@ def masked(model: torch.nn.Module, granularity: Any, step: list[int]) -> Iterato
 class Recording:
     """A recorder that sees only the steps of its own arm."""
 
-    def __init__(self, model: torch.nn.Module, folder: Path, cores: str) -> None:
+    def __init__(self, model: torch.nn.Module, folder: Path, cores: str, **options: Any) -> None:
         self.folder = folder
-        self.recorder = SubspaceRecorder(folder, cores=cores)
-        self.arguments = TrainingArguments(output_dir=str(folder / "checkpoints"), report_to=[])
-        self.state = TrainerState(max_steps=10**9, is_world_process_zero=True)
-        self.recorder.on_train_begin(self.arguments, self.state, CONTROL, model=model)
+        self.recorder = SubspaceRecorder(folder, cores=cores, **options)
+        self.recorder.start(model)
+        self.taken = 0
+        self.begin()
 
     def begin(self) -> None:
-        """What happens before a step."""
-        self.recorder.on_step_begin(self.arguments, self.state, CONTROL)
+        """Keep the weights, as before a Trainer's step; the optimizer's then changes nothing."""
+        self.recorder.on_step_begin(ARGUMENTS, STATE, CONTROL)
 
     def end(self) -> None:
         """What happens after a step."""
-        self.state.global_step += 1
-        self.recorder.on_step_end(self.arguments, self.state, CONTROL)
+        self.taken += 1
+        self.recorder.step(self.taken)
+
+    def time(self, steps: Steps) -> float:
+        """Seconds of one step of this arm."""
+        seconds = steps.time(self.begin, self.end)
+        self.begin()  # so that it does not keep the weights during the steps of other arms
+        return seconds
 
     def finish(self) -> dict[str, float]:
         """Bytes of one recorded step and of one snapshot."""
-        self.recorder.on_train_end(self.arguments, self.state, CONTROL)
+        self.recorder.finish()
         recorded = sum(file.stat().st_size for file in (self.folder / "cores").iterdir())
         snapshot = next((self.folder / "snapshots").rglob("*.safetensors")).stat().st_size
-        per_step = recorded / (self.state.global_step + 1)  # and step 0
+        per_step = recorded / (self.taken + 1)  # and step 0
         return {
             "bytes_per_recorded_step": per_step,
             "bytes_per_snapshot": snapshot,
@@ -174,7 +184,8 @@ class Recording:
         }
 
 
-CONTROL = TrainerControl()
+ARGUMENTS = TrainingArguments(report_to=[])
+STATE, CONTROL = TrainerState(), TrainerControl()
 
 
 def measure(name: str, rounds: int, *, warm_up: int = 3) -> dict[str, Any]:
@@ -188,6 +199,7 @@ def measure(name: str, rounds: int, *, warm_up: int = 3) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
         every_step = Recording(model, Path(folder) / "full", "full")
+        logged = Recording(model, Path(folder) / "logged", "full", log_every=1)
         every_tenth = Recording(model, Path(folder) / "every_10", "every:10")
         for round_ in tqdm(range(-warm_up, rounds), desc=f"steps of {name}", unit="round"):
             step[0] += 1
@@ -195,12 +207,13 @@ def measure(name: str, rounds: int, *, warm_up: int = 3) -> dict[str, Any]:
             for granularity in ("step", "token"):
                 with masked(model, granularity, step) as set_step:
                     found[granularity] = steps.time(set_step, nothing)
-            found["recorded"] = steps.time(every_step.begin, every_step.end)
-            found["every_10"] = steps.time(every_tenth.begin, every_tenth.end)
+            arms = {"recorded": every_step, "logged": logged, "every_10": every_tenth}
+            found |= {arm: recording.time(steps) for arm, recording in arms.items()}
             if round_ >= 0:
                 for arm, value in found.items():
                     seconds[arm].append(value)
         sizes = every_step.finish()
+        logged.finish()
         every_tenth.finish()
     return {
         "shape": {
@@ -216,6 +229,7 @@ def measure(name: str, rounds: int, *, warm_up: int = 3) -> dict[str, Any]:
         "step_mask_over_lora": ratio(seconds["step"], seconds["lora"]),
         "token_mask_over_lora": ratio(seconds["token"], seconds["lora"]),
         "recorded_over_not": ratio(seconds["recorded"], seconds["lora"]),
+        "logged_over_recorded": ratio(seconds["logged"], seconds["recorded"]),
         "every_10_over_not": ratio(seconds["every_10"], seconds["lora"], average=np.mean),
         "peak_GiB": torch.cuda.max_memory_allocated() / 2**30
         if steps.device.type == "cuda"

@@ -24,7 +24,8 @@ MASK = (
 """Settings of a rank mask, without effect in a run that has none."""
 SEEDS = ("seed", "init_seed", "data_seed", "mask_seed", "noise_seed")
 RECORDING = (
-    "cores", "snapshots", "eval_every", "checkpoint_every", "test_size", "early_stopping",
+    "cores", "snapshots", "log_every", "report_to", "eval_every", "checkpoint_every", "test_size",
+    "early_stopping",
 )  # fmt: skip
 """What is recorded when, which leaves training as it is."""
 PROBLEM = (

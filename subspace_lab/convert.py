@@ -51,7 +51,7 @@ def convert(adapter: str | Path, *, base: str, rank: int, out: Path) -> dict[str
     from peft import PeftModel
     from peft.tuners.lora.conversion import save_as_lora
 
-    refuse_if_occupied(out)
+    refuse_if_occupied(out, instead="choose another folder (`out`)")
     folder = resolve_adapter(adapter)
     model = models.load_model(models.find_base(base))
     try:

@@ -49,8 +49,8 @@ CLAIMS = (
     Claim(
         "no subspace twice",
         "Every pruning gives a different subspace.",
-        "True with high probability at r >= 32 and keep_prob 0.5; at r = 8 masks come back all the "
-        "time.",
+        "True with high probability at r >= 32 and keep_prob 0.5; at r = 8 the same masks recur "
+        "all the time.",
         "T1",
         verdicts.never_twice,
     ),
@@ -113,7 +113,7 @@ CLAIMS = (
         "less rank is better",
         "Lowering the rank in training improves the result.",
         "As shrinkage it helps if and only if there is noise to shrink; with enough clean data it "
-        "harms.",
+        "hurts.",
         "T8",
         gains.better_than_lora,
     ),

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from analyses.kit import markdown_table
+
 HEADS = {
     "claim": "the paper says",
     "theory": "theory says",
@@ -35,9 +37,9 @@ def to_text(table: pd.DataFrame) -> str:
 
 def to_markdown(table: pd.DataFrame) -> str:
     """Render the claims as a Markdown table."""
-    rows = [list(HEADS.values()), ["---"] * len(HEADS), *_cells(table, lambda text: text)]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([*lines, "", *_remarks(table)]).rstrip() + "\n"
+    cells = _cells(table, lambda text: text.replace("|", "\\|"))
+    lines = markdown_table([list(HEADS.values()), *cells])
+    return "\n".join([lines, "", *_remarks(table)]).rstrip() + "\n"
 
 
 def to_html(table: pd.DataFrame) -> str:

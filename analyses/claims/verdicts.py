@@ -93,7 +93,7 @@ def same_method(evidence: Evidence, runs: Sequence[Run]) -> list[Verdict]:
 @rests_on(
     {
         "Jaccard index of successive masks": drawn_masks.jaccard,
-        "Gates that differ between examples of a batch": gates.over_rows,
+        "Gates that differ between examples of a batch": gates.over_examples,
         "Directions that step 1 did not update, masks per sample or token": first_steps.untouched,
     },
     otherwise_needs="a masked run",
@@ -104,7 +104,7 @@ def one_subspace_a_step(evidence: Evidence, runs: Sequence[Run]) -> list[Verdict
     for run in evidence.masked(granularity="step"):
         jaccard = evidence.measured(drawn_masks.jaccard, [run])
         if not jaccard.empty:
-            constant = (gates.over_tokens, gates.over_rows)
+            constant = (gates.over_tokens, gates.over_examples)
             varies = sum(evidence.measured(prediction, [run]).sum() for prediction in constant)
             own = bool((jaccard <= OWN).all())
             alike: Verdict = "supported" if own else "supported in part"

@@ -25,6 +25,11 @@ from subspace_lab.stats.paired import sign_flip_test
 
 Scores = Mapping[tuple[str, str, int], NDArray[np.float64]]
 """Values of the test examples, in order, for each (task, measure, seed)."""
+MEAN_COLUMNS = ["mean", "low", "high", "seeds", "examples"]
+DIFFERENCE_COLUMNS = [
+    "difference", "difference_low", "difference_high", "p_value", "examples_error", "paired_seeds",
+]  # fmt: skip
+"""Columns of what `mean_of` and `difference_of` give."""
 
 
 @dataclass(frozen=True)

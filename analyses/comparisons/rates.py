@@ -14,6 +14,7 @@ from typing import Any
 
 from analyses.comparisons.pairing import Configuration, difference_of, mean_of
 from analyses.comparisons.scores import LOSS
+from subspace_lab.errors import UserError
 
 EQUAL, OWN = "equal", "own"
 """Which rates a row compares: the same for both methods, or each method's own."""
@@ -28,6 +29,18 @@ def by_method(configurations: Sequence[Configuration]) -> Methods:
     for one in sorted(configurations, key=lambda one: one.learning_rate):
         methods.setdefault(one.method, {})[one.learning_rate] = one
     return {one.method: methods[one.method] for one in configurations}
+
+
+def check_baseline(methods: Methods, baseline: str) -> None:
+    """Check that there is a configuration to compare with.
+
+    Raises:
+        UserError: if there is not.
+    """
+    if baseline not in methods:
+        raise UserError(
+            f"there is no configuration {baseline!r}: give --baseline one of {', '.join(methods)}"
+        )
 
 
 def several_rates(methods: Methods) -> bool:

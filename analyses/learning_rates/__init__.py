@@ -26,13 +26,20 @@ import pandas as pd
 
 from analyses import kit
 from analyses.comparisons.configurations import COLUMNS as SETTINGS
-from analyses.comparisons.pairing import Configuration, read_configurations, tasks_scored
+from analyses.comparisons.pairing import (
+    DIFFERENCE_COLUMNS,
+    MEAN_COLUMNS,
+    Configuration,
+    read_configurations,
+    tasks_scored,
+)
 from analyses.comparisons.rates import (
     OWN,
     Methods,
     at_equal_rates,
     at_own_rates,
     by_method,
+    check_baseline,
     several_rates,
     validated_seeds,
     without_own_rate,
@@ -44,10 +51,9 @@ from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
 
 COLUMNS = [
-    "configuration", "method", *SETTINGS, "measure", "rates", "learning_rate", "validation", "mean",
-    "low", "high", "seeds", "examples", "baseline", "baseline_rate", "rate_ratio", "lowest_rate",
-    "highest_rate", "at_edge", "difference", "difference_low", "difference_high", "p_value",
-    "examples_error", "paired_seeds",
+    "configuration", "method", *SETTINGS, "measure", "rates", "learning_rate", "validation",
+    *MEAN_COLUMNS, "baseline", "baseline_rate", "rate_ratio", "lowest_rate", "highest_rate",
+    "at_edge", *DIFFERENCE_COLUMNS,
 ]  # fmt: skip
 
 
@@ -110,10 +116,7 @@ def _check(methods: Methods, baseline: str) -> None:
             f"all runs have the learning rate {rate:g}: train others, too, such as with `python -m "
             "subspace_lab.sweep --config learning-rates`"
         )
-    if baseline not in methods:
-        raise UserError(
-            f"there is no configuration {baseline!r}: give --baseline one of {', '.join(methods)}"
-        )
+    check_baseline(methods, baseline)
     if reason := without_own_rate(methods, ACCURACY).get(baseline):
         raise UserError(
             f"no learning rate of {baseline} can be chosen, since {reason}: train it at several, "
@@ -153,7 +156,7 @@ ANALYSIS = kit.Analysis(
     summarize=summarize,
     texts={"md": as_markdown},
     on_screen=as_markdown,
-    options={"baseline": {"default": "LoRA", "help": "the configuration to compare with"}},
+    options={"baseline": kit.option("LoRA", "the configuration to compare with")},
     compares=True,
     selects=False,
     csv=True,

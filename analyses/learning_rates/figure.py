@@ -11,7 +11,7 @@ from matplotlib.ticker import NullLocator
 
 from analyses import kit
 from analyses.comparisons.rates import EQUAL, OWN
-from analyses.paired_differences.layout import MEASURES
+from analyses.comparisons.texts import MEASURES
 
 DODGE = 0.09  # of the grid's spacing, between the intervals of two methods
 

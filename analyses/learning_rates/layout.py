@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pandas as pd
 
+from analyses import kit
 from analyses.comparisons.rates import EQUAL, OWN
 from analyses.comparisons.scores import LOSS
-from analyses.paired_differences.layout import MEASURES
-from subspace_lab.stats.intervals import Interval, spread_text
+from analyses.comparisons.texts import (
+    MEASURES,
+    cells_by,
+    difference_text,
+    mean_text,
+    remarks_text,
+)
+
+OWN_RATE = [
+    "own rate (single seeds)",
+    "ratio to {baseline}'s",
+    "ahead at equal rate",
+    "behind at equal rate",
+    "open at equal rate",
+    "each at its own",
+]
 
 
 def as_markdown(table: pd.DataFrame) -> str:
     """Write for each measure the scores by rate, the differences by rate, and the own rates."""
     baseline = table["baseline"].iloc[0]
     parts = []
-    for measure, (title, unit, scale, form) in MEASURES.items():
+    for measure, (title, unit, _, _) in MEASURES.items():
         rows = table[table["measure"] == measure]
         if rows.empty:
             continue
@@ -27,29 +41,20 @@ def as_markdown(table: pd.DataFrame) -> str:
         parts += [
             f"{title} ({unit}) on test examples by learning rate: mean, its 95 % interval over "
             "seeds; bold at the rate with the best mean on validation examples",
-            _grid(heads, _by_rate(equal, rates, scale, form, own=own)),
+            _grid(heads, _means(equal, own, rates)),
             f"{title} ({unit}): paired difference to {baseline} at equal learning rate, and each "
             "at its own, 95 % interval over seeds",
-            _grid([*heads, "each at its own"], _differences(equal, own, rates, scale, form)),
+            _grid([*heads, "each at its own"], _differences(equal, own, rates)),
             f"{title}: what a comparison with {baseline} at one rate would have said (by whether "
             "the interval excludes 0), and with each method at its own rate",
             _grid(
-                [
-                    "own rate (single seeds)",
-                    f"ratio to {baseline}'s",
-                    "ahead at equal rate",
-                    "behind at equal rate",
-                    "open at equal rate",
-                    "each at its own",
-                ],
+                [head.format(baseline=baseline) for head in OWN_RATE],
                 {str(row.configuration): _said(row, equal) for row in own.itertuples()},
             ),
         ]
     if own_at_edge := _edges(table):
         parts.append(own_at_edge)
-    if remarks := table.attrs.get("remarks"):
-        parts += ["Not compared:", "\n".join(f"- {remark}" for remark in remarks)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *remarks_text(table)]) + "\n"
 
 
 def verdict(low: float, high: float, measure: str) -> str:
@@ -64,46 +69,28 @@ def verdict(low: float, high: float, measure: str) -> str:
 
 
 def _grid(heads: list[str], lines: dict[str, list[str]]) -> str:
-    rows = [["method", *heads], ["---"] * (1 + len(heads))]
-    rows += [[name, *cells] for name, cells in lines.items()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return kit.markdown_table(
+        [["method", *heads], *([name, *cells] for name, cells in lines.items())]
+    )
 
 
-def _by_rate(
-    equal: pd.DataFrame, rates: list[float], scale: float, form: str, *, own: pd.DataFrame
-) -> dict[str, list[str]]:
+def _means(equal: pd.DataFrame, own: pd.DataFrame, rates: list[float]) -> dict[str, list[str]]:
     chosen = dict(zip(own["configuration"], own["learning_rate"], strict=True))
 
     def cell(row: Any) -> str:
-        interval = Interval(row.mean, row.low, row.high, 0.95, row.seeds)
-        text = f"{scale * row.mean:{form}} {spread_text(interval, form, scale=scale)}".strip()
+        text = mean_text(row)
         return f"**{text}**" if row.learning_rate == chosen.get(row.configuration) else text
 
-    return _cells(equal, rates, cell)
+    return cells_by("learning_rate", rates, equal, cell)
 
 
 def _differences(
-    equal: pd.DataFrame, own: pd.DataFrame, rates: list[float], scale: float, form: str
+    equal: pd.DataFrame, own: pd.DataFrame, rates: list[float]
 ) -> dict[str, list[str]]:
-    def cell(row: Any) -> str:
-        if math.isnan(row.paired_seeds):
-            return ""
-        ends = (scale * row.difference_low, scale * row.difference_high)
-        interval = "" if math.isnan(ends[0]) else f" [{ends[0]:+{form}}, {ends[1]:+{form}}]"
-        return f"{scale * row.difference:+{form}}{interval}"
-
     others = equal[equal["configuration"] != equal["baseline"]]
-    lines = _cells(others, rates, cell)
-    at_own = {row.configuration: cell(row) for row in own.itertuples()}
+    lines = cells_by("learning_rate", rates, others, difference_text)
+    at_own = {row.configuration: difference_text(row) for row in own.itertuples()}
     return {name: [*cells, at_own.get(name, "")] for name, cells in lines.items()}
-
-
-def _cells(rows: pd.DataFrame, rates: list[float], cell: Any) -> dict[str, list[str]]:
-    lines = {}
-    for name, group in rows.groupby("configuration", sort=False):
-        known = {row.learning_rate: cell(row) for row in group.itertuples()}
-        lines[str(name)] = [known.get(rate, "") for rate in rates]
-    return lines
 
 
 def _said(row: Any, equal: pd.DataFrame) -> list[str]:

@@ -6,8 +6,8 @@ Three kinds of comparison, distinguished in the table and the figure:
 
     exact       true of every draw, up to rounding: masks are the law's function, one mask per step
                 for all examples, tokens and micro-batches, steps of dropped directions ...
-    sampling    true on average over random masks, within what chance does in 9,999 of 10,000
-                right runs, by the quantiles of the statistic's law: mean kept, overlaps ...
+    sampling    true on average over random masks, within the limits that chance keeps in 9,999 of
+                10,000 correct runs, by the quantiles of the statistic's law: mean kept ...
     indicative  rests on assumptions that a real run does not meet, and gets no verdict: how much
                 AdamW's momentum moves masked directions, the best inference scale ...
 
@@ -58,7 +58,7 @@ COLUMNS += ["evidence", "repeats"]
 
 TOPICS = (
     *(drawn_masks, observed_gates, angles, norms, masked_ranks),
-    *(first_steps, displacements, dropped_directions),
+    *(first_steps, displacements, dropped_directions, against_lora),
 )
 
 
@@ -84,8 +84,8 @@ def compute(
         difference that agrees, on the side of measured; of indicative rows a scale), agrees
         (missing where only indicative, not testable, or where it cannot fail), power (smallest
         deviation that would be noticed in at least 80 % of runs of this size; inf: none), unit (of
-        power), probability (of a deviation as large as this one in a right run), samples, basis (of
-        the tolerance; why it is indicative or not testable), meaning (of a disagreement), evidence
+        power), probability (in a correct run, of a deviation as large), samples, basis (of the
+        tolerance; why it is indicative or not testable), meaning (of a disagreement), evidence
         (hash of the masks or first weights tested), repeats (whether an earlier run has the same,
         see `join`).
     """
@@ -106,17 +106,12 @@ def _records(
     others: Sequence[Run],
 ) -> Iterator[dict[str, Any]]:
     lora = against_lora.find_lora(run, others)
-    of_lora = groups_of(lora, steps=steps, modules=modules) if lora else []
-    of_rank = {group.rank: group for group in of_lora}
-    for group in groups_of(run, steps=steps, modules=modules):
+    for group in groups_of(run, steps=steps, modules=modules, lora=lora):
         where = f"r = {group.rank}, {len(group.modules)} modules"
         evidence = {tests: group.evidence(tests) for tests in ("masks drawn", "initialization")}
         for row in _rows(predictions_of(*TOPICS), group):
             known = evidence.get(row["tests"], "") if row["kind"] != "not testable" else ""
             yield {"run": run.name, "where": where, **row, "evidence": known}
-        pair = against_lora.Pair(group, of_rank.get(group.rank))
-        for row in _rows(predictions_of(against_lora), pair):
-            yield {"run": run.name, "where": where, **row}
     for row in _rows(predictions_of(inference), inference.read_tables(run)):
         yield {"run": run.name, "where": "whole model", **row}
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analyses.mask_theory.comparison import Comparison, NotTestableError, indicative
+from analyses.mask_theory.needs import COVERED_LAW, MASKED
 from analyses.mask_theory.prediction import Need, Prediction, known, prediction
 from analyses.mask_theory.record import Group
 from subspace_lab import linalg
@@ -23,34 +23,18 @@ from subspace_lab.theory.adam import effective_step_ratio
 
 WHY = "masked and plain runs soon see different gradients"
 
-
-@dataclass(frozen=True)
-class Pair:
-    """A group of modules, and the same modules of a LoRA run (None: no such run)."""
-
-    masked: Group
-    lora: Group | None
-
-
-MASKED = Need(lambda pair: pair.masked.law is not None, "the run has no rank mask")
 LORA = Need(
-    lambda pair: pair.lora is not None and pair.lora.names == pair.masked.names,
+    lambda group: group.lora is not None and group.lora.names == group.names,
     "no LoRA run that differs in the mask only is among the runs",
     MASKED,
 )
 ADAMW = Need(
-    lambda pair: pair.masked.config.get("optimizer") == "adamw",
+    lambda group: group.config.get("optimizer") == "adamw",
     "the run is not configured to use AdamW",
 )
 EVERY_STEP = Need(
-    lambda pair: pair.masked.displacements is not None and pair.lora.displacements is not None,
+    lambda group: group.displacements is not None and group.lora.displacements is not None,
     "it takes recorded cores of every step from 1 on, of both runs",
-)
-
-COVERED_LAW = Need(
-    lambda pair: pair.masked.law.plain,
-    "the theory does not cover the law of the masks",
-    MASKED,
 )
 
 beside_lora = functools.partial(prediction, always=(LORA, ADAMW, COVERED_LAW), tests="training")
@@ -70,14 +54,14 @@ def _length(factor: str, side: str) -> Prediction:
     @beside_lora(
         "T16",
         f"{factor}'s displacement over LoRA's",
-        f"masks slow {factor} by another factor",
+        f"masks slow {factor} by a different factor",
         EVERY_STEP,
     )
-    def length(pair: Pair) -> Comparison:
-        masked, plain = known(pair.masked.displacements), known(known(pair.lora).displacements)
+    def length(group: Group) -> Comparison:
+        masked, plain = known(group.displacements), known(known(group.lora).displacements)
         last = min(len(masked.steps), len(plain.steps)) - 1
         a, b = (getattr(of_run, side).start[last] for of_run in (masked, plain))
-        return _indicative(pair, float(np.linalg.norm(a) / np.linalg.norm(b)), samples=a.size)
+        return _indicative(group, float(np.linalg.norm(a) / np.linalg.norm(b)), samples=a.size)
 
     return length
 
@@ -85,19 +69,19 @@ def _length(factor: str, side: str) -> Prediction:
 length_b, length_a = _length("B", "column"), _length("A", "row")
 
 
-@beside_lora("T15", "A's turn per step over LoRA's", "masks slow the frame by another factor")
-def turn(pair: Pair) -> Comparison:
+@beside_lora("T15", "A's turn per step over LoRA's", "masks slow the frame by a different factor")
+def turn(group: Group) -> Comparison:
     """The frame of A turns less, too."""
-    turns = [_turns(pair.masked), _turns(known(pair.lora))]
+    turns = [_turns(group), _turns(known(group.lora))]
     common = sorted(turns[0].keys() & turns[1].keys())
     if not common:
         raise NotTestableError("the runs have no displacements of common steps")
     a, b = (np.stack([of_run[step] for step in common]) for of_run in turns)
-    return _indicative(pair, float(np.median(a) / np.median(b)), samples=a.size)
+    return _indicative(group, float(np.median(a) / np.median(b)), samples=a.size)
 
 
-def _indicative(pair: Pair, measured: float, *, samples: int) -> Comparison:
-    law = known(pair.masked.law)
+def _indicative(group: Group, measured: float, *, samples: int) -> Comparison:
+    law = known(group.law)
     # With many tokens or samples in a batch, their masks average out: T16's ratio is close to 1.
     ratio = 1.0
     if law.granularity == "step":

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from analyses.mask_theory import chance
@@ -78,7 +78,7 @@ def _successive(group: Group) -> _Pairs:
 @prediction(
     "T2",
     "exact zero angles",
-    "zero angles are not as many as the shared directions",
+    "the number of zero angles differs from that of shared directions",
     *MASKED_ROWS,
     tests="identity",
 )
@@ -243,7 +243,7 @@ def _against_random(measured: Tensor, nulls: list[_Null]) -> Comparison:
     share = mean / angles
     weight = share * (1 - share) * angles**2 / variance - 1
     return chance.within_chance(
-        Law(stats.beta(share * weight, (1 - share) * weight, scale=angles), 0, angles),
+        Law(scipy.stats.beta(share * weight, (1 - share) * weight, scale=angles), 0, angles),
         float(measured.sum()),
         basis="quantiles of a beta law of the same mean and variance",
         samples=len(nulls),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
 
 from analyses.mask_theory.comparison import Comparison, NotTestableError, within_limits
 from analyses.mask_theory.laws import LEVEL, POWER, Law, law_of_cumulants, law_of_sum
@@ -92,7 +92,7 @@ def mean_by_student(values: ArrayLike, *, expected: float) -> Comparison:
     n = draws.size
     if n < 2 or not (error := draws.std(ddof=1) / math.sqrt(n)) > 0:
         raise NotTestableError("it takes two draws that differ")
-    law = Law(stats.t(n - 1, loc=expected, scale=error))
+    law = Law(scipy.stats.t(n - 1, loc=expected, scale=error))
     basis = "quantiles of Student's t"
     return within_chance(law, float(draws.mean()), basis=basis, samples=n)
 
@@ -101,10 +101,12 @@ def count_of_events(events: ArrayLike, *, probability: float) -> Comparison:
     """Compare how many of N independent events happen, each with `probability`."""
     happened = np.asarray(events)
     n = happened.size
-    law = Law(stats.binom(n, probability), 0, n, whole=True)
+    law = Law(scipy.stats.binom(n, probability), 0, n, whole=True)
     low, high = law.limits()
     expected = n * probability
-    below = expected - n * stats.beta.ppf(1 - POWER, low, n - low + 1) if low > 0 else math.inf
+    below = (
+        expected - n * scipy.stats.beta.ppf(1 - POWER, low, n - low + 1) if low > 0 else math.inf
+    )
     power, unit = _weaker(float(below), _caught_above(n, high) - expected)
     return within_limits(
         expected,
@@ -128,7 +130,7 @@ def at_most(events: ArrayLike, *, probability: float, why: str) -> Comparison:
     """
     happened = np.asarray(events)
     n, measured = happened.size, int(happened.sum())
-    law = stats.binom(n, probability)
+    law = scipy.stats.binom(n, probability)
     high, expected = float(law.isf(LEVEL)), n * probability
     return within_limits(
         expected,
@@ -193,13 +195,13 @@ def chi_square(
         unit: what the size of effect is.
     """
     scale = variance / (2 * freedom)
-    law = Law(stats.chi2(freedom / scale, scale=scale), 0)
+    law = Law(scipy.stats.chi2(freedom / scale, scale=scale), 0)
     low, high = law.limits()
     if freedom < FEW_CELLS:  # counts that are as expected make 0, more often than the law says
         low = 0.0
 
     def missed(noncentrality: float) -> float:
-        caught = stats.ncx2.sf(high / scale, freedom / scale, noncentrality / scale)
+        caught = scipy.stats.ncx2.sf(high / scale, freedom / scale, noncentrality / scale)
         return float(caught) - POWER
 
     return within_limits(
@@ -207,7 +209,7 @@ def chi_square(
         statistic,
         limits=(low, high),
         probability=law.probability(statistic) if statistic > freedom or low else 1.0,
-        power=effect * math.sqrt(optimize.brentq(missed, 1e-6, 100 * (high + 1))),
+        power=effect * math.sqrt(scipy.optimize.brentq(missed, 1e-6, 100 * (high + 1))),
         unit=unit,
         basis=f"chi-square quantiles, {freedom} degrees of freedom",
         samples=samples,
@@ -216,7 +218,7 @@ def chi_square(
 
 def _caught_above(n: int, high: float) -> float:
     """Smallest mean count of n events that exceeds `high` with probability 80 %; inf: none."""
-    return float(n * stats.beta.ppf(POWER, high + 1, n - high)) if high < n else math.inf
+    return float(n * scipy.stats.beta.ppf(POWER, high + 1, n - high)) if high < n else math.inf
 
 
 def _weaker(below: float, above: float) -> tuple[float, str]:

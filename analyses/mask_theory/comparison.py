@@ -1,7 +1,7 @@
 """Ways to compare what theory predicts with what was measured, with their power.
 
 An `exact` comparison allows rounding only. A `sampling` one is about random masks (or a random
-start), and allows what chance does in 9,999 of 10,000 right runs, by the quantiles of the
+start), and allows what chance does in 9,999 of 10,000 correct runs, by the quantiles of the
 statistic's law. Both agree or disagree, and state their power: the smallest deviation that they
 would notice in at least 80 % of runs of this size. One that could notice none has power inf, and
 gets no verdict. An `indicative` comparison rests on assumptions that a real run does not meet; its

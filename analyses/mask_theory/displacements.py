@@ -39,7 +39,7 @@ of_training = functools.partial(prediction, tests="training")
 
 @of_training("", "weights are finite", "training diverged")
 def finite(group: Group) -> Comparison | None:
-    """Weights are finite: said only of a run that diverged; other rows end before that step."""
+    """Weights are finite: a row of runs that diverged only; their other rows end before that."""
     if all(group.finite.values()):
         return None
     return no_exceptions([not finite for finite in group.finite.values()])
@@ -108,7 +108,7 @@ def _leakage(factor: str, side: str) -> Prediction:
     @of_training(
         "T16",
         f"{factor}'s displacement while masked",
-        "momentum carries masked directions by another share",
+        "momentum moves masked directions by a different share",
         STEP_MASKS,
         COVERED_LAW,
         ADAMW,

@@ -11,8 +11,8 @@ import functools
 import math
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from analyses.mask_theory import chance
 from analyses.mask_theory.comparison import (
@@ -60,7 +60,7 @@ def recorded(group: Group) -> Comparison:
     return no_exceptions((np.array(drawn) != known(group.masks)).any(-1))
 
 
-@of_masks("kept directions, mean", "the masks keep another share than keep_prob")
+@of_masks("kept directions, mean", "the share that the masks keep is not keep_prob")
 def kept(group: Group) -> Comparison:
     """|M| has the mean q r."""
     pmf = _kept_pmf(group)
@@ -132,10 +132,13 @@ def jaccard(group: Group) -> Comparison:
     law = known(group.law)
     if not law.independent_gates:
         return _jaccard_of_fixed_sizes(shared, _kept_pmf(group), _overlap_pmf(group))
-    binomial = Law(stats.binom(total, law.keep_prob / (2 - law.keep_prob)), 0, total, whole=True)
-    basis = "binomial quantiles"
+    binomial = scipy.stats.binom(total, law.keep_prob / (2 - law.keep_prob))
     return chance.within_chance(
-        binomial, int(shared.sum()), basis=basis, samples=shared.size, per=total
+        Law(binomial, 0, total, whole=True),
+        int(shared.sum()),
+        basis="binomial quantiles",
+        samples=shared.size,
+        per=total,
     )
 
 
@@ -173,7 +176,7 @@ across_law = of_masks("overlap of two modules, law", NOT_OF_THEIR_OWN)(
 )
 
 
-@of_masks("empty masks, count", "masks are empty more, or less, often than by chance")
+@of_masks("empty masks, count", "masks are empty more, or less, often than expected by chance")
 def empty(group: Group) -> Comparison:
     """P(M empty) = (1 - q)^r."""
     probability = float(_kept_pmf(group)[0])
@@ -208,7 +211,7 @@ def equal(group: Group) -> Comparison:
 
 @of_masks(
     "steps until all were kept",
-    "some direction waits longer, or shorter, than by chance",
+    "the last direction is first kept later, or earlier, than expected by chance",
     INDEPENDENT_GATES,
     SOME_DROPPED,
 )
@@ -221,7 +224,7 @@ def coverage(group: Group) -> Comparison:
     pmf = coverage_pmf(directions, keep_prob=known(group.law).keep_prob)
     law = Law(Lattice(pmf), 1, whole=True)
     if not ever.all() and len(masks) < law.limits()[1]:
-        raise NotTestableError("the run is too short: some direction was never kept, as it may be")
+        raise NotTestableError("the run is too short: some direction was not kept yet")
     basis = "quantiles of the slowest direction"
     return chance.within_chance(law, int(first.max()), basis=basis, samples=directions)
 

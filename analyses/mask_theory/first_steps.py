@@ -56,7 +56,7 @@ first_columns = of_first_steps(
 @prediction(
     "T1",
     "directions that step 1 left",
-    "directions without a gradient are not as many as by chance",
+    "the number of directions without a gradient is not what chance gives",
     FROM_ZERO,
     DRAWN_IN_PASSES,
     LAWS_OWN_GATES,

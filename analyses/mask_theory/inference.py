@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 import pandas as pd
-from scipy import stats
+import scipy
 
 from analyses.mask_theory.comparison import (
     Comparison,
@@ -93,7 +93,7 @@ def _losses(tables: Tables) -> _Losses:
 
 
 @of_ensembles(
-    "single = geometric + Jensen gap", "masks do not cost what their spread says", tests="identity"
+    "single = geometric + Jensen gap", "the cost of masks is not their Jensen gap", tests="identity"
 )
 def jensen(tables: Tables) -> Comparison:
     """The mean loss of single masks is that of their geometric ensemble plus the Jensen gap."""
@@ -108,10 +108,12 @@ def jensen(tables: Tables) -> Comparison:
 
 
 @of_ensembles(
-    "arithmetic ensemble <= single", "an ensemble loses against its members", tests="identity"
+    "arithmetic ensemble <= single",
+    "the ensemble has a higher loss than its members",
+    tests="identity",
 )
 def convex(tables: Tables) -> Comparison:
-    """Averaging probabilities does not lose against single masks."""
+    """Averaged probabilities never have a higher loss than single masks have on average."""
     losses = _losses(tables)
     return no_exceptions([losses.arithmetic > losses.single * (1 + FLOAT32)])
 
@@ -176,7 +178,7 @@ def gate_gap(tables: Tables) -> Comparison:
     """The measured gap is the second order of its expansion, the regularizer.
 
     It may be compared with the run only where the third and fourth order are small beside it; then
-    their size, and what chance does, are what it may miss by.
+    it may miss by their size and by what chance does.
     """
     last = known(tables.gates).iloc[-1]
     predicted, measured = float(last["second"]), float(last["measured"])
@@ -188,7 +190,7 @@ def gate_gap(tables: Tables) -> Comparison:
         scale = abs(predicted) or 1.0
         return indicative(predicted, measured, scale=scale, why=why, samples=samples)
     # With few masks the standard error itself is uncertain.
-    chance = Law(stats.t(samples - 1, loc=predicted, scale=float(last["excess_error"])))
+    chance = Law(scipy.stats.t(samples - 1, loc=predicted, scale=float(last["excess_error"])))
     low, high = chance.limits()
     higher = sum(orders.values())
     return within_limits(

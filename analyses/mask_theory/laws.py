@@ -13,11 +13,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 LEVEL = 1e-4
-"""Probability with which a right run leaves the limits of one prediction."""
+"""Probability with which a correct run leaves the limits of one prediction."""
 
 POWER = 0.8
 MAX_OUTCOMES = 2**18  # of a lattice that is summed exactly
@@ -137,4 +137,4 @@ def law_of_cumulants(
     terms that are bounded or nearly so.
     """
     deviation = math.sqrt(variance)
-    return Law(stats.pearson3(third / deviation**3, loc=mean, scale=deviation), minimum)
+    return Law(scipy.stats.pearson3(third / deviation**3, loc=mean, scale=deviation), minimum)

@@ -110,7 +110,7 @@ def _mean_over_masks(norms: _SquaredNorms, *, unit: Tensor, less: float) -> Comp
 @of_masked(
     "T5",
     "masked norm² over expected",
-    "the coming mask is not a fair draw for the weights",
+    "the next mask is not drawn independently of the weights",
     COVERED_LAW,
     tests="masks drawn",
 )
@@ -130,7 +130,7 @@ def _regularizer_share(part: int, name: str) -> Prediction:
     @of_masked(
         "T7",
         f"regularizer over norm², {name} third",
-        "masks do not add to the update what their regularizer says",
+        "masks do not increase the update as their regularizer predicts",
         COVERED_LAW,
         DROPPED,
         tests="masks drawn",

@@ -32,7 +32,7 @@ from analyses.mask_theory.needs import (
     TOKEN_MASKS,
     UNMASKED,
 )
-from analyses.mask_theory.prediction import known, prediction
+from analyses.mask_theory.prediction import Need, Prediction, known, prediction
 from analyses.mask_theory.record import Group
 
 MIN_ROUNDING = 1e-3  # relative; matrix products in float32 may be taken in TF32
@@ -40,7 +40,12 @@ MIN_ROUNDING = 1e-3  # relative; matrix products in float32 may be taken in TF32
 of_gates = functools.partial(prediction, always=(GATES,), tests="training")
 
 
-@of_gates("T7", "gates without a mask are 1", "something masks a run that claims no mask", UNMASKED)
+@of_gates(
+    "T7",
+    "gates without a mask are 1",
+    "gates are zero in a run that is said to have no mask",
+    UNMASKED,
+)
 def no_mask(group: Group) -> Comparison:
     """Without a mask no gate is 0."""
     gates = torch.cat([observed.gates.flatten() for observed in group.gates])
@@ -73,7 +78,7 @@ def rescale(group: Group) -> Comparison:
 @of_gates(
     "T1",
     "gates kept, count",
-    "the layers keep another share than keep_prob: keep and prune swapped?",
+    "the share that the layers keep is not keep_prob: keep and prune swapped?",
     INDEPENDENT_DRAWS,
 )
 def share(group: Group) -> Comparison:
@@ -115,8 +120,12 @@ over_tokens = of_gates(
     "T7", "gates constant over tokens", "tokens have masks of their own", SHARED_BY_TOKENS, MASKS
 )(lambda group: _no_variation(group, dim=2))
 
-over_rows = of_gates(
-    "T7", "gates constant over rows", "examples have masks of their own", SHARED_BY_SAMPLES, MASKS
+over_examples = of_gates(
+    "T7",
+    "gates constant over examples",
+    "examples have masks of their own",
+    SHARED_BY_SAMPLES,
+    MASKS,
 )(lambda group: _no_variation(group, dim=1))
 
 
@@ -140,30 +149,20 @@ def over_calls(group: Group) -> Comparison:
     return no_exceptions(torch.cat(repeated))
 
 
-# Masks per token overlap in q^2 r directions on average.
-tokens_differ = of_gates(
-    "T7",
-    "overlap of two tokens, mean",
-    "tokens do not have independent masks",
-    TOKEN_MASKS,
-    INDEPENDENT_DRAWS,
-)(lambda group: _mean_overlap(group, dim=2))
+def _independent(several: str, *needs: Need, dim: int) -> Prediction:
+    """Predict that masks along a dimension overlap as independent draws, in q^2 r on average."""
+    return of_gates(
+        "T7",
+        f"overlap of two {several}, mean",
+        f"{several} do not have independent masks",
+        *needs,
+        INDEPENDENT_DRAWS,
+    )(lambda group: _mean_overlap(group, dim=dim))
 
-rows_differ = of_gates(
-    "T7",
-    "overlap of two rows, mean",
-    "examples do not have independent masks",
-    DRAWN_IN_PASSES,
-    INDEPENDENT_DRAWS,
-)(lambda group: _mean_overlap(group, dim=1))
 
-steps_differ = of_gates(
-    "T7",
-    "overlap of two passes, mean",
-    "passes do not have independent masks",
-    DRAWN_IN_PASSES,
-    INDEPENDENT_DRAWS,
-)(lambda group: _mean_overlap(group, dim=0))
+tokens_differ = _independent("tokens", TOKEN_MASKS, dim=2)
+examples_differ = _independent("examples", DRAWN_IN_PASSES, dim=1)
+passes_differ = _independent("passes", DRAWN_IN_PASSES, dim=0)
 
 
 def _masks(gates: Tensor) -> Tensor:

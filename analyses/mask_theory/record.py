@@ -62,11 +62,13 @@ class Group:
         run: the run.
         modules: their rows (M) of the module table.
         steps: steps whose cores may be used; None: all. All masks are always used.
+        lora: the modules of that rank of a LoRA run to compare with; None: there is none.
     """
 
     run: Run
     modules: pd.DataFrame
     steps: Collection[int] | None = None
+    lora: Group | None = None
 
     @property
     def rank(self) -> int:
@@ -213,14 +215,21 @@ class Group:
 
 
 def groups_of(
-    run: Run, *, steps: Collection[int] | None = None, modules: Collection[str] | None = None
+    run: Run,
+    *,
+    steps: Collection[int] | None = None,
+    modules: Collection[str] | None = None,
+    lora: Run | None = None,
 ) -> list[Group]:
-    """Sort a run's modules by rank."""
+    """Sort a run's modules by rank, and those of the LoRA run to compare with."""
+    plain = groups_of(lora, steps=steps, modules=modules) if lora else []
+    of_rank = {group.rank: group for group in plain}
     table = run.modules
     if modules is not None:
         table = table[table["module"].isin(modules)]
     return [
-        Group(run, part.reset_index(drop=True), steps) for _, part in table.groupby("r", sort=False)
+        Group(run, part.reset_index(drop=True), steps, of_rank.get(part["r"].iloc[0]))
+        for _, part in table.groupby("r", sort=False)
     ]
 
 

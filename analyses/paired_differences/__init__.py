@@ -32,6 +32,8 @@ import pandas as pd
 from analyses import kit
 from analyses.comparisons.configurations import COLUMNS as SETTINGS
 from analyses.comparisons.pairing import (
+    DIFFERENCE_COLUMNS,
+    MEAN_COLUMNS,
     read_configurations,
     tasks_scored,
     tasks_without_answers,
@@ -42,6 +44,7 @@ from analyses.comparisons.rates import (
     at_equal_rates,
     at_own_rates,
     by_method,
+    check_baseline,
     several_rates,
 )
 from analyses.comparisons.scores import ACCURACY, AVERAGE, LOSS, excluded_runs
@@ -50,9 +53,8 @@ from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
 
 COLUMNS = [
-    "configuration", "method", *SETTINGS, "learning_rate", "rates", "task", "measure", "mean",
-    "low", "high", "seeds", "examples", "baseline", "baseline_rate", "difference",
-    "difference_low", "difference_high", "p_value", "examples_error", "paired_seeds",
+    "configuration", "method", *SETTINGS, "learning_rate", "rates", "task", "measure",
+    *MEAN_COLUMNS, "baseline", "baseline_rate", *DIFFERENCE_COLUMNS,
 ]  # fmt: skip
 
 
@@ -85,10 +87,7 @@ def compute(runs: Sequence[Run], *, baseline: str = "LoRA") -> pd.DataFrame:
             "none of these runs of subspace_lab.train was evaluated on test examples: run "
             "python -m subspace_lab.evaluate --run RUN --tasks TASK for each"
         )
-    if baseline not in methods:
-        raise UserError(
-            f"there is no configuration {baseline!r}: give --baseline one of {', '.join(methods)}"
-        )
+    check_baseline(methods, baseline)
     rows = []
     for measure in (ACCURACY, LOSS):
         tasks = tasks_scored(configurations, measure)
@@ -163,7 +162,7 @@ ANALYSIS = kit.Analysis(
     summarize=summarize,
     texts={"md": as_markdown},
     on_screen=as_markdown,
-    options={"baseline": {"default": "LoRA", "help": "the configuration to compare with"}},
+    options={"baseline": kit.option("LoRA", "the configuration to compare with")},
     compares=True,
     selects=False,
     csv=True,

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
 from analyses import kit
 from analyses.comparisons.rates import EQUAL, OWN
-from analyses.comparisons.scores import ACCURACY, AVERAGE, LOSS
-from subspace_lab.stats.intervals import Interval, spread_text
+from analyses.comparisons.scores import AVERAGE
+from analyses.comparisons.texts import (
+    MEASURES,
+    Cell,
+    cells_by,
+    difference_text,
+    mean_text,
+    remarks_text,
+)
 
-# Measure: title, unit, scale, format.
-MEASURES = {
-    ACCURACY: ("Accuracy", "%", 100.0, ".1f"),
-    LOSS: ("Loss of the right response", "nats/token", 1.0, ".3f"),
-}
 RATES = {
     EQUAL: "at equal learning rate",
     OWN: "each at its own learning rate, chosen on validation examples",
@@ -34,28 +34,14 @@ def as_markdown(table: pd.DataFrame) -> str:
     """
     baseline = table["baseline"].iloc[0]
     parts = [rates_note(table)]
-    for measure, (title, unit, scale, form) in MEASURES.items():
+    for measure, (title, unit, _, _) in MEASURES.items():
         rows = table[table["measure"] == measure]
         if rows.empty:
             continue
-
-        def mean(row: Any, scale: float = scale, form: str = form) -> str:
-            interval = Interval(row.mean, row.low, row.high, 0.95, row.seeds)
-            spread = spread_text(interval, form, scale=scale)
-            return f"{scale * row.mean:{form}} {spread} ({row.seeds})".replace("  ", " ")
-
-        def difference(row: Any, scale: float = scale, form: str = form) -> str:
-            if math.isnan(row.paired_seeds):
-                return ""
-            low, high = scale * row.difference_low, scale * row.difference_high
-            interval = "" if math.isnan(low) else f" [{low:+{form}}, {high:+{form}}]"
-            error = f"{scale * row.examples_error:{form}}"
-            return f"{scale * row.difference:+{form}}{interval} ({error})"
-
         parts += [
             f"{title} ({unit}): mean ± half width, or ends, of its 95 % interval over seeds "
             "(seeds)",
-            _grid(rows, mean),
+            _grid(rows, lambda row: f"{mean_text(row)} ({row.seeds})"),
         ]
         for rates, words in RATES.items():
             paired = rows[(rows["rates"] == rates) & rows["paired_seeds"].notna()]
@@ -63,20 +49,22 @@ def as_markdown(table: pd.DataFrame) -> str:
                 parts += [
                     f"{title} ({unit}): paired difference to {baseline} {words}, 95 % interval "
                     "over seeds (standard error over test examples)",
-                    _grid(paired, difference),
+                    _grid(paired, _with_error),
                 ]
-    if remarks := table.attrs.get("remarks"):
-        parts += ["Not compared:", "\n".join(f"- {remark}" for remark in remarks)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *remarks_text(table)]) + "\n"
 
 
-def _grid(rows: pd.DataFrame, cell: Callable[[Any], str]) -> str:
+def _with_error(row: Any) -> str:
+    _, _, scale, form = MEASURES[row.measure]
+    return f"{difference_text(row)} ({scale * row.examples_error:{form}})"
+
+
+def _grid(rows: pd.DataFrame, cell: Cell) -> str:
     tasks = list(dict.fromkeys(rows["task"]))
-    lines = [["configuration", *tasks]]
-    for name, group in rows.groupby("configuration", sort=False):
-        cells = {row.task: cell(row) for row in group.itertuples()}
-        lines.append([str(name), *(cells.get(task, "") for task in tasks)])
-    return kit.markdown_table(lines)
+    lines = cells_by("task", tasks, rows, cell)
+    return kit.markdown_table(
+        [["configuration", *tasks], *([name, *cells] for name, cells in lines.items())]
+    )
 
 
 def rates_note(table: pd.DataFrame) -> str:

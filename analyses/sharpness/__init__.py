@@ -202,8 +202,8 @@ ANALYSIS = kit.Analysis(
     summarize=summarize,
     reading="The largest eigenvalue of the Hessian of the held-out loss in the factors A and B, "
     "without a mask and under one mask as in training. The largest stable learning rate of "
-    "gradient descent is two over it, so a method that starts ten times as sharp wants a "
-    "learning rate about ten times as small.",
+    "gradient descent is two over it, so a method that starts ten times as sharp needs a "
+    "learning rate about ten times smaller.",
     why_missing="it was omitted to save time",
     options={
         "masks": kit.option(1, "masks drawn; 0: without masks only"),

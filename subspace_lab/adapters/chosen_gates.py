@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import Tensor
 
+from subspace_lab.adapters.mask_hook import MaskHook
 from subspace_lab.errors import UserError
-
-if TYPE_CHECKING:
-    from subspace_lab.adapters.mask_hook import MaskHook
 
 
 def check_gates(

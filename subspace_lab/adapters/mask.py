@@ -20,9 +20,11 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.optim import Optimizer
@@ -34,10 +36,6 @@ from subspace_lab.adapters.mask_steps import OptimizerWatch, steps_taken
 from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.errors import UserError
 from subspace_lab.theory.mask_law import Granularity, MaskLaw, Rescale, mask_law
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 class RankMask:
@@ -69,6 +67,9 @@ class RankMask:
         ranks: rank of each masked module.
         kept: the step masks in use, module name to (r,), True = kept; empty where masks are per
             sample or token, where gates are not masks, and in a step for which gates were chosen.
+        taken: under what the optimizer took its last step: `kept` and `gates_chosen` as they were
+            then. None before the first step, and where the optimizer does not hold the adapter's
+            own weights (DeepSpeed).
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class RankMask:
         self.step = 0
         self.ranks: dict[str, int] = {}
         self.kept: dict[str, NDArray[np.bool_]] = {}
+        self.taken: tuple[Mapping[str, NDArray[np.bool_]], bool] | None = None
         self._hooks: dict[str, MaskHook] = {}
         self._handles: list[Any] = []
 
@@ -279,6 +281,7 @@ class RankMask:
                 f"{self.step}: call set_step({taken + 1}) before a resumed training continues, or "
                 "set_step(1) if the masks begin now"
             )
+        self.taken = self.kept, self.gates_chosen
         if self._checked < self.checked_steps:
             self._gradients_seen |= refuse_unmasked(self._hooks.values(), self.kept)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
-from scipy.sparse.linalg import ArpackError, LinearOperator, svds
 from torch import Tensor
 
 from .spectra import LowRankSVD, with_evidence
@@ -100,7 +100,7 @@ def _lanczos(
     with an error on matrices of few distinct singular values: zero, a multiple of an isometry, an
     isometry with a low-rank update.
     """
-    operator = LinearOperator(
+    operator = scipy.sparse.linalg.LinearOperator(
         shape=W0.shape,
         dtype=np.float64,
         matvec=_on_arrays(product, W0.device),
@@ -110,8 +110,8 @@ def _lanczos(
     )
     start = np.random.default_rng(0).standard_normal(min(W0.shape))
     try:
-        arrays = svds(operator, k=rank, tol=tolerance, v0=start)
-    except ArpackError:
+        arrays = scipy.sparse.linalg.svds(operator, k=rank, tol=tolerance, v0=start)
+    except scipy.sparse.linalg.ArpackError:
         return None
     # Ascending order, and views with negative strides that torch does not take.
     U, S, Vh = (torch.from_numpy(array.copy()).to(W0.device) for array in arrays)

@@ -31,7 +31,7 @@ class CoreRecorder:
             self._modules_of_rank[module.rank].append(module)
         self._batches = make_shape_batches(self._modules_of_rank, initial)
 
-    def begin_step(self) -> None:
+    def keep_weights(self) -> None:
         """Keep the weights that the coming step starts from."""
         for batch in self._batches:
             batch.previous = batch.stacked()
@@ -39,7 +39,7 @@ class CoreRecorder:
     def arrays(self) -> dict[str, Tensor]:
         """Reduce all matrices: packed arrays `rR/NAME` (modules of rank R, ...)."""
         arrays: dict[str, Tensor] = {}
-        with _one_thread():
+        with one_thread():
             for batch in self._batches:
                 frame = frame_core(batch.stacked(), batch.previous, batch.start)
                 for name, values in frame_arrays(batch.side, frame):
@@ -52,7 +52,7 @@ class CoreRecorder:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Compute on one thread: waking others costs more than thousands of tiny matrices take."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -44,7 +44,8 @@ class GateRecorder:
     Args:
         modules: the adapted modules; hooks that mask them must be attached already.
         folder: the run directory, written after every observed step.
-        last: the last optimizer step.
+        last: the last optimizer step; None where that is not known: then only the first are
+            observed.
         seed: decides on steps and modules; torch's generators are left alone.
         resume_at: step from which a run is resumed: gates observed after it are discarded.
     """
@@ -54,14 +55,14 @@ class GateRecorder:
         modules: Sequence[LoraModule],
         folder: Path,
         *,
-        last: int,
+        last: int | None,
         seed: int,
         resume_at: int | None = None,
     ) -> None:
         self._modules = modules
         self._folder = folder
         self._seed = seed
-        self._steps = set(observed_steps(last, seed=seed))
+        self._steps = set(observed_steps(FIRST_STEPS if last is None else last, seed=seed))
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._seen: dict[str, list[tuple[int, Tensor, float]]] = {}
         for known in read_gates(folder) if resume_at else []:
@@ -85,9 +86,7 @@ class GateRecorder:
         """Remove the hooks, and write all gates so far."""
         if not self._handles:
             return
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self.stop()
         tensors = {}
         for name, seen in self._seen.items():
             if seen:
@@ -97,6 +96,12 @@ class GateRecorder:
                 tensors[f"{name}/rounding"] = torch.tensor(max(rounding))
         if tensors and self._folder.is_dir():  # a deleted run is refused by its writer
             files.write_tensors(self._folder / GATES_FILE, tensors)
+
+    def stop(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def _observe(self, step: int, name: str) -> Callable[..., None]:
         seen = self._seen.setdefault(name, [])

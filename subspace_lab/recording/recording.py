@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from subspace_lab import files, schedule
 from subspace_lab.adapters.modules import LoraModule
 from subspace_lab.recording.core_recorder import CoreRecorder
 from subspace_lab.recording.divergence import finite, true_loss, weights_are_finite
 from subspace_lab.recording.gate_recorder import GateRecorder
+from subspace_lab.recording.live_numbers import LiveNumbers, was_taken_from_the_base
 from subspace_lab.recording.run_folder import discard_record
 from subspace_lab.recording.snapshots import Snapshots
 from subspace_lab.recording.writer import RunWriter
+from subspace_lab.runs.run import Run
 
 
 class Recording:
@@ -34,6 +36,8 @@ class Recording:
         snapshots: saves the model's adapter.
         description: what run.json says about the run besides its modules.
         resume_at: the checkpoint's step; None: a new run.
+        log_every: steps between two logs of the record's numbers; None: none.
+        log_by_projection: whether they are given for each projection, too.
 
     Attributes:
         diverged_at: the step at which the run was seen to have diverged; None if it has not.
@@ -52,6 +56,8 @@ class Recording:
         snapshots: Snapshots,
         description: Mapping[str, Any],
         resume_at: int | None,
+        log_every: int | None,
+        log_by_projection: bool,
     ) -> None:
         self._model = model
         self._folder = folder
@@ -61,6 +67,9 @@ class Recording:
         self._records_cores = schedules["cores"] != "never"
         self._snapshots = snapshots
         self._resume_at = resume_at
+        self._log_due = schedule.parse("never" if log_every is None else f"every:{log_every}")
+        self._log_by_projection = log_by_projection
+        self._numbers: LiveNumbers | None = None
         self._cores: CoreRecorder | None = None
         self._gates: GateRecorder | None = None
         self._gates_chosen = False
@@ -100,32 +109,50 @@ class Recording:
             self._record_cores(0)
         else:
             self._cores = CoreRecorder(layers, self._snapshots.initial_values(layers))
+        self._numbers = LiveNumbers(
+            self._modules,
+            since_start=was_taken_from_the_base(Run(self._folder)),
+            by_projection=self._log_by_projection,
+        )
 
-    def begin_step(self, step: int) -> None:
-        """Keep the weights that a step starts from."""
-        self._writer.flush_now_and_then()
+    def expect_step(self, step: int) -> None:
+        """Observe the forward passes of a step that is to come."""
         if self._gates is not None:
             self._gates.begin_step(step)
-        if self._cores is not None:  # at every step, since any may turn out to be the last
-            self._cores.begin_step()
 
-    def end_step(self, step: int, kept: Mapping[str, NDArray[np.bool_]], *, seconds: float) -> None:
+    def begin_step(self) -> None:
+        """Keep the weights that the step in hand starts from."""
+        self._writer.flush_now_and_then()
+        if self._cores is not None:  # at every step, since any may turn out to be the last
+            self._cores.keep_weights()
+
+    def end_step(
+        self, step: int, kept: Mapping[str, NDArray[np.bool_]], *, seconds: float
+    ) -> dict[str, float]:
         """Record a step that was just taken.
 
         Args:
             step: its number.
             kept: its step masks, module name to (r,); empty for other laws.
             seconds: how long it took.
+
+        Returns:
+            Its numbers to be logged, which follow from cores that are recorded; empty where none
+            are due.
         """
         self._writer.add_metrics(step, {"seconds": seconds})
         if kept:
             self._writer.add_masks(step, self._masks_by_rank(kept))
         if self._gates is not None:
             self._gates.end_step()
-        if self._cores is not None and self._core_due(step):
-            self._record_cores(step)
+        numbers = {}
+        if self._cores is not None and (self._core_due(step) or self._log_due(step)):
+            arrays = self._record_cores(step)
+            if self._numbers is not None and self._log_due(step):
+                numbers = self._numbers.of_step(step, arrays, kept)
         if self._snapshot_due(step):
             self._save_snapshot(step)
+        return numbers
 
     def end(self, step: int) -> None:
         """Record core and adapter of the last step, where their schedules have not done so."""
@@ -152,6 +179,12 @@ class Recording:
         if not self._gates_chosen:
             self._gates_chosen = True
             self._writer.describe(gates_chosen=True)
+
+    def add_measured(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add what was measured of a step, maybe its loss."""
+        if not finite(metrics.get("loss", 0.0)):
+            self._note_divergence(step)
+        self._writer.add_metrics(step, metrics)
 
     def add_logged(self, step: int, metrics: dict[str, float], *, filtered: int | None) -> None:
         """Add what was logged after a step, the mean loss since the last time among it.
@@ -186,20 +219,24 @@ class Recording:
 
     def close(self, status: str = "finished") -> None:
         """Write what is left and the run's final status, once."""
+        if self._gates is not None:
+            self._gates.stop()
         self._writer.close(status)
 
     def discard(self) -> None:
         """Stop recording, and delete what was recorded unless the run was resumed."""
         self._writer.abandon()
         if self._gates is not None:
-            self._gates.end_step()
+            self._gates.stop()
         if self._resume_at is None:
             discard_record(self._folder)
 
-    def _record_cores(self, step: int) -> None:
+    def _record_cores(self, step: int) -> dict[str, Tensor]:
         assert self._cores is not None
         self._last_core = step
-        self._writer.add_core(step, self._cores.arrays())
+        arrays = self._cores.arrays()
+        self._writer.add_core(step, arrays)
+        return arrays
 
     def _save_snapshot(self, step: int) -> None:
         self._writer.refuse_if_gone()

@@ -158,7 +158,7 @@ class RunWriter:
             self._stop(None)
             raise UserError(
                 f"{self.folder} was moved or deleted while the run was being recorded: nothing "
-                "more is written there; start again with another folder (`out`)"
+                "more is written there; start again with another folder"
             )
 
     def _stop(self, status: str | None) -> None:

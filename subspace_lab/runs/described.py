@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from subspace_lab.models import DTYPES
-from subspace_lab.theory.mask_law import rescale_name
+from subspace_lab.theory.mask_law import MaskLaw, mask_law, rescale_name
 
 
 class Described:
@@ -59,3 +59,19 @@ class Described:
     def best_step(self) -> int | None:
         """The step of the best model by its evaluations, if the Trainer loaded it at its end."""
         return self.description.get("best_step")
+
+    @property
+    def chosen_step(self) -> int | None:
+        """The step with the lowest loss on validation examples, if the run was to choose one."""
+        return self.description.get("chosen_step")
+
+    @property
+    def gates_chosen(self) -> bool:
+        """Whether training chose gates itself (`RankMask.use`): its steps have no single mask."""
+        return bool(self.description.get("gates_chosen"))
+
+    @property
+    def mask_law(self) -> MaskLaw | None:
+        """The law of the rank masks; None where nothing was masked."""
+        settings = self.description.get("mask")
+        return None if settings is None else mask_law(**settings)

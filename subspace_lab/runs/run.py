@@ -35,7 +35,6 @@ from subspace_lab.runs.described import Described
 from subspace_lab.runs.left_out import coverage, left_out
 from subspace_lab.runs.metrics import evaluations, read_metrics
 from subspace_lab.runs.observed_gates import Gates, read_gates
-from subspace_lab.theory.mask_law import MaskLaw, mask_law
 
 
 class Run(Described):
@@ -65,12 +64,6 @@ class Run(Described):
         return f"Run({str(self.path)!r})"
 
     @property
-    def mask_law(self) -> MaskLaw | None:
-        """The law of the rank masks; None where nothing was masked."""
-        settings = self.description.get("mask")
-        return None if settings is None else mask_law(**settings)
-
-    @property
     def adapter_folders(self) -> dict[int, Path]:
         """The saved adapters by step, of any kind; `snapshots` are those with factors B and A."""
         folders = checkpoint_folders(self.path) or {
@@ -79,16 +72,6 @@ class Run(Described):
         if root := self.snapshots.root:
             folders |= {root.step: root.folder}
         return {step: path for step, path in folders.items() if (path / CONFIG_FILE).is_file()}
-
-    @property
-    def chosen_step(self) -> int | None:
-        """The step with the lowest loss on validation examples, if the run was to choose one."""
-        return self.description.get("chosen_step")
-
-    @property
-    def gates_chosen(self) -> bool:
-        """Whether training chose gates itself (`RankMask.use`): its steps have no single mask."""
-        return bool(self.description.get("gates_chosen"))
 
     @property
     def final_step(self) -> int:

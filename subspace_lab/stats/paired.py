@@ -6,8 +6,8 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from subspace_lab.stats.intervals import Interval, mean_interval
 
@@ -81,7 +81,7 @@ def sign_flip_test(differences: ArrayLike) -> SignFlipTest:
     if len(sample) == 1:  # both signs are as extreme; SciPy takes no sample of one
         return SignFlipTest(1.0, exact=True)
     exact = len(sample) <= EXACT_UP_TO
-    result = stats.permutation_test(
+    result = scipy.stats.permutation_test(
         (sample, np.zeros_like(sample)),
         lambda x, y, axis: np.mean(x - y, axis=axis),
         permutation_type="samples",

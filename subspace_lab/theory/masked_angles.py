@@ -13,9 +13,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 from torch import Tensor
 
 from subspace_lab.theory._checks import check_keep_prob
@@ -80,7 +80,7 @@ def expected_right_angles(rank: int, *, keep_prob: float) -> float:
     0.0
     """
     check_keep_prob(keep_prob)
-    tail = stats.binom.sf(np.arange(rank), rank, keep_prob)
+    tail = scipy.stats.binom.sf(np.arange(rank), rank, keep_prob)
     return math.fsum(tail**2) - rank * keep_prob**2
 
 
@@ -112,11 +112,10 @@ def right_angles_pmf(rank: int, *, keep_prob: float) -> Float[np.ndarray, " most
     [0.875, 0.125]
     """
     check_keep_prob(keep_prob)
-    apart = np.arange(rank + 1)
     pmf = np.zeros(rank // 2 + 1)
-    for number, weight in enumerate(stats.binom.pmf(apart, rank, 2 * keep_prob * (1 - keep_prob))):
+    binom, apart = scipy.stats.binom, np.arange(rank + 1)
+    for number, weight in enumerate(binom.pmf(apart, rank, 2 * keep_prob * (1 - keep_prob))):
         first = np.arange(number + 1)
-        np.add.at(
-            pmf, np.minimum(first, number - first), weight * stats.binom.pmf(first, number, 0.5)
-        )
+        right = np.minimum(first, number - first)
+        np.add.at(pmf, right, weight * binom.pmf(first, number, 0.5))
     return pmf

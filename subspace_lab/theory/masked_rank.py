@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
 from subspace_lab.theory._checks import check_keep_prob
@@ -48,7 +48,7 @@ def masked_rank_law(rank: int, *, keep_prob: float, coverage: float = 0.95) -> R
     (16.0, (10, 22), 0.14)
     """
     check_keep_prob(keep_prob)
-    law = stats.binom(rank, keep_prob)
+    law = scipy.stats.binom(rank, keep_prob)
     low, high = law.ppf([(1 - coverage) / 2, (1 + coverage) / 2])
     return RankLaw(
         pmf=np.asarray(law.pmf(np.arange(rank + 1))),

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from subspace_lab import models
 from subspace_lab.adapters.methods import WHOLE_WEIGHTS
@@ -21,7 +26,8 @@ def training_arguments(
     """Translate the configuration for the Trainer, which computes in `dtype`.
 
     Raises:
-        UserError: if the global batch cannot be made of whole batches on all processes.
+        UserError: if the global batch cannot be made of whole batches on all processes, or a
+            tracker is unknown or not installed.
     """
     evaluated = config.eval_split != "none"
     return TrainingArguments(
@@ -58,11 +64,25 @@ def training_arguments(
         train_sampling_strategy="group_by_length" if config.group_by_length else "random",
         seed=config.seed_of("noise"),
         data_seed=config.seed_of("data"),
-        report_to=[],
+        report_to=_trackers(config.report_to),
+        run_name=out.name,
         label_names=["labels"],
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+
+
+def _trackers(names: Sequence[str]) -> list[str]:
+    """Check that the Trainer knows these trackers, and that their packages are installed."""
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise UserError(f"`report_to` {name} is not a tracker: choose among {known}")
+        if name not in get_available_reporting_integrations():
+            raise UserError(
+                f"`report_to` {name} needs its package, which is not installed: pip install {name}"
+            )
+    return list(names)
 
 
 def _accumulation(config: TrainConfig) -> int:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from subspace_lab.adapters.methods import WHOLE_WEIGHTS, Method, default_alpha, read_peft_fields
+from subspace_lab.adapters.methods import Method, default_alpha, read_peft_fields
 from subspace_lab.errors import UserError
 from subspace_lab.theory.mask_law import MaskLaw, Rescale, Schedule, mask_law, rescale_name
+from subspace_lab.training.config_checks import check_combinations
 from subspace_lab.training.objective import Kind
 
 COUNTS = (
@@ -19,7 +20,8 @@ COUNTS = (
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "init_seed", "data_seed", "mask_seed", "noise_seed", "restart_every",
-    "warmup_steps", "weight_decay", "max_grad_norm", "eval_every", "checkpoint_every",
+    "warmup_steps", "weight_decay", "max_grad_norm", "log_every", "eval_every",
+    "checkpoint_every",
 )  # fmt: skip
 
 PEFT_NAMES = {
@@ -145,6 +147,11 @@ class TrainConfig:
         cores: when to record rank cores: full, light, minimal, never, every:K, log:K or 1,2,5.
         snapshots: when to save whole adapters (same syntax as `cores`); the first and the last are
             always saved.
+        log_every: steps between two logs of what the record says, beside the loss: medians over
+            modules of the update's effective rank and others (see `runs.step_numbers`); cores of
+            these steps are recorded as well. 0: none.
+        report_to: trackers that get what is logged: `tensorboard`, `wandb`, `trackio`, `mlflow`
+            and whatever else the Trainer knows.
         eval_every: steps between evaluations; 0: only before and after training.
         checkpoint_every: steps between checkpoints to resume from; 0: none.
 
@@ -227,6 +234,8 @@ class TrainConfig:
     noise_seed: int | None = None
     cores: str = "full"
     snapshots: str = "never"
+    log_every: int = 0
+    report_to: list[str] = field(default_factory=list)
     eval_every: int = 0
     checkpoint_every: int = 0
 
@@ -253,119 +262,11 @@ class TrainConfig:
             raise UserError("set `steps` or `epochs` above 0")
         if not self.targets:
             raise UserError("`targets` is empty: name at least one linear layer, such as q_proj")
-        self._check_combinations()
-        self._check_objective()
-        self._check_choice()
-        self._check_restarts()
-        self._check_allocation()
+        check_combinations(self)
+        if self.restart_every:
+            _ = self.pruned_moments  # refuses an unknown `reset_optimizer`
         if self.masked:
             self.mask_law()  # refuses settings that do not fit together
-
-    def _check_combinations(self) -> None:
-        if self.method in WHOLE_WEIGHTS and (self.rank_mask or self.peft_config):
-            raise UserError(
-                f"`method` {self.method} has no adapter: omit `rank_mask` and `peft_config`"
-            )
-        if self.method in WHOLE_WEIGHTS and self.base_dtype == "bf16":
-            raise UserError(
-                f"`method` {self.method} trains the base itself, in fp32: omit `base_dtype`"
-            )
-        if self.method == "galore" and self.optimizer != "adamw":
-            raise UserError("`method` galore is an AdamW of its own: omit `optimizer`")
-        if self.method == "lora" and self.rank_mask:
-            raise UserError("for LoRA with a rank mask, use `method` droplora")
-        if self.snapshot_rank is not None and self.method not in WHOLE_WEIGHTS:
-            raise UserError("`snapshot_rank` belongs to `method` full and galore: omit it")
-        if self.global_batch is not None and self.accumulation != 1:
-            raise UserError("`global_batch` sets `accumulation`: set only one of the two")
-        if self.train_split == "train+validation" and self.eval_split == "validation":
-            raise UserError(
-                "with `train_split` train+validation, the validation examples are part of the "
-                "training set: set `eval_split` to test or none"
-            )
-
-    def _check_objective(self) -> None:
-        own_gates = self.objective != "loss" or self.masks_per_step > 1
-        if own_gates and not self.masked:
-            raise UserError(
-                "`objective` and `masks_per_step` are about a rank mask: set `method` to droplora"
-            )
-        if own_gates and self.compile:
-            raise UserError(
-                "`objective` and `masks_per_step` choose gates in every forward pass: omit "
-                "`compile`"
-            )
-        if self.objective != "loss" and self.masks_per_step > 1:
-            raise UserError("`masks_per_step` averages the masked loss: omit `objective`")
-        if self.objective != "loss" and self.rescale == "none":
-            raise UserError(
-                f"`objective` {self.objective} is about gates of mean 1: set `rescale` to true"
-            )
-        has_strength = self.objective in ("penalty", "second-order")
-        if self.penalty_strength is not None and not has_strength:
-            raise UserError("`penalty_strength` belongs to `objective` penalty and second-order")
-        if own_gates and self.keep_prob_schedule != "constant":
-            raise UserError(
-                "`objective` and `masks_per_step` draw other masks than one a step: set "
-                "`keep_prob_schedule` to constant"
-            )
-        if has_strength and self.sampling != "bernoulli":
-            raise UserError(
-                f"`objective` {self.objective} is that of independent gates: set `sampling` to "
-                "bernoulli"
-            )
-        if self.objective == "second-order" and self.granularity != "step":
-            raise UserError(
-                "`objective` second-order is that of step masks: set `granularity` to step"
-            )
-
-    def _check_choice(self) -> None:
-        if self.test_size is not None and self.eval_split == "test":
-            raise UserError(
-                "`test_size` keeps test examples for the end: set `eval_split` to validation"
-            )
-        if self.early_stopping and (self.eval_split != "validation" or not self.eval_every):
-            raise UserError(
-                "`early_stopping` chooses among evaluations on validation examples: set "
-                "`eval_every`, and `eval_split` to validation"
-            )
-
-    def _check_restarts(self) -> None:
-        adapter_only = {"freeze": self.freeze, "lora_plus_ratio": self.lora_plus_ratio}
-        if self.method in WHOLE_WEIGHTS:
-            for name, value in adapter_only.items():
-                if value is not None:
-                    raise UserError(f"`method` {self.method} has no adapter: omit `{name}`")
-        if self.freeze is not None and self.method not in ("lora", "droplora"):
-            raise UserError("`freeze` goes with `method` lora and droplora: omit it")
-        if self.freeze is not None and self.lora_plus_ratio is not None:
-            raise UserError("`lora_plus_ratio` needs both factors trained: omit `freeze`")
-        if not self.restart_every:
-            return
-        if self.method not in ("lora", "droplora") or self.peft_config is not None:
-            raise UserError(
-                "`restart_every` goes with `method` lora and droplora, not with `peft_config`"
-            )
-        if self.freeze == "B":
-            raise UserError("a restart sets B to zero, which is frozen: omit `freeze`")
-        if self.optimizer == "sgd" and self.reset_optimizer is not True:
-            raise UserError("`optimizer` sgd has no moments: omit `reset_optimizer`")
-        _ = self.pruned_moments
-
-    def _check_allocation(self) -> None:
-        if self.method != "adalora":
-            if self.initial_rank is not None:
-                raise UserError("`initial_rank` belongs to `method` adalora: omit it")
-            return
-        if self.rank_mask or self.peft_config is not None or self.use_rslora:
-            raise UserError("`method` adalora: omit `rank_mask`, `use_rslora` and `peft_config`")
-        if self.adalora_rank <= self.rank:
-            raise UserError(f"`initial_rank` must be above `rank`, {self.rank}")
-        if not 0 <= self.allocation_start < self.allocation_end <= 1:
-            raise UserError(
-                "`allocation_start` and `allocation_end` must be shares in ascending order, not "
-                f"{self.allocation_start} and {self.allocation_end}"
-            )
 
     @property
     def adalora_rank(self) -> int:

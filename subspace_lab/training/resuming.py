@@ -8,7 +8,7 @@ from typing import Any
 from subspace_lab import files
 from subspace_lab.configurations import Config, different_settings, setting_text
 from subspace_lab.errors import UserError
-from subspace_lab.recording.run_folder import discard_unfinished
+from subspace_lab.recording.run_folder import discard_unfinished, last_recorded_step
 from subspace_lab.training.config import TrainConfig, filled_in
 
 FINISHED = -1
@@ -72,7 +72,7 @@ def usable_checkpoints(out: Path) -> list[int]:
     The Trainer must have written the last file of a checkpoint, its state, and the record on disk
     must reach its step: a run can be stopped while either is being written.
     """
-    recorded = _last_recorded_step(out)
+    recorded = last_recorded_step(out)
     states = (out / "checkpoints").glob("checkpoint-*/trainer_state.json")
     steps = [int(state.parent.name.split("-")[1]) for state in states]
     return sorted(step for step in steps if step <= recorded)
@@ -89,11 +89,6 @@ def how_to_continue(out: Path) -> str:
         else "starts again from step 0, since there is no checkpoint (see `checkpoint_every`)"
     )
     return (
-        f"interrupted after step {_last_recorded_step(out)}, which is recorded in {out}: the same "
+        f"interrupted after step {last_recorded_step(out)}, which is recorded in {out}: the same "
         f"command with `resume` true {resumed}"
     )
-
-
-def _last_recorded_step(out: Path) -> int:
-    path = out / "metrics.parquet"
-    return int(files.read_table(path)["step"].max()) if path.exists() else 0

@@ -77,7 +77,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> int | None
         print(f"{out} is finished: nothing to do")
         return Run(out).diverged_at
     if resume_at is None:
-        refuse_if_occupied(out)
+        refuse_if_occupied(out, instead="choose another folder (`out`)")
     checkpoint = out / "checkpoints" / f"checkpoint-{resume_at}" if resume_at else None
     _, trainer = build(config, out, resume_at=resume_at)
     for callback in trainer.callback_handler.callbacks:
@@ -168,7 +168,7 @@ def build(
         callbacks=[*[EvaluateTheEnd()] * (config.eval_split != "none")],
         optimizers=(lora_plus_optimizer(config, prepared.model), None),
     )
-    recorder = _recorder(config, out, prepared, description, resume_at)
+    recorder = _recorder(config, out, prepared, description)
     choice = None
     if config.chooses:
         choice = ValidationChoice(out / "checkpoints", resume_at=resume_at)
@@ -225,7 +225,6 @@ def _recorder(
     out: Path,
     prepared: Prepared,
     description: Mapping[str, Any],
-    resume_at: int | None,
 ) -> SubspaceRecorder:
     return SubspaceRecorder(
         out,
@@ -233,8 +232,8 @@ def _recorder(
         modules=prepared.modules,
         snapshots=config.snapshots,
         description=description,
-        resume_at=resume_at,
         save=prepared.save,
+        log_every=config.log_every or None,
     )
 
 

@@ -81,10 +81,10 @@ def test_a_run_that_was_not_trained_as_it_says_gives_no_verdict_and_is_listed(ru
     table = compute([wrong])
     assert set(table["verdict"]) == {"not tested"}
     (failed,) = table.attrs["excluded"].values()
-    assert any("gates constant over rows: predicted 0, measured" in text for text in failed)
+    assert any("gates constant over examples: predicted 0, measured" in text for text in failed)
     for render in (to_text, to_markdown, to_html):
         assert "wrong is excluded" in render(table)
-        assert "gates constant over rows" in render(table)
+        assert "gates constant over examples" in render(table)
     assert compute([runs["step"]]).attrs["excluded"] == {}
 
 

@@ -156,13 +156,13 @@ WRONG = {  # the mask, what it claims if not its own law, what the layers do, ro
         step(),
         None,
         Fault(wrong_masks.drawn(wrong_masks.per_sample), after=0),
-        {"gates constant over rows", "columns of B that step 1 moves", DROPPED},
+        {"gates constant over examples", "columns of B that step 1 moves", DROPPED},
     ),
     "per sample, no masks recorded": (
         token("sample"),
         law(0.5),
         None,
-        {"gates constant over rows"},
+        {"gates constant over examples"},
     ),
     "per token": (
         step(),
@@ -180,7 +180,7 @@ WRONG = {  # the mask, what it claims if not its own law, what the layers do, ro
         step(),
         law(0.5, "token"),
         None,
-        {"overlap of two tokens, mean", "overlap of two rows, mean"},
+        {"overlap of two tokens, mean", "overlap of two examples, mean"},
     ),
     "per step in the layers, sold as per token": (
         token(),
@@ -251,7 +251,7 @@ WRONG = {  # the mask, what it claims if not its own law, what the layers do, ro
         token("sample"),
         None,
         Fault(wrong_masks.off, after=2),
-        {"gates kept, count", "overlap of two rows, mean", "rescale of kept gates"},
+        {"gates kept, count", "overlap of two examples, mean", "rescale of kept gates"},
     ),
     "masked, and says that it is not": (
         None,
@@ -420,7 +420,7 @@ def test_a_frame_that_is_not_random_is_not_held_against_the_random_null(run):
 
 
 def test_every_prediction_has_a_name_of_its_own_and_a_theorem_of_the_list():
-    topics = (*mask_theory.TOPICS, mask_theory.against_lora, mask_theory.inference)
+    topics = (*mask_theory.TOPICS, mask_theory.inference)
     predictions = list(predictions_of(*topics))
     assert len({prediction.name for prediction in predictions}) == len(predictions) > 60
     text = (Path(__file__).parents[2] / "docs" / "theory.md").read_text(encoding="utf-8")

@@ -101,7 +101,7 @@ def test_one_subspace_a_step(jaccard, varies, left, expected):
     if jaccard is not None:
         rows += [
             row("step", "Jaccard of next masks", jaccard),
-            row("step", observed_gates.over_rows.name, varies),
+            row("step", observed_gates.over_examples.name, varies),
         ]
     if left is not None:
         rows += [row("token", "directions that step 1 left", left)]

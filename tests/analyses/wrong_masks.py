@@ -179,7 +179,7 @@ def train(
             mask.attach(model)
         if fault is not None:
             fault.attach(model, mask.law if mask else Bernoulli(0.5))
-        recorder = SubspaceRecorder(folder, description=description, resume_at=resume_at)
+        recorder = SubspaceRecorder(folder, description=description)
         trainer = Trainer(
             model=model,
             args=training_arguments,

@@ -17,7 +17,7 @@ def train_tiny(folder, *, steps=6, rank=4, callbacks=(), resume=None, **options)
     RankMask(0.5, seed=1).attach(model)
     rows = batch(rows=64)["input_ids"]
     schedules = {"cores": "full", "snapshots": "every:1"}
-    recorder = SubspaceRecorder(folder, resume_at=resume, **(schedules | options))
+    recorder = SubspaceRecorder(folder, **(schedules | options))
     arguments = TrainingArguments(
         output_dir=f"{folder}/checkpoints",
         max_steps=steps,

@@ -213,7 +213,7 @@ def test_a_second_training_is_refused_and_the_first_stays(tmp_path):
     trainer = make_trainer(tmp_path / "run")
     trainer.train()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    with pytest.raises(UserError, match=r"already holds a run.*for each call of train\(\)"):
+    with pytest.raises(UserError, match=r"already holds a run.*for each training"):
         trainer.train()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
@@ -224,9 +224,7 @@ def test_an_adapter_of_another_name_is_read_back_and_resumed(tmp_path):
     run = Run(tmp_path / "run")
     torch.testing.assert_close(run.factors(2, Q).B, weights.after[2][0], rtol=0, atol=0)
     assert not list((tmp_path / "run").rglob("policy"))
-    resumed = make_trainer(
-        tmp_path / "run", weights, adapter="policy", options={"resume_at": 2}, **whole
-    )
+    resumed = make_trainer(tmp_path / "run", weights, adapter="policy", **whole)
     resumed.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-2"))
     run = Run(tmp_path / "run")
     assert run.steps == list(range(7))
@@ -318,3 +316,47 @@ def test_a_finished_run_stays_so_at_exit(tmp_path, monkeypatch):
     monkeypatch.setattr(writer.atexit, "unregister", at_exit.remove)
     make_trainer(tmp_path / "run").train()
     assert not at_exit and Run(tmp_path / "run").finished
+
+
+CHECKPOINTS = {"save_strategy": "steps", "save_steps": 2}
+
+
+def assert_same_record(folder, whole) -> None:
+    """A run that was continued is what it had been without the stop."""
+    run, expected = Run(folder), Run(whole)
+    assert run.finished and run.steps == expected.steps
+    assert run.metrics["loss"].equals(expected.metrics["loss"])
+    for since in ("previous", "start"):
+        found, truth = (r.core(6, Q).change_norm(since) for r in (run, expected))
+        torch.testing.assert_close(found, truth)
+
+
+def test_a_script_resumes_its_record_without_being_told(tmp_path):
+    make_trainer(tmp_path / "whole" / "run", **CHECKPOINTS).train()
+    make_trainer(tmp_path / "run", StopAfter(5), **CHECKPOINTS).train()
+    make_trainer(tmp_path / "run", **CHECKPOINTS).train(resume_from_checkpoint=True)
+    assert_same_record(tmp_path / "run", tmp_path / "whole" / "run")
+
+
+def test_a_notebook_resumes_an_interrupted_training_with_the_same_recorder(tmp_path):
+    make_trainer(tmp_path / "whole" / "run", **CHECKPOINTS).train()
+    interrupt = Interrupt()
+    trainer = make_trainer(tmp_path / "run", interrupt, **CHECKPOINTS)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.remove_callback(interrupt)
+    trainer.train(resume_from_checkpoint=True)
+    assert_same_record(tmp_path / "run", tmp_path / "whole" / "run")
+
+
+def test_a_checkpoint_without_the_record_before_it_is_refused_in_words_of_the_script(tmp_path):
+    make_trainer(tmp_path / "run", StopAfter(2), **CHECKPOINTS).train()
+    trainer = make_trainer(tmp_path / "other", **CHECKPOINTS)
+    with pytest.raises(UserError, match=r"after step 2, but .*other holds no record") as refused:
+        trainer.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-2"))
+    occupied = make_trainer(tmp_path / "run", **CHECKPOINTS)
+    with pytest.raises(UserError, match="or resume that run") as also_refused:
+        occupied.train()
+    for error in (refused, also_refused):
+        assert "--" not in str(error.value) and "`" not in str(error.value)
+    assert not (tmp_path / "other").exists() and Run(tmp_path / "run").steps == [0, 1, 2]
