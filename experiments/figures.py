@@ -33,6 +33,7 @@ RANK_STYLES: dict[str, dict[str, Any]] = {
         "color": PALETTE[1],
         "markerfacecolor": "white",
     },
+    "crossed_entropy": {"label": "... crossed", "marker": "^", "color": PALETTE[2]},
 }
 
 

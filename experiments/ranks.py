@@ -5,9 +5,13 @@ With dW_s the update of mask seed s among S, everything else being equal,
     dW_s = mean + deviation_s,        mean = (1/S) sum_s dW_s.
 
 If masks drive a random walk around a common signal, the rank is in the deviations; the mean of S
-runs keeps 1/S of their squared norm. The bias of that remainder is removed from norms by
+runs keeps 1/S of their squared norm, spread over up to S r directions. The bias of that remainder
+is removed from norms by
 
-    ||signal||_F^2 = S/(S - 1) (||mean||_F^2 - (1/S^2) sum_s ||dW_s||_F^2).
+    ||signal||_F^2 = S/(S - 1) (||mean||_F^2 - (1/S^2) sum_s ||dW_s||_F^2),
+
+and from a spectrum by crossing: with the singular vectors u_i, v_i of the mean over one half of the
+runs, u_i^T M v_i of the mean M over the other half has no remainder of its own.
 """
 
 from __future__ import annotations
@@ -66,7 +70,7 @@ def rank_differences(table: pd.DataFrame, *, baseline: str) -> pd.DataFrame:
     """
     quantities = [
         f"{kind}_{name}"
-        for kind in ("single", "mean")
+        for kind in ("single", "mean", "crossed")
         for name in (*MEASURES, "norm")
         if f"{kind}_{name}" in table
     ]
@@ -78,6 +82,8 @@ def rank_differences(table: pd.DataFrame, *, baseline: str) -> pd.DataFrame:
                 second = of_arm.set_index("seed")[quantity]
                 usual = first["single_" + quantity.partition("_")[2]]
                 both = (second - usual).dropna().to_numpy(np.float64)
+                if not len(both):  # crossed spectra need several runs
+                    continue
                 values = {"baseline_mean": usual.mean(), "arm_mean": second.mean()}
                 row = {"regime": regime, "arm": arm, "quantity": quantity, **values}
                 rows.append(row | difference(both))
@@ -100,7 +106,8 @@ def rank_rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
     Returns:
         A row for each module: the mean over runs of each effective rank and of the norm (Frobenius)
         of dW as `single_MEASURE` and `single_norm`, those of the mean of dW as `mean_MEASURE` and
-        `mean_norm`, and `signal_share`, ||signal||_F^2 over the mean of ||dW_s||_F^2 (nan of one).
+        `mean_norm`; of several runs also `signal_share`, ||signal||_F^2 over the mean of
+        ||dW_s||_F^2, and `crossed_MEASURE`, of crossed spectra.
     """
     opened = [Run(folder) for folder in runs]
     return [
@@ -127,8 +134,31 @@ def ranks_of(updates: Sequence[Float[Tensor, "m n"]]) -> dict[str, float]:
         row[f"mean_{measure}"] = float(effective_rank(of_mean, measure=measure))
     row["single_norm"] = float(singular.square().sum(-1).sqrt().mean())
     row["mean_norm"] = float(of_mean.norm())
-    row["signal_share"] = float("nan")
     if count > 1:
         signal = count / (count - 1) * (float(of_mean.square().sum()) - squares / count)
         row["signal_share"] = signal / squares
+        crossed = crossed_spectra(stacked)
+        for measure in MEASURES:
+            row[f"crossed_{measure}"] = float(effective_rank(crossed, measure=measure).mean())
     return row
+
+
+def crossed_spectra(updates: Float[Tensor, "runs m n"]) -> Float[Tensor, "crossings k"]:
+    """Give spectra of one half's mean in the singular vectors of the other's, descending.
+
+    Halves are the first and second runs, and the even and odd ones, each crossed both ways.
+    Values below zero, which no signal has, are set to zero: what noise is left makes effective
+    ranks too large, not too small.
+
+    >>> same = torch.diag(torch.tensor([3.0, 1.0])).double().expand(4, 2, 2)
+    >>> crossed_spectra(same)[0]
+    tensor([3., 1.], dtype=torch.float64)
+    """
+    half = len(updates) // 2
+    pairs = [(updates[:half], updates[half:]), (updates[::2], updates[1::2])]
+    spectra = []
+    for first, second in [*pairs, *(pair[::-1] for pair in pairs)]:
+        U, _, Vh = torch.linalg.svd(first.mean(0), full_matrices=False)
+        crossed = torch.einsum("mk,mn,kn->k", U, second.mean(0), Vh)
+        spectra.append(crossed.clamp(min=0).sort(descending=True).values)
+    return torch.stack(spectra)

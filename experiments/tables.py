@@ -76,7 +76,11 @@ def inference_table(rows: pd.DataFrame) -> str:
 def rank_table(rows: pd.DataFrame) -> str:
     """Write entropy effective ranks of single updates and of means over mask seeds."""
     lines = [["regime", "arm", "of", "entropy effective rank", "minus LoRA's"]]
-    names = {"single_entropy": "single runs", "mean_entropy": "mean over mask seeds"}
+    names = {
+        "single_entropy": "single runs",
+        "mean_entropy": "mean over mask seeds",
+        "crossed_entropy": "mean over mask seeds, crossed",
+    }
     lines += [
         [
             str(row.regime),

@@ -107,3 +107,43 @@ class Reliability:
         Brier (1950), Monthly Weather Review 78, equation 2.
         """
         return self.squares / float(self.bins[:, 0].sum())
+
+
+@dataclass
+class Calibration:
+    """Reliability of predictions that come batch by batch, and their loss at all temperatures.
+
+    Attributes:
+        reliability: calibration error and Brier score.
+        nats: summed over predictions, at each of TEMPERATURES.
+    """
+
+    reliability: Reliability = field(default_factory=Reliability)
+    nats: Float64[Tensor, " temperatures"] = field(
+        default_factory=lambda: torch.zeros(len(TEMPERATURES), dtype=torch.float64)
+    )
+
+    def add(
+        self,
+        log_probabilities: Float[Tensor, "predictions classes"],
+        targets: Int[Tensor, " predictions"],
+    ) -> None:
+        """Add predictions, given the right classes."""
+        self.reliability.add(log_probabilities, targets)
+        self.nats += nats_at_temperatures(log_probabilities, targets).double().sum(0).cpu()
+
+    def summary(self) -> dict[str, float]:
+        """Give `ece`, `brier`, `oracle_temperature` and `oracle_loss`; empty of no predictions.
+
+        The oracle temperature has the lowest loss on these predictions themselves, in nats each.
+        """
+        count = self.reliability.bins[:, 0].sum()
+        if not count:
+            return {}
+        oracle = best_temperature(self.nats)
+        return {
+            "ece": self.reliability.ece,
+            "brier": self.reliability.brier,
+            "oracle_temperature": TEMPERATURES[oracle],
+            "oracle_loss": loss_at(oracle, self.nats, count),
+        }

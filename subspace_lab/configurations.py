@@ -66,6 +66,24 @@ def without_seed(config: Config, *, but: Collection[str] = ()) -> dict[str, Any]
     return {name: value for name, value in settings if name not in unused and value is not None}
 
 
+def seeds_in_effect(config: Config) -> dict[str, int]:
+    """Give `seed`, and the seed of each source of randomness that the run has.
+
+    Masks are a source of masked runs, noise of runs under label noise.
+
+    >>> seeds_in_effect({"seed": 3, "data_seed": 5, "method": "lora"})
+    {'seed': 3, 'init': 3, 'data': 5}
+    """
+    sources = ["init", "data"] + ["noise"] * bool(config.get("label_noise"))
+    own = {
+        source: config.get(f"{source}_seed") for source in sources + ["mask"] * is_masked(config)
+    }
+    common = int(config["seed"])
+    return {"seed": common} | {
+        source: common if seed is None else int(seed) for source, seed in own.items()
+    }
+
+
 def identity(settings: Config) -> str:
     """Write settings so that equal ones are the same text."""
     return json.dumps(settings, sort_keys=True, default=str)

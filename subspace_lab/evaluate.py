@@ -12,6 +12,10 @@ OpenAI-compatible endpoint), or `lm_eval:NAME` for any task of lm-eval. Data fol
 are the run's own, unless given here; the examples are the same for all runs, whatever seed a run
 was trained with.
 
+With --metric exact_match (of response tokens) or likelihood (of choices) the summary also has the
+expected calibration error (15 bins of equal width), the Brier score, and the temperature with the
+lowest loss on the examples themselves with that loss.
+
 Writes RUN/evaluations/TASK.parquet, one row per example, and RUN/evaluations/summary.json; for
 other snapshots than the last, and for validation examples, into folders of their own beside them.
 """
@@ -166,6 +170,9 @@ def _evaluate(
         table, summary = evaluation.run(trained)
         path, replaced = records.write(_folder(run), table, summary, part="-".join(part))
         print(f"{task}: {_result(summary)}")
+        if summary.calibration:
+            values = ", ".join(f"{name} {x:.4g}" for name, x in summary.calibration.items())
+            print(f"  {values}")
         if replaced is not None:
             print(
                 "the previous result used different examples or settings; it was moved to "

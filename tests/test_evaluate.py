@@ -103,6 +103,9 @@ def test_a_runs_own_task_is_scored_as_its_training_scored_it(run, command):
     assert (row["low"], row["high"]) == (wilson.low, wilson.high)
     interval = f"[{wilson.low:.4f}, {wilson.high:.4f}] (95 %)"
     assert f"exact_match {row['value']:.4f} {interval}, n = {ROWS}" in said
+    calibration = row["calibration"]
+    assert 0 < calibration["oracle_loss"] <= loss * (1 + 1e-5) and 0 < calibration["ece"] < 1
+    assert f"  ece {calibration['ece']:.4g}, brier {calibration['brier']:.4g}, oracle_temp" in said
 
 
 @pytest.mark.usefixtures("processor")
@@ -117,6 +120,7 @@ def test_generated_answers_are_counted_right_whatever_the_batch_size(run, comman
     ]
     assert alone["correct"].tolist() == right
     assert summaries(run)["pocket"]["value"] == sum(right) / ROWS
+    assert summaries(run)["pocket"]["calibration"] == {}  # generated text has no probabilities
     assert not (run / "evaluations" / "replaced").exists()
 
 

@@ -81,7 +81,7 @@ def _gain(label: str, configurations: Sequence[Configuration], run: Run) -> Diff
     }
     if not by_seed:
         return None
-    examples = min(len(values) for key, values in own[True].scores.items() if key[1] == ACCURACY)
+    examples = min(own[True].examples[task] for task in tasks)
     return Difference(
         label=label,
         quantity="exact match",

@@ -13,18 +13,22 @@ from numpy.typing import NDArray
 from analyses.comparisons.configurations import check_same_problem, describe, settings_text
 from analyses.comparisons.scores import (
     ACCURACY,
+    CALIBRATED,
     LOSS,
     Scored,
     check_same_evaluation,
     last_validation,
     scored_groups,
 )
+from subspace_lab.configurations import seeds_in_effect
 from subspace_lab.runs.run import Run
 from subspace_lab.stats.intervals import accuracy_over_seeds, all_alike, mean_interval
 from subspace_lab.stats.paired import sign_flip_test
 
-Scores = Mapping[tuple[str, str, int], NDArray[np.float64]]
-"""Values of the test examples, in order, for each (task, measure, seed)."""
+Seeds = tuple[int, ...]
+"""What tells repetitions of a configuration apart: the seed, or several of them."""
+Scores = Mapping[tuple[str, str, Seeds], NDArray[np.float64]]
+"""Values of the test examples, in order, for each (task, measure, seeds)."""
 MEAN_COLUMNS = ["mean", "low", "high", "seeds", "examples"]
 DIFFERENCE_COLUMNS = [
     "difference", "difference_low", "difference_high", "p_value", "examples_error", "paired_seeds",
@@ -41,22 +45,24 @@ class Configuration:
             column.
         method: the same in words.
         learning_rate: the peak rate; nan where it is not known.
-        scores: of its runs on test examples.
+        scores: of its runs on test examples; of runs that were scored in training only the mean.
         validation: of its runs after their last step, on the validation examples of their training:
-            the mean of each (measure, seed), nan where the run diverged.
+            the mean of each (measure, seeds), nan where the run diverged.
+        examples: the fewest test examples of a run, by task.
     """
 
     settings: Mapping[str, Any]
     method: str
     learning_rate: float
     scores: Scores
-    validation: Mapping[tuple[str, int], float]
+    validation: Mapping[tuple[str, Seeds], float]
+    examples: Mapping[str, int]
 
-    def seeds(self, task: str, measure: str) -> list[int]:
+    def seeds(self, task: str, measure: str) -> list[Seeds]:
         """List the seeds that were scored."""
         return sorted(key[2] for key in self.scores if key[:2] == (task, measure))
 
-    def of_seeds(self, task: str, measure: str, seeds: Sequence[int]) -> NDArray[np.float64]:
+    def of_seeds(self, task: str, measure: str, seeds: Sequence[Seeds]) -> NDArray[np.float64]:
         """Stack scores to (seeds, examples)."""
         return np.stack([self.scores[task, measure, seed] for seed in seeds])
 
@@ -64,29 +70,62 @@ class Configuration:
 def read_configurations(runs: Sequence[Run]) -> list[Configuration]:
     """Read the scores of all runs, one configuration after another.
 
-    Configurations of one `method` differ in their learning rate only.
+    Configurations of one `method` differ in their learning rate only. Runs that differ in the
+    `mask_seed` alone are one repetition, which scores their mean; where all runs have masks and
+    share the other seeds, each is a repetition.
 
     Raises:
         UserError: if runs differ in problem, evaluation or test examples.
     """
-    groups = [(group, scores) for group in scored_groups(runs) if (scores := _read(group))]
-    if not groups:
-        return []
-    scored = [one for group, _ in groups for one in group]
-    check_same_problem([one.run for one in scored])
-    check_same_evaluation(scored)
-    settings = describe([group[0].run for group, _ in groups], but=["learning_rate"])
-    with_rank = len({one["rank"] for one in settings if one["rank"]}) > 1
+    groups = read_groups(runs)
+    repeated = _repetitions([one.run for *_, group in groups for one in group])
     return [
         Configuration(
-            one,
-            _name(one, with_rank=with_rank),
+            settings,
+            name,
             float(group[0].run.config.get("learning_rate", math.nan)),
-            scores,
-            _read_validation(group),
+            _read(group, repeated),
+            _read_validation(group, repeated),
+            _count(group),
         )
-        for one, (group, scores) in zip(settings, groups, strict=True)
+        for name, settings, group in groups
     ]
+
+
+def read_groups(runs: Sequence[Run]) -> list[tuple[str, dict[str, Any], list[Scored]]]:
+    """Read the scored runs of each configuration, with its name and settings by column.
+
+    The learning rate, in which configurations may differ, too, is not among them.
+
+    Raises:
+        UserError: if runs differ in problem, evaluation or test examples.
+    """
+    groups = [group for group in scored_groups(runs) if _has_answers(group)]
+    if not groups:
+        return []
+    scored = [one for group in groups for one in group]
+    check_same_problem([one.run for one in scored])
+    check_same_evaluation(scored)
+    settings = describe([group[0].run for group in groups], but=["learning_rate"])
+    with_rank = len({one["rank"] for one in settings if one["rank"]}) > 1
+    return [
+        (_name(one, with_rank=with_rank), one, group)
+        for one, group in zip(settings, groups, strict=True)
+    ]
+
+
+def _has_answers(group: Sequence[Scored]) -> bool:
+    return any(one.values(task) for one in group for task in one.summaries)
+
+
+def _repetitions(runs: Sequence[Run]) -> dict[Run, Seeds]:
+    """Give the seeds that a run is known by; its `seed` alone where the others are the same."""
+    seeds = {run: seeds_in_effect(run.config) for run in runs}
+    masks = [of_run.pop("mask", None) for of_run in seeds.values()]
+    others = {run: tuple(of_run.values()) for run, of_run in seeds.items()}
+    if None not in masks and len(set(others.values())) == 1 < len(set(masks)):
+        return {run: (mask,) for run, mask in zip(runs, masks, strict=True) if mask is not None}
+    return {run: one[:1] if len(set(one)) == 1 else one for run, one in others.items()}
 
 
 def _name(settings: Mapping[str, Any], *, with_rank: bool) -> str:
@@ -94,28 +133,39 @@ def _name(settings: Mapping[str, Any], *, with_rank: bool) -> str:
     return f"{settings['method']} ({text})" if text else str(settings["method"])
 
 
-def _read(group: Sequence[Scored]) -> Scores:
-    scores: dict[tuple[str, str, int], NDArray[np.float64]] = {}
+def _read(group: Sequence[Scored], repeated: Mapping[Run, Seeds]) -> Scores:
+    scores: dict[tuple[str, str, Seeds], list[NDArray[np.float64]]] = {}
     for one in group:
-        seed = int(one.run.config["seed"])
-        for task, summary in one.summaries.items():
-            table = one.rows(task)
-            if "correct" not in table:  # judged conversations have no right answer
-                continue
-            scores[task, ACCURACY, seed] = table["correct"].to_numpy(dtype=float)
-            if summary["metric"] == "exact_match":  # else the loss is of what the model chose
-                scores[task, LOSS, seed] = table["loss"].to_numpy(dtype=float)
-    return scores
+        for task in one.summaries:
+            for measure, values in one.values(task).items():
+                scores.setdefault((task, measure, repeated[one.run]), []).append(values)
+    return {key: np.mean(of_runs, axis=0) for key, of_runs in scores.items()}
 
 
-def _read_validation(group: Sequence[Scored]) -> dict[tuple[str, int], float]:
-    columns = {ACCURACY: "eval_exact_match", LOSS: "eval_response_loss"}
-    return {
-        (measure, int(one.run.config["seed"])): float(last.get(column, math.nan))
-        for one in group
-        if (last := last_validation(one.run)) is not None
-        for measure, column in columns.items()
+def _read_validation(
+    group: Sequence[Scored], repeated: Mapping[Run, Seeds]
+) -> dict[tuple[str, Seeds], float]:
+    columns = {
+        ACCURACY: "eval_exact_match",
+        LOSS: "eval_response_loss",
+        CALIBRATED: "validation_calibrated_loss",
     }
+    scores: dict[tuple[str, Seeds], list[float]] = {}
+    for one in group:
+        if (last := last_validation(one.run)) is not None:
+            for measure, column in columns.items():
+                if column in last:
+                    key = measure, repeated[one.run]
+                    scores.setdefault(key, []).append(float(last[column]))
+    return {key: sum(of_runs) / len(of_runs) for key, of_runs in scores.items()}
+
+
+def _count(group: Sequence[Scored]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for one in group:
+        for task in one.summaries:
+            counts[task] = min(one.count(task), counts.get(task, one.count(task)))
+    return counts
 
 
 def tasks_scored(configurations: Iterable[Configuration], measure: str) -> list[str]:
@@ -137,7 +187,7 @@ def mean_of(configuration: Configuration, tasks: Sequence[str], measure: str) ->
         return {}
     scores = [[configuration.scores[task, measure, seed] for seed in seeds] for task in tasks]
     values = _average(scores)
-    examples = min(len(of_seed) for of_task in scores for of_seed in of_task)
+    examples = min(configuration.examples[task] for task in tasks)
     row = {"mean": math.nan, "seeds": len(seeds), "examples": examples}
     if any(map(math.isnan, values)):
         return row
@@ -184,5 +234,5 @@ def _average(scores: Sequence[Sequence[NDArray[np.float64]]]) -> list[float]:
     return values
 
 
-def _common(seeds: Sequence[Sequence[int]]) -> list[int]:
+def _common(seeds: Sequence[Sequence[Seeds]]) -> list[Seeds]:
     return sorted(set.intersection(*map(set, seeds)))

@@ -12,8 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analyses.comparisons.pairing import Configuration, difference_of, mean_of
-from analyses.comparisons.scores import LOSS
+from analyses.comparisons.pairing import Configuration, Seeds, difference_of, mean_of
+from analyses.comparisons.scores import ACCURACY
 from subspace_lab.errors import UserError
 
 EQUAL, OWN = "equal", "own"
@@ -49,13 +49,13 @@ def several_rates(methods: Methods) -> bool:
 
 
 def own_rate(
-    of_rates: Mapping[float, Configuration], measure: str, *, seeds: Sequence[int] | None = None
+    of_rates: Mapping[float, Configuration], measure: str, *, seeds: Sequence[Seeds] | None = None
 ) -> float | None:
     """Choose the rate of the best mean validation score; of a tie the lowest.
 
     Args:
         of_rates: the configurations of a method by rate.
-        measure: accuracy (more is better) or loss (less is); nan, of a run that diverged, is worst.
+        measure: accuracy (more is better) or a loss (less is); nan, of a diverged run, is worst.
         seeds: over which the mean is taken; None: those of all rates.
 
     Returns:
@@ -64,7 +64,7 @@ def own_rate(
     common = validated_seeds(of_rates, measure) if seeds is None else seeds
     if len(of_rates) < 2 or not common:
         return None
-    sign = 1.0 if measure == LOSS else -1.0
+    sign = -1.0 if measure == ACCURACY else 1.0
 
     def cost(rate: float) -> float:
         scores = [of_rates[rate].validation[measure, seed] for seed in common]
@@ -74,7 +74,7 @@ def own_rate(
     return min(of_rates, key=cost)
 
 
-def validated_seeds(of_rates: Mapping[float, Configuration], measure: str) -> list[int]:
+def validated_seeds(of_rates: Mapping[float, Configuration], measure: str) -> list[Seeds]:
     """List the seeds that have validation scores at all rates."""
     known = [
         {seed for name, seed in one.validation if name == measure} for one in of_rates.values()
@@ -91,7 +91,7 @@ def at_equal_rates(
         methods: the methods.
         baseline: the name of one.
         tasks: that are averaged.
-        measure: accuracy or loss.
+        measure: accuracy, or a loss.
     """
     return [
         _row(one, methods[baseline].get(rate), tasks, measure, mean) | {"rates": EQUAL}

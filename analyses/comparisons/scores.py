@@ -1,4 +1,8 @@
-"""Scores of `python -m subspace_lab.evaluate` on test examples, checked to be comparable."""
+"""Scores on test examples, checked to be comparable.
+
+They are those of `python -m subspace_lab.evaluate`; where none of the runs was evaluated by it,
+those that training made of `--test_size` examples after its last step.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,29 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analyses.comparisons.configurations import repetitions
 from subspace_lab import files
+from subspace_lab.configurations import seeds_in_effect
 from subspace_lab.errors import UserError
+from subspace_lab.evaluation import records
 from subspace_lab.evaluation.records import FOLDER, read_summaries, way_of_measuring
 from subspace_lab.runs.run import Run
 
-ACCURACY, LOSS = "accuracy", "loss"
+ACCURACY, LOSS, CALIBRATED = "accuracy", "loss", "calibrated_loss"
+"""Measures of the answers; the last is the loss at the temperature that validation chose."""
+MEASURES = (ACCURACY, LOSS, CALIBRATED)
 AVERAGE = "average"
-"""Measures of the answers, and the mean over tasks."""
+"""The mean over tasks."""
+TRAINED = {
+    ACCURACY: "exact_match",
+    LOSS: "response_loss",
+    CALIBRATED: "calibrated_loss",
+}
+"""Columns of a run's metrics by measure, after `test_`."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,38 @@ class Scored:
             return ()
         return tuple(zip(table["prompt_hash"], table["gold"], strict=True))
 
+    def count(self, task: str) -> int:
+        """Count a task's examples."""
+        return len(self.rows(task))
+
+    def values(self, task: str) -> dict[str, NDArray[np.float64]]:
+        """Give the values of a task's examples (N,) by measure; empty of judged conversations."""
+        table = self.rows(task)
+        if "correct" not in table:  # judged conversations have no right answer
+            return {}
+        values = {ACCURACY: table["correct"].to_numpy(dtype=float)}
+        if self.summaries[task]["metric"] == "exact_match":  # else the loss is of what was chosen
+            values[LOSS] = table["loss"].to_numpy(dtype=float)
+        return values
+
+
+class ScoredInTraining(Scored):
+    """A run whose scores are those of its training: means over test examples."""
+
+    def examples(self, task: str) -> tuple[Any, ...]:
+        """Identify a task's examples: by their number, since no seed changes which they are."""
+        return (self.count(task),)
+
+    def count(self, task: str) -> int:
+        """Count a task's examples."""
+        return int(self.summaries[task]["examples"])
+
+    def values(self, task: str) -> dict[str, NDArray[np.float64]]:
+        """Give each measure's mean over the examples, as the one value (1,)."""
+        last = self.run.metrics.iloc[-1]
+        means = {measure: last.get(f"test_{column}") for measure, column in TRAINED.items()}
+        return {measure: np.array([mean]) for measure, mean in means.items() if mean is not None}
+
 
 def scored_groups(
     runs: Iterable[Run], *, tasks: Collection[str] | None = None
@@ -52,17 +100,17 @@ def scored_groups(
         tasks: only these; None: all.
 
     Raises:
-        UserError: if two runs of one configuration and seed were scored on one task.
+        UserError: if two runs of one configuration and the same seeds were scored on one task.
     """
-    scored = {run: one for run in runs if (one := _read(run, tasks)).summaries}
+    scored = {one.run: one for one in _read_all(runs, tasks) if one.summaries}
     groups = [[scored[run] for run in group] for group in repetitions(scored)]
     for group in groups:
-        known: dict[tuple[str, Any], Run] = {}
+        known: dict[tuple[str, str], Run] = {}
         for run, task in ((one.run, task) for one in group for task in one.summaries):
-            other = known.setdefault((task, run.config["seed"]), run)
+            other = known.setdefault((task, str(seeds_in_effect(run.config))), run)
             if other is not run:
                 raise UserError(
-                    f"{run.path} has the configuration and seed of {other.path}: leave one out"
+                    f"{run.path} has the configuration and seeds of {other.path}: leave one out"
                 )
     return groups
 
@@ -74,7 +122,7 @@ def excluded_runs(runs: Iterable[Run], *, on_all_tasks: bool) -> list[str]:
         runs: the runs to compare.
         on_all_tasks: whether a run also needs the scores of every task that another run has.
     """
-    known = [_read(run) for run in runs]
+    known = _read_all(runs)
     every = {task: summary for one in known for task, summary in one.summaries.items()}
     remarks = []
     for one in known:
@@ -90,6 +138,31 @@ def excluded_runs(runs: Iterable[Run], *, on_all_tasks: bool) -> list[str]:
     return remarks
 
 
+def _read_all(runs: Iterable[Run], tasks: Collection[str] | None = None) -> list[Scored]:
+    """Read the runs' scores: of their evaluations, or where there are none, of their training."""
+    scored = [_read(run, tasks) for run in runs]
+    if any(one.summaries for one in scored):
+        return scored
+    return [_read_training(one.run, tasks) for one in scored]
+
+
+def _read_training(run: Run, tasks: Collection[str] | None) -> Scored:
+    """Read what training scored on test examples after its last step."""
+    task = records.file_name(str(run.config.get("task", "")))
+    wanted = _has_metrics(run) and (tasks is None or task in tasks)
+    last = run.metrics.iloc[-1] if wanted else pd.Series(dtype=float)
+    if not last.get("test_examples", 0) > 0:
+        return ScoredInTraining(run, {})
+    summary = {
+        "metric": "exact_match",
+        "value": float(last["test_exact_match"]),
+        "examples": int(last["test_examples"]),
+        "step": int(last["step"]),
+        "settings": {"split": "test"},
+    }
+    return ScoredInTraining(run, {task: summary})
+
+
 def _read(run: Run, tasks: Collection[str] | None = None) -> Scored:
     """Read a run's scores on test examples."""
     summaries = {
@@ -102,12 +175,15 @@ def _read(run: Run, tasks: Collection[str] | None = None) -> Scored:
 
 def last_validation(run: Run) -> pd.Series[Any] | None:
     """Give the metrics of a finished run's last step, if they are of validation examples."""
-    known = run.finished and (run.path / "metrics.parquet").is_file()
-    if not known or run.evaluated_split != "validation":
+    if not _has_metrics(run) or run.evaluated_split != "validation":
         return None
     evaluated = run.evaluations
     at_the_end = len(evaluated) and 0 < evaluated["step"].iloc[-1] == run.metrics["step"].iloc[-1]
     return evaluated.iloc[-1] if at_the_end else None
+
+
+def _has_metrics(run: Run) -> bool:
+    return run.finished and (run.path / "metrics.parquet").is_file()
 
 
 def _command(run: object, summaries: Mapping[str, Mapping[str, Any]]) -> str:

@@ -8,13 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from analyses.comparisons.scores import ACCURACY, LOSS
+from analyses.comparisons.scores import ACCURACY, CALIBRATED, LOSS
 from subspace_lab.stats.intervals import Interval, spread_text
 
 # Measure: title, unit, scale, format.
 MEASURES = {
     ACCURACY: ("Accuracy", "%", 100.0, ".1f"),
     LOSS: ("Loss of the right response", "nats/token", 1.0, ".3f"),
+    CALIBRATED: ("Loss at the validated temperature", "nats/token", 1.0, ".3f"),
 }
 
 Cell = Callable[[Any], str]

@@ -5,12 +5,14 @@
         --metric exact_match --examples 300
     python -m analyses.learning_rates --run "runs/learning-rates/*"
 
+Without the second command the test scores of training are read (`--test_size 300` in the sweep).
 Runs that differ in their learning rate and seed only are one method. For each method and rate: the
 mean over seeds on test examples with its 95 % interval, and the difference to the baseline at the
 same rate, paired by seed. Each method's own rate is the one with the best mean on the validation
-examples of its training, after the last step, by the measure that is compared (accuracy or loss);
-the methods are then compared on test examples each at its own rate. The ratio of their rates is
-known to within the grid's spacing, and a best rate at the edge of the grid may not be the best.
+examples of its training, after the last step, by the measure that is compared (accuracy, loss, or
+loss at the validated temperature); the methods are then compared on test examples each at its own
+rate. The ratio of their rates is known to within the grid's spacing, and a best rate at the edge of
+the grid may not be the best.
 
 Intervals are Student's t over seeds, and do not cover the choice of the rate: it is made with the
 same runs, on other examples. Nothing is corrected for many comparisons; of three seeds a sign-flip
@@ -44,7 +46,7 @@ from analyses.comparisons.rates import (
     validated_seeds,
     without_own_rate,
 )
-from analyses.comparisons.scores import ACCURACY, LOSS, excluded_runs
+from analyses.comparisons.scores import ACCURACY, MEASURES, excluded_runs
 from analyses.learning_rates.figure import draw
 from analyses.learning_rates.layout import as_markdown
 from subspace_lab.errors import UserError
@@ -91,7 +93,7 @@ def compute(runs: Sequence[Run], *, baseline: str = "LoRA") -> pd.DataFrame:
     methods = by_method(configurations)
     _check(methods, baseline)
     rows: list[dict[str, Any]] = []
-    for measure in (ACCURACY, LOSS):
+    for measure in MEASURES:
         if tasks := tasks_scored(configurations, measure):
             compared = at_equal_rates(methods, baseline, tasks, measure)
             compared += at_own_rates(methods, baseline, tasks, measure)

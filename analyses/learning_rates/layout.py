@@ -8,7 +8,7 @@ import pandas as pd
 
 from analyses import kit
 from analyses.comparisons.rates import EQUAL, OWN
-from analyses.comparisons.scores import LOSS
+from analyses.comparisons.scores import ACCURACY
 from analyses.comparisons.texts import (
     MEASURES,
     cells_by,
@@ -64,7 +64,7 @@ def verdict(low: float, high: float, measure: str) -> str:
     ('ahead', 'behind', 'open')
     """
     if low > 0 or high < 0:
-        return "ahead" if (high < 0) == (measure == LOSS) else "behind"
+        return "ahead" if (high < 0) == (measure != ACCURACY) else "behind"
     return "open"
 
 

@@ -2,11 +2,14 @@
 
     python -m analyses.paired_differences --run "runs/methods/*" --out comparison
 
-Reads what `python -m subspace_lab.evaluate` wrote into the runs about test examples. Runs that
-differ in their seed only are repetitions of one configuration; base, data, length of training,
-evaluation settings and the test examples must be the same in all. Runs that were not evaluated are
-listed. Two measures, where the records have them: accuracy, and the loss of the right response in
-nats per token (of `--metric exact_match`), which changes long before answers turn right.
+Reads what `python -m subspace_lab.evaluate` wrote into the runs about test examples; where none was
+evaluated, what their training scored after its last step (`--test_size`). Runs that differ in their
+seed only are repetitions of one configuration, and those that differ in `--mask_seed` alone are one
+repetition, which scores their mean (with masks in all runs and the other seeds equal, each is one).
+Base, data, length of training, evaluation settings and the test examples must be the same in all.
+Runs without scores are listed. Three measures, where the records have them: accuracy, the loss of
+the right response in nats per token (of `--metric exact_match`), which changes long before answers
+turn right, and that loss at the temperature that validation examples chose (of training).
 
 A mean's interval is Student's t over seeds (95 %), for accuracies within 0 and 100 %; where all
 seeds have the same accuracy, such as 0 %, it is Wilson's interval over the test examples. The
@@ -25,7 +28,7 @@ also compared at their own rates; `analyses.learning_rates` has the whole curves
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 
@@ -34,6 +37,7 @@ from analyses.comparisons.configurations import COLUMNS as SETTINGS
 from analyses.comparisons.pairing import (
     DIFFERENCE_COLUMNS,
     MEAN_COLUMNS,
+    Seeds,
     read_configurations,
     tasks_scored,
     tasks_without_answers,
@@ -47,7 +51,7 @@ from analyses.comparisons.rates import (
     check_baseline,
     several_rates,
 )
-from analyses.comparisons.scores import ACCURACY, AVERAGE, LOSS, excluded_runs
+from analyses.comparisons.scores import ACCURACY, AVERAGE, MEASURES, excluded_runs
 from analyses.paired_differences.layout import as_markdown, draw, over_all_tasks
 from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
@@ -85,11 +89,12 @@ def compute(runs: Sequence[Run], *, baseline: str = "LoRA") -> pd.DataFrame:
     if not methods:
         raise UserError(
             "none of these runs of subspace_lab.train was evaluated on test examples: run "
-            "python -m subspace_lab.evaluate --run RUN --tasks TASK for each"
+            "python -m subspace_lab.evaluate --run RUN --tasks TASK for each, or train with "
+            "--test_size"
         )
     check_baseline(methods, baseline)
     rows = []
-    for measure in (ACCURACY, LOSS):
+    for measure in MEASURES:
         tasks = tasks_scored(configurations, measure)
         groups = [(task, [task]) for task in tasks] + [(AVERAGE, tasks)] * (len(tasks) > 1)
         for title, members in groups:
@@ -127,7 +132,7 @@ def _remarks(runs: Sequence[Run], methods: Methods, baseline: str) -> list[str]:
             )
             continue
         unpaired += [
-            f"{one.method}, seed {', '.join(map(str, sorted(alone)))}: not paired, since "
+            f"{one.method}, seed {_text(alone)}: not paired, since "
             f"{baseline} has no {ACCURACY} of {task} for that seed"
             for task in tasks
             if (alone := set(one.seeds(task, ACCURACY)) - set(other.seeds(task, ACCURACY)))
@@ -137,6 +142,10 @@ def _remarks(runs: Sequence[Run], methods: Methods, baseline: str) -> list[str]:
         for task in tasks_without_answers(runs, tasks)
     ]
     return [*excluded_runs(runs, on_all_tasks=True), *unpaired, *unknown]
+
+
+def _text(seeds: Collection[Seeds]) -> str:
+    return ", ".join("/".join(map(str, one)) for one in sorted(seeds))
 
 
 def summarize(table: pd.DataFrame) -> kit.Summary:

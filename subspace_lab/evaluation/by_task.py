@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, cast
 import pandas as pd
 
 from subspace_lab import tasks
+from subspace_lab.calibration import Calibration
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation import (
     accuracy,
@@ -112,22 +113,28 @@ class ScoredTask:
         """Score every example by the metric."""
         config, shared = self.config, (trained.model, trained.tokenizer, self.examples)
         settings = {"split": config.split, **config.recorded}
+        calibration = Calibration()
         if config.metric == "generated":
             settings["max_new_tokens"] = config.new_tokens(self.task)
             table = accuracy.generated_accuracy(
                 *shared, max_new_tokens=settings["max_new_tokens"], batch_size=config.batch_size
             )
         elif config.metric == "likelihood":
-            table = likelihood.choose(*shared, batch_size=config.batch_size)
+            table = likelihood.choose(
+                *shared, batch_size=config.batch_size, calibration=calibration
+            )
         else:
-            table = likelihood.exact_match(*shared, batch_size=config.batch_size)
-        return table, records.summarize(
+            table = likelihood.exact_match(
+                *shared, batch_size=config.batch_size, calibration=calibration
+            )
+        summary = records.summarize(
             table,
             task=records.file_name(self.task),
             metric=config.metric,
             step=trained.step,
             settings=settings,
         )
+        return table, replace(summary, calibration=calibration.summary())
 
 
 @dataclass(frozen=True)

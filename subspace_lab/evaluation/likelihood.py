@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
+import torch
 
 from subspace_lab import tasks, teacher_forcing
+from subspace_lab.calibration import Calibration
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation.batching import evaluation_mode
 from subspace_lab.evaluation.records import example_records
@@ -63,6 +65,7 @@ def score_responses(
     *,
     batch_size: int = 16,
     with_eos: bool = True,
+    calibration: Calibration | None = None,
 ) -> list[ResponseScore]:
     """Score each (prompt, response) pair, in the order given.
 
@@ -72,6 +75,7 @@ def score_responses(
         pairs: Prompts with their responses.
         batch_size: Pairs in one forward pass.
         with_eos: Whether the end of sequence is one of the response's tokens, as in training.
+        calibration: What the predictions of the response tokens are added to.
 
     Raises:
         UserError: if a pair does not fit into the model's context.
@@ -95,6 +99,8 @@ def score_responses(
                 )
             log_probabilities = teacher_forcing.log_probabilities(batch.logits(model))
             scored = batch.scores(log_probabilities)
+            if calibration is not None:
+                calibration.add(log_probabilities, batch.targets)
             greedy = log_probabilities.argmax(-1)
             for row, index in enumerate(batch.indices):
                 matched = int(scored.matched[row])
@@ -114,15 +120,26 @@ def exact_match(
     *,
     batch_size: int = 16,
     with_eos: bool = True,
+    calibration: Calibration | None = None,
 ) -> pd.DataFrame:
     """Whether greedy decoding would reproduce each response, from one forward pass.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        examples: Prompts with the responses that are right.
+        batch_size: Examples in one forward pass.
+        with_eos: Whether the end of sequence is one of the response's tokens, as in training.
+        calibration: What the predictions of the response tokens are added to.
 
     Returns:
         One row per example (see `records.example_records`); `prediction` is the greedy text up to
         and with its first departure from the response.
     """
     pairs = [(example.prompt, example.response) for example in examples]
-    scores = score_responses(model, tokenizer, pairs, batch_size=batch_size, with_eos=with_eos)
+    scores = score_responses(
+        model, tokenizer, pairs, batch_size=batch_size, with_eos=with_eos, calibration=calibration
+    )
     return example_records(
         examples,
         gold=[example.response for example in examples],
@@ -141,6 +158,7 @@ def choose(
     normalization: Normalization = "sum",
     batch_size: int = 16,
     with_eos: bool = True,
+    calibration: Calibration | None = None,
 ) -> pd.DataFrame:
     """Pick the most likely of each example's `choices`.
 
@@ -152,6 +170,8 @@ def choose(
             does not favour short choices.
         batch_size: Choices in one forward pass.
         with_eos: Whether the end of sequence is one of the response's tokens, as in training.
+        calibration: What the predictions of the right choice are added to: of the choices that are
+            compared, p(choice) is the softmax of their log-probabilities, normalized as they are.
 
     Returns:
         One row per example (see `records.example_records`); `loss` and `tokens` are those of the
@@ -173,7 +193,12 @@ def choose(
     picked = []
     for example in examples:
         candidates = [(choice, next(scores)) for choice in example.choices]
-        picked.append(min(candidates, key=lambda pair: _cost(pair[1], normalization)))
+        costs = [_cost(score, normalization) for _, score in candidates]
+        picked.append(candidates[costs.index(min(costs))])
+        right = [tasks.score(example, choice) == 1.0 for choice in example.choices]
+        if calibration is not None and any(right):
+            log_probabilities = -torch.tensor([costs], dtype=torch.float64)
+            calibration.add(log_probabilities.log_softmax(-1), torch.tensor([right.index(True)]))
     return example_records(
         examples,
         gold=[example.answer for example in examples],

@@ -52,6 +52,9 @@ class Summary:
     settings: Mapping[str, Any] = field(default_factory=dict)
     low: float | None = None  # of the interval; None where none was computed
     high: float | None = None
+    calibration: Mapping[str, float] = field(default_factory=dict)
+    """Where probabilities were computed: `Calibration.summary()`, of response tokens (exact_match)
+    or of choices (likelihood)."""
 
 
 def prompt_hash(prompt: str) -> str:

@@ -2,7 +2,8 @@
 
 A mixture names a few generators and their settings at each difficulty. Every question is drawn
 from a stream that depends on the seed, kept if its hash falls into the wanted split, and never
-repeated, so no two splits share a question. `demo` is meant for models like SmolLM2-135M,
+repeated, so no two splits share a question. The text that the pocket model was pretrained on
+(`pocket_text`) is a task, too, without difficulties. `demo` is meant for models like SmolLM2-135M,
 `pocket` for the pocket model that ships with this package.
 
 Some answers are unbalanced: about three letter counts in four and a third of the greatest common
@@ -20,7 +21,7 @@ from typing import Any
 import yaml
 
 from subspace_lab.errors import UserError
-from subspace_lab.tasks import flip
+from subspace_lab.tasks import flip, pocket_text
 from subspace_lab.tasks.answers import same_text
 from subspace_lab.tasks.examples import Example
 from subspace_lab.tasks.prompts import plain
@@ -72,7 +73,7 @@ MIXTURES: Mapping[str, Mapping[str, tuple[Settings, Settings, Settings]]] = {
 }
 """Mixture, generator, then the generator's settings when easy, medium and hard."""
 
-NAMES = tuple(MIXTURES)
+NAMES = (*MIXTURES, pocket_text.NAME)
 SINGLE = "reasoning_gym:"
 """Begins the name of a single generator: reasoning_gym:gcd or reasoning_gym:gcd:max_value=60."""
 
@@ -99,6 +100,8 @@ def load(
             f"there is no difficulty {difficulty!r}: choose one of {', '.join(DIFFICULTIES)}"
         )
     size = SIZES[split] if size is None else size
+    if name == pocket_text.NAME:
+        return pocket_text.load(split, size=size, seed=seed)
     if name.startswith(SINGLE):
         generators = _single(name)
     else:

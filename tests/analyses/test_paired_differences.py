@@ -225,7 +225,7 @@ def test_masks_are_named_and_doubles_refused(runs, tmp_path):
     double = write_run(
         tmp_path / "double", seed=0, method="lora", losses={"boolq": losses["lora boolq"][0]}
     )
-    with pytest.raises(UserError, match=r"double has the configuration and seed of .*lora-0"):
+    with pytest.raises(UserError, match=r"double has the configuration and seeds of .*lora-0"):
         compute([*known, double])
     with pytest.raises(UserError, match="no configuration 'Lora': give --baseline one of LoRA"):
         compute(known, baseline="Lora")
@@ -355,3 +355,64 @@ def test_adapters_of_another_kind_are_told_apart_from_lora(runs, tmp_path):
     names = compute([*runs[0], other])["configuration"]
     assert any(name.startswith("LOHA") for name in names)
     assert (names == "LoRA").sum() == (compute(runs[0])["configuration"] == "LoRA").sum()
+
+
+def trained_only(folder: Path, seed: int, loss: float, **fields: object) -> Run:
+    """Write a run that its training scored on 50 test examples, and nothing else."""
+    run = write_run(folder, seed=seed, losses={}, validation=(0.5, loss), task="flip", **fields)
+    metrics = pd.read_parquet(folder / "metrics.parquet")
+    last = {"test_response_loss": loss, "test_exact_match": 0.25, "test_examples": 50.0}
+    last |= {"test_calibrated_loss": loss / 2, "validation_calibrated_loss": loss / 3}
+    early = dict.fromkeys(last, 9.0)  # of the step that validation chose
+    scored = pd.DataFrame([early, last], index=metrics.index)
+    pd.concat([metrics, scored], axis=1).to_parquet(folder / "metrics.parquet")
+    return run
+
+
+def test_scores_of_training_need_no_evaluation(tmp_path):
+    losses = {"lora": (1.0, 1.3, 1.1), "pissa": (0.8, 1.2, 1.05)}
+    runs = [
+        trained_only(tmp_path / f"{method}-{seed}", seed, loss, method=method)
+        for method, of_seeds in losses.items()
+        for seed, loss in enumerate(of_seeds)
+    ]
+    table = compute(runs)
+    difference = np.array(losses["pissa"]) - np.array(losses["lora"])
+    expected = stats.ttest_1samp(difference, 0).confidence_interval(0.95)
+    for measure, factor in (("loss", 1.0), ("calibrated_loss", 0.5)):
+        found = row(table, "PiSSA", "flip", measure)
+        assert found["difference"] == pytest.approx(factor * difference.mean())
+        assert found["difference_low"] == pytest.approx(factor * expected.low)
+        assert (found["examples"], found["paired_seeds"]) == (50, 3)
+    assert row(table, "LoRA", "flip", "accuracy")["mean"] == 0.25
+    assert "Loss at the validated temperature (nats/token)" in as_markdown(table)
+    assert not table.attrs["remarks"]
+    # Once a run was evaluated, the others have to be as well.
+    evaluated = write_run(tmp_path / "dora", seed=0, method="dora", losses={"flip": np.ones(ROWS)})
+    with pytest.raises(UserError, match="no configuration 'LoRA'"):
+        compute([*runs, evaluated])
+
+
+def test_runs_that_differ_in_their_mask_seed_only_are_one_repetition(tmp_path):
+    lora = [trained_only(tmp_path / f"lora-{s}", s, 1.0 + s, method="lora") for s in (0, 1)]
+    masked = {
+        (s, m, law): trained_only(
+            tmp_path / f"{law}-{s}-{m}", s, 0.5 + s + 0.1 * m + 0.01 * s * m, method="droplora",
+            mask_seed=m, granularity=law,
+        )
+        for s in (0, 1) for m in (200, 201, 202) for law in ("step", "token")
+    }  # fmt: skip
+    table = compute([*lora, *masked.values()])
+    found = row(table, "DropLoRA (step mask, rescaled, keep_prob 0.5)", "flip", "loss")
+    by_seed = [0.5 + s + 20.1 + 0.01 * s * 201 - (1.0 + s) for s in (0, 1)]
+    assert found["paired_seeds"] == found["seeds"] == 2
+    assert found["difference"] == pytest.approx(np.mean(by_seed))
+    # With masks in all and one seed of all else, mask seeds are what repeats.
+    step, token = ([masked[1, m, law] for m in (200, 201, 202)] for law in ("step", "token"))
+    name = "DropLoRA (step mask, rescaled, keep_prob 0.5)"
+    table = compute([*step, *token], baseline=name)
+    found = row(table, "DropLoRA (token mask, rescaled, keep_prob 0.5)", "flip", "loss")
+    assert found["paired_seeds"] == 3
+    same = trained_only(tmp_path / "same", 0, 1.0, method="droplora", mask_seed=200)
+    with pytest.raises(UserError, match="same has the configuration and seeds of"):
+        compute([*lora, *masked.values(), same])

@@ -220,7 +220,7 @@ def test_missing_columns_give_no_average_and_validation_rows_no_value(make_run):
 
 def test_a_copied_run_is_no_second_seed_and_others_must_be_alike(make_run):
     first = make_run("lora", commonsense(0.8))
-    with pytest.raises(UserError, match=r"copy has the configuration and seed of .*lora"):
+    with pytest.raises(UserError, match=r"copy has the configuration and seeds of .*lora"):
         compute([first, make_run("copy", commonsense(0.8), cores="light")])
     with pytest.raises(UserError, match=r"steps 0 and .*short has 24"):
         compute([first, make_run("short", commonsense(0.5), method="dora", steps=24)])

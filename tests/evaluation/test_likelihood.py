@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from subspace_lab.calibration import Calibration
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation import likelihood
 from subspace_lab.evaluation.generation import generate
@@ -117,3 +118,44 @@ def test_response_loss_weighs_tokens_and_examples_as_it_says(model, tokenizer) -
     np.testing.assert_allclose(loss.per_token, sum(nats) / tokens, rtol=1e-12)
     np.testing.assert_allclose(loss.per_example, sum(nats) / len(PAIRS), rtol=1e-12)
     assert (loss.tokens, loss.examples) == (tokens, len(PAIRS))
+
+
+def test_response_tokens_and_choices_are_calibrated(model, tokenizer, monkeypatch) -> None:
+    rows = examples(PAIRS)
+    tokens = Calibration()
+    likelihood.exact_match(model, tokenizer, rows, batch_size=3, calibration=tokens)
+    squares, nats, confident = 0.0, 0.0, 0.0
+    for prompt, response in PAIRS:
+        prefix = tokenizer(prompt)["input_ids"]
+        ids = [*tokenizer(response)["input_ids"], tokenizer.eos_token_id]
+        with torch.no_grad():
+            logits = model(torch.tensor([prefix + ids])).logits[0, len(prefix) - 1 : -1]
+        p = logits.double().softmax(-1)
+        squares += float((p - torch.eye(p.shape[-1])[ids]).square().sum())
+        confident += float(p.amax(-1).sum())
+        nats += float(-(logits.double() / 8).log_softmax(-1)[range(len(ids)), ids].sum())
+    count = sum(len(response) + 1 for _, response in PAIRS)
+    assert tokens.summary()["brier"] == pytest.approx(squares / count)
+    assert float(tokens.reliability.bins[:, 1].sum()) == pytest.approx(confident)
+    assert float(tokens.nats[-1]) == pytest.approx(nats)
+
+    monkeypatch.setattr(likelihood.tasks, "score", lambda example, text: text == example.answer)
+    several = [
+        Example("demo", "Which?\nAnswer:", "", "42", ("x", "answer1", "42")),
+        Example("demo", "a", "", "b", ("b", "c")),
+        Example("demo", "a", "", "nowhere", ("b", "c")),  # nothing says which is right
+    ]
+    choices = Calibration()
+    likelihood.choose(model, tokenizer, several, calibration=choices)
+    expected = 0.0
+    for example in several[:2]:
+        each = [
+            brute_force_nats(model, tokenizer, example.prompt, choice, with_eos=True)
+            for choice in example.choices
+        ]
+        p = torch.tensor(each).neg().softmax(-1)
+        right = torch.tensor([choice == example.answer for choice in example.choices])
+        expected += float((p - right.double()).square().sum())
+    assert choices.summary()["brier"] == pytest.approx(expected / 2)
+    assert float(choices.reliability.bins[:, 0].sum()) == 2
+    assert Calibration().summary() == {}

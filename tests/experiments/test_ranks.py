@@ -28,6 +28,18 @@ def test_the_mean_over_seeds_has_the_signals_rank_where_noise_makes_single_ones_
     assert row["signal_share"] == pytest.approx(50**2 / (50**2 + 0.6**2 * 2000), rel=0.02)
 
 
+def test_crossed_spectra_keep_the_signal_and_lose_what_is_left_of_the_noise():
+    row = ranks_of(planted(signal=50.0, noise=0.6, seeds=8))
+    assert 1.0 <= row["crossed_entropy"] < row["mean_entropy"] / 3
+    assert row["crossed_stable"] == pytest.approx(1.0, abs=0.01)
+
+
+def test_crossed_spectra_of_runs_that_agree_are_theirs():
+    updates = [planted(signal=0.0, noise=1.0, seeds=1)[0]] * 4
+    row = ranks_of(updates)
+    assert row["crossed_entropy"] == pytest.approx(row["single_entropy"])
+
+
 def test_pure_noise_has_no_signal():
     row = ranks_of(planted(signal=0.0, noise=1.0, seeds=16))
     assert row["signal_share"] == pytest.approx(0.0, abs=0.02)

@@ -7,6 +7,7 @@ import pytest
 from subspace_lab import tasks
 from subspace_lab.errors import UserError
 from subspace_lab.tasks import builtin
+from subspace_lab.tasks.splits import in_generated_split
 
 pytest.importorskip("reasoning_gym")
 
@@ -27,14 +28,14 @@ def test_no_two_splits_share_a_question_whatever_the_seeds(name: str, difficulty
     assert not prompts["validation"] & prompts["test"]
 
 
-@pytest.mark.parametrize("name", builtin.NAMES)
+@pytest.mark.parametrize("name", builtin.MIXTURES)
 def test_the_default_sizes_are_there_without_a_repeated_question(name: str) -> None:
     for split, size in builtin.SIZES.items():
         examples = tasks.load(name, split)
         assert len({example.prompt for example in examples}) == len(examples) == size
 
 
-@pytest.mark.parametrize("name", builtin.NAMES)
+@pytest.mark.parametrize("name", builtin.MIXTURES)
 def test_generators_share_the_rows_equally_and_responses_score(name: str) -> None:
     examples = tasks.load(name, "train", size=61, seed=3)
     generators = [example.metadata["generator"] for example in examples]
@@ -85,3 +86,11 @@ def test_a_missing_library_and_wrong_arguments_are_reported(
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(UserError, match=r'pip install "subspace_lab\[builtin\]"'):
         tasks.load("demo", "train", size=4)
+
+
+def test_the_pocket_bases_pretraining_text_is_a_task_with_held_out_prompts() -> None:
+    test = tasks.load("pocket_pretraining", "test", size=200)
+    assert test == tasks.load("pocket_pretraining", "test", size=200)
+    assert not any(in_generated_split(example.prompt, "train") for example in test)
+    assert all(tasks.score(example, example.response) == 1.0 for example in test)
+    assert len({example.prompt for example in test}) > 150

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from subspace_lab import tasks
 from subspace_lab.adapters.modules import lora_modules
+from subspace_lab.calibration import TEMPERATURES
 from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
 from subspace_lab.tasks import Example
@@ -60,6 +62,26 @@ def response_loss(base: Path, adapter: Path, examples: list[Example]) -> float:
     return total / count
 
 
+def nats_at(
+    base: Path, adapter: Path, examples: list[Example], temperatures: list[float]
+) -> dict[float, float]:
+    """Give the loss in nats per response token at each temperature, example by example."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    nats, count = dict.fromkeys(temperatures, 0.0), 0
+    for row in tokenize(examples, tokenizer, max_length=256):
+        first = row["labels"].count(IGNORED)
+        targets = torch.tensor(row["labels"][first:])
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, first - 1 : -1]
+        for temperature in temperatures:
+            nats[temperature] += float(
+                cross_entropy(logits / temperature, targets, reduction="sum")
+            )
+        count += len(targets)
+    return {temperature: total / count for temperature, total in nats.items()}
+
+
 def adapter(run: Run, step: int) -> dict[str, torch.Tensor]:
     return {
         f"{module}.{side}": getattr(run.factors(step, module), side)
@@ -93,6 +115,18 @@ def test_validation_chooses_and_test_reports(config, base, tmp_path, method, lea
         for step in (chosen, last):
             folder = tmp_path / f"run/snapshots/step-{step:06d}"
             assert response_loss(base, folder, examples) == pytest.approx(column[step], rel=1e-3)
+    validation, test = (
+        tasks.load("pocket", split, size=size, seed=tasks.EVALUATION_SEED)
+        for split, size in (("validation", 8), ("test", 6))
+    )
+    for step in (chosen, last):
+        folder = tmp_path / f"run/snapshots/step-{step:06d}"
+        by_temperature = nats_at(base, folder, validation, list(TEMPERATURES))
+        best = min(by_temperature, key=by_temperature.__getitem__)
+        assert metrics["test_temperature"][step] == best
+        (expected,) = nats_at(base, folder, test, [best]).values()
+        assert metrics["test_calibrated_loss"][step] == pytest.approx(expected, rel=1e-3)
+        assert expected != pytest.approx(scored[step], rel=1e-3)  # else this would show nothing
     assert metrics["test_examples"].dropna().tolist() == [6, 6]
     assert not list((tmp_path / "run/checkpoints").glob("*.safetensors"))
     plain = dataclasses.replace(wanted, test_size=None, early_stopping=False)
@@ -144,6 +178,7 @@ def test_without_validation_only_the_last_step_is_scored(config, tmp_path):
     run = Run(tmp_path / "run")
     scored = run.metrics.dropna(subset="test_response_loss")
     assert scored["step"].tolist() == [8]
+    assert "test_temperature" not in scored
     assert run.chosen_step is None
 
 

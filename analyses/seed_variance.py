@@ -1,0 +1,140 @@
+"""How much of a score's spread is due to which seed: data, first weights, masks, label noise?
+
+    python -m analyses.seed_variance --run "runs/sweep/*"
+
+A run's seeds decide its data and their order, its first weights, its masks and its label noise,
+each apart where `--data_seed`, `--init_seed`, `--mask_seed` or `--noise_seed` is given; `seed` is
+what remains, such as input dropout. Of all pairs of runs of one configuration that differ in the
+same seeds, half the mean squared difference of their scores estimates without bias the variance
+that redrawing these seeds makes, the others being held fixed. Effects that add up have variances
+that add up; what the single ones lack of the variance of all together is due to their interaction.
+The scores are those that `paired_differences` compares. A variance from few runs is uncertain: of
+n runs that differ in all pairs it has a relative standard error of about sqrt(2 / (n - 1)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import pandas as pd
+
+from analyses import kit
+from analyses.comparisons.pairing import read_groups
+from analyses.comparisons.scores import excluded_runs
+from subspace_lab.configurations import seeds_in_effect
+from subspace_lab.errors import UserError
+from subspace_lab.runs.run import Run
+
+ORDER = ("data", "init", "mask", "noise", "seed")
+COLUMNS = [
+    "configuration", "method", "learning_rate", "task", "measure", "seeds", "variance",
+    "standard_deviation", "share", "pairs", "runs",
+]  # fmt: skip
+
+
+def compute(runs: Sequence[Run]) -> pd.DataFrame:
+    """Estimate the variance of scores by the seeds that differ.
+
+    Args:
+        runs: recorded runs with scores on test examples; others are excluded.
+
+    Returns:
+        A row is a configuration, learning rate, task, measure and set of `seeds`, joined by "+":
+        the `variance` of the score (accuracy as a share, losses in nats per token), its root
+        `standard_deviation`, its `share` of the variance where the most seeds differ, and the
+        `pairs` and `runs` that it rests on.
+
+    Raises:
+        UserError: if no two runs of one configuration have scores, or runs differ in problem,
+            evaluation or test examples.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, settings, group in read_groups(runs):
+        of_group = {
+            "configuration": name,
+            "method": settings["method"],
+            "learning_rate": group[0].run.config.get("learning_rate"),
+        }
+        scores: dict[tuple[str, str], dict[Run, float]] = {}
+        for one in group:
+            for task in one.summaries:
+                for measure, values in one.values(task).items():
+                    scores.setdefault((task, measure), {})[one.run] = float(values.mean())
+        for (task, measure), by_run in scores.items():
+            shown = of_group | {"task": task, "measure": measure}
+            rows += [shown | row for row in _variances(by_run)]
+    if not rows:
+        raise UserError(
+            "no two of these runs repeat a configuration and have scores on test examples: train "
+            "several seeds with --test_size, or run python -m subspace_lab.evaluate"
+        )
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    table.attrs["remarks"] = excluded_runs(runs, on_all_tasks=False)
+    return table
+
+
+def _variances(scores: dict[Run, float]) -> list[dict[str, Any]]:
+    """Average half the squared differences of pairs that differ in the same seeds."""
+    halves: dict[tuple[str, ...], list[float]] = {}
+    members: dict[tuple[str, ...], set[Run]] = {}
+    for first, second in combinations(scores, 2):
+        one, other = (seeds_in_effect(run.config) for run in (first, second))
+        differing = tuple(name for name in ORDER if one.get(name) != other.get(name))
+        halves.setdefault(differing, []).append((scores[first] - scores[second]) ** 2 / 2)
+        members.setdefault(differing, set()).update((first, second))
+    variances = {differing: sum(of) / len(of) for differing, of in halves.items()}
+    most = variances[max(variances, key=len)] if variances else 0.0
+    return [
+        {
+            "seeds": "+".join(differing),
+            "variance": variances[differing],
+            "standard_deviation": variances[differing] ** 0.5,
+            "share": variances[differing] / most if most else float("nan"),
+            "pairs": len(halves[differing]),
+            "runs": len(members[differing]),
+        }
+        for differing in sorted(variances, key=lambda names: (len(names), names))
+    ]
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """Write a line for each row."""
+    heads = ["configuration", "learning_rate", "task", "measure", "seeds", "standard_deviation",
+             "share", "pairs", "runs"]  # fmt: skip
+    lines = [heads]
+    for row in table.to_dict("records"):
+        cells = {**row, "standard_deviation": f"{row['standard_deviation']:.4g}"}
+        cells["share"] = f"{row['share']:.2f}"
+        lines.append([str(cells[head]) for head in heads])
+    parts = [kit.markdown_table(lines)]
+    if remarks := table.attrs.get("remarks"):
+        parts += ["Not compared:", "\n".join(f"- {remark}" for remark in remarks)]
+    return "\n\n".join(parts) + "\n"
+
+
+def summarize(table: pd.DataFrame) -> kit.Summary:
+    """Give the standard deviations by the seeds that differ."""
+    return {
+        f"{row['configuration']} at {row['learning_rate']}, {row['task']}, {row['measure']}, "
+        f"{row['seeds']}": row["standard_deviation"]
+        for row in table.to_dict("records")
+    }
+
+
+ANALYSIS = kit.Analysis(
+    name="seed_variance",
+    description=__doc__,
+    question="how much of a score's spread is due to which seed: data, first weights, masks, "
+    "label noise?",
+    needs=kit.Needs(0),
+    compute=compute,
+    summarize=summarize,
+    texts={"md": as_markdown},
+    on_screen=as_markdown,
+    compares=True,
+    selects=False,
+    csv=True,
+    position=112,
+)
