@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
 
 OF_CORES = ("effective_rank", "subspace_angles", "frame_drift", "regulariser")
@@ -94,7 +95,8 @@ def test_merged_spectra_of_broken_adapters(checkpoints):
         assert np.isnan(row.intruders) == (broken or row.matrix != "merged")
     assert run.not_finite == {2: {"layers.0.q_proj"}, 3: {"layers.0.q_proj", "layers.1.q_proj"}}
     merged_spectra.plot(table)
-    merged_spectra.plot(table[table["step"] == 3])
+    with pytest.raises(UserError, match="nothing that this figure draws"):
+        merged_spectra.plot(table[table["step"] == 3])
 
 
 def test_grassmann_of_a_broken_adapter(checkpoints):
