@@ -219,6 +219,30 @@ def _read(stem: str) -> dict[str, Any]:
     return content
 
 
+def part_of(design: Design, *, regimes: Sequence[str] | None, arms: Sequence[str] | None) -> Design:
+    """Keep some regimes, and some arms beside the baseline; None: all.
+
+    Raises:
+        UserError: if a regime or an arm is not one of the design.
+    """
+    known = {
+        "regime": list(design.arms_of),
+        "arm": sorted({*itertools.chain(*design.arms_of.values())}),
+    }
+    for kind, names in (("regime", regimes), ("arm", arms)):
+        if unknown := [name for name in names or () if name not in known[kind]]:
+            raise UserError(
+                f"{design.name} has no {kind} {unknown[0]!r}: choose among {', '.join(known[kind])}"
+            )
+    kept = {
+        regime: [arm for arm in of_regime if arms is None or arm in {design.baseline, *arms}]
+        for regime, of_regime in design.arms_of.items()
+        if regimes is None or regime in regimes
+    }
+    slope = design.slope if design.slope.keys() <= kept.keys() else {}
+    return replace(design, arms_of=kept, slope=slope)
+
+
 def _settings(given: Mapping[str, Any]) -> Settings:
     fields = dict(given)
     if "peft_config" in fields:

@@ -171,6 +171,7 @@ def draw_inference(rows: pd.DataFrame) -> Figure:
         rows: of `inference.inference_differences`.
     """
     rows = rows[rows["outcome"] == "calibrated_loss"]
+    rows = rows[rows["scale"].between(0.7, 1.3)]  # others are much worse, and would flatten these
     scales = rows["scale"].map("update times {:g}".format)
     names = rows["predictor"].where(rows["predictor"] != "scaled", scales)
     rows = rows.assign(name=names.replace(PREDICTOR_NAMES))
@@ -194,7 +195,6 @@ def draw_inference(rows: pd.DataFrame) -> Figure:
                 label=arm,
             )
         panel.axvline(0, color="0.6", linewidth=0.6)
-        panel.set_xscale("symlog", linthresh=0.05)
         panel.set_yticks(range(len(places)), places if panel is axes[0][0] else [])
         panel.set_title(f"regime {regime}")
         panel.set_xlabel("nats per token")

@@ -9,7 +9,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from analyses import ensemble_vs_single
-from experiments.comparisons import difference
+from experiments.comparisons import corrected, difference
 from experiments.design import Design
 from experiments.running import Rates
 from subspace_lab.runs.run import Run
@@ -17,6 +17,7 @@ from subspace_lab.runs.run import Run
 MASKS, EXAMPLES, VALIDATION = 16, 300, 100
 PREDICTORS = ("arithmetic", "geometric", "singles", "scaled")
 """Those compared with the full update; of the ensembles the largest one."""
+PRIMARY, PRIMARY_ARMS = ("arithmetic", "calibrated_loss"), ("step", "LoRA")
 
 
 def inference_table(design: Design, final: Path, own: Rates) -> pd.DataFrame:
@@ -48,7 +49,8 @@ def inference_differences(
         outcomes: its columns.
 
     Returns:
-        Columns regime, arm, predictor, scale, outcome and those of `comparisons.difference`.
+        Columns regime, arm, predictor, scale, outcome, those of `comparisons.difference`, primary
+        and holm.
     """
     table = table[table["predictor"].isin(["full", *PREDICTORS])]
     ensembles = table["predictor"].isin(["arithmetic", "geometric"])
@@ -62,5 +64,7 @@ def inference_differences(
             for outcome in outcomes:
                 differences = (one.set_index("seed")[outcome] - full[outcome]).dropna()
                 place = {"regime": regime, "arm": arm, "predictor": predictor, "scale": scale}
-                rows.append({**place, "outcome": outcome, **difference(differences.to_numpy())})
-    return pd.DataFrame(rows)
+                primary = (predictor, outcome) == PRIMARY and arm in PRIMARY_ARMS
+                measured = difference(differences.to_numpy())
+                rows.append({**place, "outcome": outcome, **measured, "primary": primary})
+    return corrected(pd.DataFrame(rows))

@@ -11,7 +11,10 @@ is removed from norms by
     ||signal||_F^2 = S/(S - 1) (||mean||_F^2 - (1/S^2) sum_s ||dW_s||_F^2),
 
 and from a spectrum by crossing: with the singular vectors u_i, v_i of the mean over one half of the
-runs, u_i^T M v_i of the mean M over the other half has no remainder of its own.
+runs, u_i^T M v_i of the mean M over the other half has no remainder of its own. What is left of the
+noise turns u_i and v_i away from the signal's directions, so that crossed spectra fall off too fast
+where the signal is weak. They are therefore compared with their own null: the baseline's update
+under the same deviations, planted_s = dW_baseline + sqrt(S/(S - 1)) deviation_s, crossed alike.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm import tqdm
 
 from experiments.comparisons import difference
 from experiments.design import Cell, Design
@@ -53,9 +57,16 @@ def rank_table(design: Design, final: Path, own: Rates) -> pd.DataFrame:
     def place(cell: Cell) -> tuple[str, str, int]:
         return cell.regime, cell.arm, cell.fields["seed"]
 
-    for (regime, arm, seed), cells in groupby(design.final_cells(own), place):
+    cells_by_place = [(key, list(cells)) for key, cells in groupby(design.final_cells(own), place)]
+    usual = {
+        (regime, seed): final / cells[0].name
+        for (regime, arm, seed), cells in cells_by_place
+        if arm == design.baseline
+    }
+    for (regime, arm, seed), cells in tqdm(cells_by_place, desc="ranks", disable=None):
         folders = [final / cell.name for cell in cells]
-        medians = pd.DataFrame(rank_rows(folders)).median(numeric_only=True)
+        measured = rank_rows(folders, baseline=usual[regime, seed])
+        medians = pd.DataFrame(measured).median(numeric_only=True)
         row = {"regime": regime, "arm": arm, "seed": seed, "runs": len(folders)}
         rows.append(row | medians.to_dict())
     return pd.DataFrame(rows)
@@ -63,6 +74,8 @@ def rank_table(design: Design, final: Path, own: Rates) -> pd.DataFrame:
 
 def rank_differences(table: pd.DataFrame, *, baseline: str) -> pd.DataFrame:
     """Compare each arm's ranks with the baseline's single ones, paired by seed.
+
+    Crossed ones are compared with those of the baseline planted among the arm's deviations.
 
     Returns:
         Columns regime, arm, quantity (such as single_entropy), baseline_mean, arm_mean and those of
@@ -80,7 +93,10 @@ def rank_differences(table: pd.DataFrame, *, baseline: str) -> pd.DataFrame:
         for arm, of_arm in of_regime.groupby("arm", sort=False):
             for quantity in quantities:
                 second = of_arm.set_index("seed")[quantity]
-                usual = first["single_" + quantity.partition("_")[2]]
+                kind, _, measure = quantity.partition("_")
+                usual = first[f"single_{measure}"]
+                if kind == "crossed":
+                    usual = of_arm.set_index("seed")[f"planted_{measure}"]
                 both = (second - usual).dropna().to_numpy(np.float64)
                 if not len(both):  # crossed spectra need several runs
                     continue
@@ -97,23 +113,38 @@ def update(run: Run, module: str) -> Float[Tensor, "m n"]:
     return product
 
 
-def rank_rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
+def rank_rows(runs: Sequence[Path], *, baseline: Path) -> list[dict[str, Any]]:
     """Measure runs that differ in their mask seed only, one by one and as their mean.
 
     Args:
         runs: their folders; a single one is its own mean.
+        baseline: the run whose update is planted.
 
     Returns:
         A row for each module: the mean over runs of each effective rank and of the norm (Frobenius)
         of dW as `single_MEASURE` and `single_norm`, those of the mean of dW as `mean_MEASURE` and
         `mean_norm`; of several runs also `signal_share`, ||signal||_F^2 over the mean of
-        ||dW_s||_F^2, and `crossed_MEASURE`, of crossed spectra.
+        ||dW_s||_F^2, and `crossed_MEASURE` and `planted_MEASURE`, of crossed spectra of the runs
+        and of the baseline's update under their deviations.
     """
-    opened = [Run(folder) for folder in runs]
-    return [
-        {"module": module, **ranks_of([update(run, module) for run in opened])}
-        for module in opened[0].modules["module"]
-    ]
+    opened, usual = [Run(folder) for folder in runs], Run(baseline)
+    rows = []
+    for module in opened[0].modules["module"]:
+        updates = torch.stack([update(run, module) for run in opened])
+        row = {"module": module, **ranks_of(updates)}
+        if len(opened) > 1:
+            null = planted(updates, update(usual, module))
+            row |= crossed_ranks(null, "planted")
+        rows.append(row)
+    return rows
+
+
+def planted(
+    updates: Float[Tensor, "runs m n"], signal: Float[Tensor, "m n"]
+) -> Float[Tensor, "runs m n"]:
+    """Give a signal the deviations of runs, with the variance that these have about their own."""
+    count = len(updates)
+    return signal + (count / (count - 1)) ** 0.5 * (updates - updates.mean(0))
 
 
 def ranks_of(updates: Sequence[Float[Tensor, "m n"]]) -> dict[str, float]:
@@ -137,18 +168,24 @@ def ranks_of(updates: Sequence[Float[Tensor, "m n"]]) -> dict[str, float]:
     if count > 1:
         signal = count / (count - 1) * (float(of_mean.square().sum()) - squares / count)
         row["signal_share"] = signal / squares
-        crossed = crossed_spectra(stacked)
-        for measure in MEASURES:
-            row[f"crossed_{measure}"] = float(effective_rank(crossed, measure=measure).mean())
+        row |= crossed_ranks(stacked, "crossed")
     return row
+
+
+def crossed_ranks(updates: Float[Tensor, "runs m n"], name: str) -> dict[str, float]:
+    """Give `NAME_MEASURE`, the mean effective rank of crossed spectra."""
+    spectra = crossed_spectra(updates)
+    return {
+        f"{name}_{measure}": float(effective_rank(spectra, measure=measure).mean())
+        for measure in MEASURES
+    }
 
 
 def crossed_spectra(updates: Float[Tensor, "runs m n"]) -> Float[Tensor, "crossings k"]:
     """Give spectra of one half's mean in the singular vectors of the other's, descending.
 
     Halves are the first and second runs, and the even and odd ones, each crossed both ways.
-    Values below zero, which no signal has, are set to zero: what noise is left makes effective
-    ranks too large, not too small.
+    Values below zero, which no signal has, are set to zero.
 
     >>> same = torch.diag(torch.tensor([3.0, 1.0])).double().expand(4, 2, 2)
     >>> crossed_spectra(same)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from subspace_lab.adapters.methods import Method, default_alpha, read_peft_fields
@@ -361,7 +361,5 @@ class TrainConfig:
 
 def filled_in(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in what a record of an older version lacks: fields whose defaults train as it did."""
-    defaults = {field.name: field.default for field in fields(TrainConfig)}
-    known = {name: value for name, value in defaults.items() if value is not MISSING}
-    filled = known | dict(recorded)
+    filled = asdict(TrainConfig()) | dict(recorded)
     return filled | {"rescale": rescale_name(filled["rescale"])}

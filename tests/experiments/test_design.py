@@ -7,7 +7,7 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from experiments.design import DESIGNS, Design, read_design
+from experiments.design import DESIGNS, Design, part_of, read_design
 from experiments.running import make_jobs, own_rates
 from subspace_lab.errors import UserError
 
@@ -107,3 +107,11 @@ def test_a_diverged_rate_is_never_chosen_and_a_tie_goes_to_the_lowest():
 def test_an_unknown_experiment_is_named():
     with pytest.raises(UserError, match="there is no experiment 'x9': the experiments are x1, x2"):
         read_design("x9")
+
+
+def test_a_part_keeps_the_baseline_and_names_what_is_unknown():
+    part = part_of(read_design("x5"), regimes=["A", "C"], arms=["token"])
+    assert part.arms_of == {"A": ["LoRA", "token"], "C": ["LoRA", "token"]}
+    assert part.slope == {}
+    with pytest.raises(UserError, match="x1 has no arm 'steps': choose among LoRA, masks-32"):
+        part_of(read_design("x1"), regimes=None, arms=["steps"])

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+from experiments import ranks
 from experiments.ranks import rank_differences, ranks_of
 from experiments.trajectories import at_equal_norm
 
@@ -32,6 +33,18 @@ def test_crossed_spectra_keep_the_signal_and_lose_what_is_left_of_the_noise():
     row = ranks_of(planted(signal=50.0, noise=0.6, seeds=8))
     assert 1.0 <= row["crossed_entropy"] < row["mean_entropy"] / 3
     assert row["crossed_stable"] == pytest.approx(1.0, abs=0.01)
+
+
+def test_the_null_of_crossed_spectra_is_a_signal_under_the_same_deviations():
+    runs = torch.stack(planted(signal=50.0, noise=0.6, seeds=8))
+    other = torch.zeros(40, 50, dtype=torch.float64)
+    other[0, 0] = other[1, 1] = 50.0
+    null = ranks.planted(runs, other)
+    assert torch.allclose(null.mean(0), other)
+    assert torch.allclose(null[1] - null[0], (8 / 7) ** 0.5 * (runs[1] - runs[0]))
+    # The runs have one direction in common where the null has two.
+    crossed = [ranks.crossed_ranks(one, "crossed")["crossed_stable"] for one in (runs, null)]
+    assert crossed == pytest.approx([1.0, 2.0], abs=0.02)
 
 
 def test_crossed_spectra_of_runs_that_agree_are_theirs():

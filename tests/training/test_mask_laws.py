@@ -120,7 +120,7 @@ def test_records_of_an_older_version_are_those_of_the_defaults(tmp_path):
     new = {
         "block_size", "prefix_geometric", "nested_ranks", "dwell", "keep_prob_schedule",
         "schedule_steps", "keep_prob_pattern", "shared_mask", "init_seed", "data_seed",
-        "mask_seed", "noise_seed",
+        "mask_seed", "noise_seed", "log_every", "report_to", "adam_epsilon",
     }  # fmt: skip
     old = {name: value for name, value in config.items() if name not in new} | {"rescale": False}
     assert filled_in(json.loads(json.dumps(old))) == config
