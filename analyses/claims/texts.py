@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from analyses.kit import markdown_table
+from analyses.kit.verdicts import verdict_html
 
 HEADS = {
     "claim": "the paper says",
@@ -46,11 +47,11 @@ def to_html(table: pd.DataFrame) -> str:
     """Render the claims as an HTML table."""
     head = "".join(f"<th>{name}</th>" for name in HEADS.values())
     body = "".join(
-        f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n"
-        for row in _cells(table, html.escape)
+        f"<tr>{''.join(f'<td>{cell}</td>' for cell in [*row, verdict_html(verdict)])}</tr>\n"
+        for (*row, verdict) in _cells(table, html.escape)
     )
     remarks = "".join(f"<p class='remark'>{html.escape(text)}</p>\n" for text in _remarks(table))
-    return f"<table><tr>{head}</tr>\n{body}</table>\n{remarks}"
+    return f"<div class='scroll'><table><tr>{head}</tr>\n{body}</table></div>\n{remarks}"
 
 
 def _cells(table: pd.DataFrame, escape: Callable[[str], str]) -> list[list[str]]:

@@ -44,6 +44,7 @@ def write_results(
     notes = {run.name: notes_on(run) if of_factors else [] for run in runs}
     table.attrs["notes"] = notes
     paths = _write_table(folder / f"{name}.parquet", table, csv=csv)
+    table.attrs["folder"] = str(folder)  # to which links in texts are relative
     for extension, text_of in analysis.texts.items():
         paths.append(folder / f"{name}.{extension}")
         with files.replacing(paths[-1]) as unfinished:
@@ -128,4 +129,6 @@ def _shown(value: Any) -> str:
 def _jsonable(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _jsonable(entry) for key, entry in value.items()}
-    return value if isinstance(value, str | int | float | list | None) else str(value)
+    if isinstance(value, list):
+        return [_jsonable(entry) for entry in value]
+    return value if isinstance(value, str | int | float | None) else str(value)

@@ -159,6 +159,8 @@ ANALYSIS = kit.Analysis(
     texts={"md": as_markdown},
     on_screen=as_markdown,
     options={"baseline": kit.option("LoRA", "the configuration to compare with")},
+    reading="Scores over the learning rate: at one rate a method can be ahead that is behind with "
+    "each at its own, the rate of the best mean on validation examples.",
     compares=True,
     selects=False,
     csv=True,

@@ -2,10 +2,16 @@
 
     python -m analyses.report --run runs/demo/lora --run runs/demo/step --out runs/demo/report.html
 
-Reads the tables that the analyses wrote into each run's `analyses/` folder, draws them for all runs
-together, and says what each figure shows. Tables of all runs together, such as those of mask_theory
-and claims, are read from --comparisons. Computes none of them: an analysis that was not run is
-listed with the command that runs it. Its own table is the overview of the runs.
+Reads the tables that the analyses wrote into each run's `analyses/` folder, draws them for the runs
+together, and says what each figure shows. Tables of several runs, such as those of mask_theory,
+claims and paired_differences, are read from the folders --comparisons. Runs that learned different
+things (another base, other data, another length of training) have figures and tables of their own.
+Computes none of them: an analysis that was not run is listed with the command that runs it.
+
+The headline says in three to six sentences what differs from LoRA beyond its interval and what does
+not, what masks cost in time, and which predictions failed. Its differences are those of the loss at
+the validated temperature, where that was measured, else of the loss, else of the accuracy. Its own
+table is the overview of the runs.
 """
 
 from __future__ import annotations
@@ -20,32 +26,42 @@ import pandas as pd
 
 from analyses import kit
 from analyses.report.page import render
+from analyses.report.parts import parts_of
 from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
 from subspace_lab.stats.intervals import accuracy_interval
 
 
-def compute(runs: Sequence[Run], *, comparisons: Path | None = None) -> pd.DataFrame:
+def compute(runs: Sequence[Run], *, comparisons: Sequence[Path] | None = None) -> pd.DataFrame:
     """Make the overview of the runs, a row each.
 
     Args:
         runs: recorded runs.
-        comparisons: folder of the analyses of all runs together; None: where they are written by
-            default. The attribute `comparisons` of the table names it.
+        comparisons: folders of the analyses of several runs together; None: where those of all
+            runs are written by default. The attribute `comparisons` of the table lists them.
 
     Returns:
-        Columns run, path, method, granularity, keep_prob, rescale, sampling (of its mask), steps,
-        first_loss, last_loss (of evaluations, nats per token), first_exact_match,
-        last_exact_match with its interval exact_match_low, exact_match_high (95 %, Wilson),
-        examples and split (of the last evaluation), step_seconds (median), bytes, base_remark.
+        Columns problem (what was learned, in words), configuration (a number that repetitions under
+        other seeds share), run, path, method, learning_rate, granularity, keep_prob, rescale,
+        sampling (of its mask), steps, first_loss, last_loss (of evaluations, nats per token),
+        first_exact_match, last_exact_match with its interval exact_match_low, exact_match_high
+        (95 %, Wilson), examples and split (of the last evaluation), step_seconds (median), bytes,
+        base_remark.
 
     Raises:
-        UserError: if the folder `comparisons` does not exist.
+        UserError: if a folder of `comparisons` does not exist.
     """
-    if comparisons is not None and not comparisons.is_dir():
-        raise UserError(f"there is no folder {comparisons}: run analyses.mask_theory first")
-    table = pd.DataFrame([_overview(run) for run in runs])
-    table.attrs["comparisons"] = str(comparisons or kit.default_folder(runs))
+    for folder in comparisons or ():
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}: run analyses.mask_theory first")
+    rows = [
+        {"problem": part.name, "configuration": place, **_overview(run)}
+        for part in parts_of(runs)
+        for place, repetitions in enumerate(part.repetitions)
+        for run in repetitions
+    ]
+    table = pd.DataFrame(rows)
+    table.attrs["comparisons"] = [str(one) for one in comparisons or [kit.default_folder(runs)]]
     return table
 
 
@@ -57,6 +73,7 @@ def _overview(run: Run) -> dict[str, Any]:
         "run": run.name,
         "path": str(run.path),
         "method": str(run.config.get("method", "?")),
+        "learning_rate": float(run.config.get("learning_rate", math.nan)),
         "granularity": law and law.granularity,
         "keep_prob": law.keep_prob if law and law.uses_keep_prob else math.nan,
         "rescale": law and law.rescale,
@@ -111,9 +128,10 @@ ANALYSIS = kit.Analysis(
     options={
         "comparisons": {
             "type": Path,
+            "nargs": "+",
             "metavar": "FOLDER",
-            "help": "analyses of all runs together, such as mask_theory and claims (default: "
-            "comparisons/NAMES)",
+            "help": "analyses of several runs together, such as mask_theory and "
+            "paired_differences (default: comparisons/NAMES)",
         }
     },
     compares=True,

@@ -1,94 +1,63 @@
-"""The report as a page of HTML: the overview of the runs, and a section for each analysis."""
+"""The report as a page of HTML: headline, contents, the runs, a section for each analysis."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from analyses.kit import open_named_runs
 from analyses.registry import all_analyses
-from analyses.report.sections import section
+from analyses.report.evaluations import scores_table
+from analyses.report.headline import headline
+from analyses.report.overview import overview
+from analyses.report.parts import parts_of
+from analyses.report.sections import question_of, section
+from analyses.report.theorems import linked, listed
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem;
-       color: #222; background: #fff }
-table { border-collapse: collapse; font-size: .85rem; margin: 1rem 0; display: block;
-        overflow-x: auto }
-th, td { border-bottom: 1px solid #ccc; padding: .25rem .6rem; text-align: left;
-         vertical-align: top }
-figure { margin: 1rem 0 } img { width: 26rem; max-width: 100% }
-code { background: #f2f2f2; padding: 0 .2rem } .remark { color: #555; font-size: .9rem }
-"""
+STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 HEAD = f"""<!doctype html><html lang='en'><head><meta charset='utf-8'>\
 <meta name='viewport' content='width=device-width, initial-scale=1'>\
-<title>subspace_lab report</title><style>{STYLE}</style></head><body>"""
+<title>subspace_lab report</title><style>{STYLE}</style></head><body><main>"""
 INTRODUCTION = """<h1>What happened in these runs</h1>\
 <p>Each run trains a low-rank update ΔW = (α/r)·B·A of a frozen model. DropLoRA switches \
 rank directions (a column of B with its row of A) off at random during training, and uses \
-all of them afterwards. The runs differ in what shares one mask (an optimizer step or a \
-single token) and in whether kept directions are scaled up by 1/keep_prob.</p>"""
-CAUTION = """<p class='remark'>One seed per run: differences between runs are within what another \
-seed could change, unless an interval says otherwise.</p>"""
-RESCALES = {
-    "none": "not rescaled",
-    "keep_prob": "× 1/keep_prob",
-    "realized": "× 1/the share kept",
-}
-COLUMNS = (
-    "run",
-    "method",
-    "mask",
-    "steps",
-    "loss when evaluated<br>(nats/token)",
-    "exact match<br>(95&nbsp;%, Wilson)",
-    "evaluated on",
-    "step time<br>(median)",
-    "size",
-)
+all of them afterwards. The runs may differ in what shares one mask (an optimizer step or a \
+single token), in whether kept directions are scaled up by 1/keep_prob, and in their learning \
+rate.</p>"""
+SCORES = "How did the runs score on test examples?"
+PLAIN_WORDS = "The theorems in plain words"
 
 
 def render(table: pd.DataFrame) -> str:
     """Render the page, with every figure inside it.
 
     Args:
-        table: the overview, from `report.compute`.
+        table: the overview, from `report.compute`; its attribute `folder` is the one to which links
+            are relative.
     """
-    runs = open_named_runs([table["path"].tolist()])
-    comparisons = Path(table.attrs["comparisons"])
+    parts = parts_of(open_named_runs([table["path"].tolist()]))
+    comparisons = [Path(folder) for folder in table.attrs["comparisons"]]
+    folder = Path(table.attrs.get("folder", "."))
     analyses = [analysis for analysis in all_analyses().values() if analysis.reading]
-    sections = [section(analysis, runs, comparisons) for analysis in analyses]
-    return "\n".join([HEAD + overview(table), *sections]) + "</body></html>\n"
+    scores = scores_table(parts)
 
+    def contents() -> Iterator[tuple[str, str]]:
+        yield "runs", "The runs"
+        if scores:
+            yield "scores", SCORES
+        yield from ((analysis.name, question_of(analysis)) for analysis in analyses)
+        yield "theorems", PLAIN_WORDS
 
-def overview(table: pd.DataFrame) -> str:
-    """Render the table of the runs, with what is special about their base models."""
-    heads = "".join(f"<th>{name}</th>" for name in COLUMNS)
-    lines = []
-    for row in table.itertuples():
-        cells = "".join(f"<td>{html.escape(text)}</td>" for text in _texts(row))
-        lines.append(f"<tr>{cells}</tr>")
-    remarks = sorted(filter(None, set(table["base_remark"])))
-    of_bases = (f"<p class='remark'>Base model {html.escape(remark)}.</p>" for remark in remarks)
-    body = f"<table><tr>{heads}</tr>{''.join(lines)}</table>{''.join(of_bases)}"
-    return INTRODUCTION + body + CAUTION
-
-
-def _texts(row: Any) -> Iterator[str]:
-    """Yield the cells of a run; empty where it has no such number."""
-    mask, loss, match, evaluated = "none", "", "", "nothing"
-    if pd.notna(row.granularity):
-        kind = "" if row.sampling == "bernoulli" else f"{row.sampling}, "
-        share = f"keep_prob {row.keep_prob:g}, " if row.keep_prob > 0 else ""
-        mask = f"{kind}per {row.granularity}, {share}{RESCALES[row.rescale]}"
-    if row.examples > 0:
-        loss = f"{row.first_loss:.2f} → {row.last_loss:.2f}"
-        interval = f"[{row.exact_match_low:.2f}, {row.exact_match_high:.2f}]"
-        match = f"{row.first_exact_match:.2f} → {row.last_exact_match:.2f} {interval}"
-        evaluated = f"{row.examples:g} {row.split} examples"
-    yield from (row.run, row.method, mask, str(row.steps), loss, match, evaluated)
-    yield f"{row.step_seconds:.2f} s" if row.step_seconds > 0 else ""
-    yield f"{row.bytes / 2**20:.0f} MiB"
+    found = "".join(f"<li>{line}</li>" for line in headline(table, parts, comparisons))
+    entries = "".join(f"<li><a href='#{name}'>{title}</a></li>" for name, title in contents())
+    body = [
+        f"{INTRODUCTION}<ul class='headline'>{found}</ul>",
+        f"<nav><h2>Contents</h2><ol>{entries}</ol></nav>",
+        f"<h2 id='runs'>The runs</h2>{overview(table)}",
+        f"<h2 id='scores'>{SCORES}</h2>{scores}" if scores else "",
+        *(section(analysis, parts, comparisons, folder=folder) for analysis in analyses),
+    ]
+    end = f"<h2 id='theorems'>{PLAIN_WORDS}</h2>{listed()}</main></body></html>\n"
+    return HEAD + linked("\n".join(body)) + end

@@ -1,112 +1,92 @@
-"""One analysis in the report: what it asks, what all runs show together, and how to read it."""
+"""One analysis in the report: what it asks, what the runs of each part show, and how to read it."""
 
 from __future__ import annotations
 
-import base64
 import html
-import io
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import pandas as pd
-from matplotlib.figure import Figure
-
 from analyses import kit
-from subspace_lab import files
-from subspace_lab.configurations import label_configurations
-from subspace_lab.figures.style import DOTS_PER_INCH
-from subspace_lab.runs.run import Run
+from analyses.report.evaluations import differences_table
+from analyses.report.parts import Exhibit, Part, exhibits
+from analyses.report.pictures import picture
+from analyses.report.predictions import theorems_table
+
+NAMED = 3  # runs, of many
+TABLES = {"paired_differences": differences_table, "mask_theory": theorems_table}
+"""Tables that are shown below an analysis's figure."""
 
 
-def section(analysis: kit.Analysis, runs: Sequence[Run], comparisons: Path) -> str:
+def question_of(analysis: kit.Analysis) -> str:
+    """Give an analysis's question as a heading, in HTML."""
+    return html.escape(analysis.question[:1].upper() + analysis.question[1:], quote=False)
+
+
+def section(
+    analysis: kit.Analysis, parts: Sequence[Part], comparisons: Sequence[Path], *, folder: Path
+) -> str:
     """Render one analysis; where its table is missing, the command that makes it.
 
     Args:
         analysis: the analysis; one without a figure is shown as its text in HTML.
-        runs: the runs of the report.
-        comparisons: folder of the tables of all runs together.
+        parts: the runs of the report.
+        comparisons: folders of the tables of several runs together.
+        folder: of the page, to which links are relative.
     """
-    question = html.escape(analysis.question[:1].upper() + analysis.question[1:])
-    head = f"<h2>{question}</h2>"
-    together = comparisons / f"{analysis.name}.parquet"
-    is_together = analysis.compares and together.is_file()
-    if analysis.plots:
-        tables = tables_of(analysis, runs, comparisons)
-        if not tables:
-            return head + _not_computed(analysis, runs)
-        # What several runs share, such as the masks of one seed, counts once in mask_theory.
-        table = kit.label(analysis.join(tables.values()), list(tables))
-        colored = things(runs)
-        body = "".join(
-            _figure(plot.figure(shown, kit.Page(things=colored)), question)
-            for plot in analysis.plots.values()
-            if not (shown := plot.shown(table)).empty
-        )
-        missing = ", ".join(run.name for run in runs if run not in tables)
-        remarks = [f"Without {missing}: {analysis.why_missing}."] if missing else []
-        for table in tables.values():
-            remarks += _notes(table)
-    elif is_together:
-        table = files.read_table(together)
-        body, remarks = analysis.texts["html"](table), _notes(table)
-    else:
-        return head + _not_computed(analysis, runs)
-    place = html.escape(str(comparisons) if is_together else "RUN/analyses")
-    return (
-        f"{head}<p>{analysis.reading}</p>{body}"
-        + "".join(f"<p class='remark'>{html.escape(remark)}</p>" for remark in remarks)
-        + f"<p class='remark'>Tables: <code>{place}/{analysis.name}.parquet</code></p>"
+    head = f"<h2 id='{analysis.name}'>{question_of(analysis)}</h2>"
+    shown = exhibits(analysis, parts, comparisons)
+    if not shown:
+        return head + _not_computed(analysis, parts)
+    bodies = (_exhibit(analysis, one, folder) for one in shown)
+    return f"{head}<p>{analysis.reading}</p>{''.join(bodies)}"
+
+
+def _exhibit(analysis: kit.Analysis, exhibit: Exhibit, folder: Path) -> str:
+    whose = html.escape(exhibit.title)
+    title = f"<h3>{whose}</h3>" if whose else ""
+    alternative = ": ".join(filter(None, [analysis.question, exhibit.title]))
+    pictures = "".join(
+        picture(plot, shown, things=exhibit.things, alternative=alternative)
+        for plot in analysis.plots.values()
+        if not (shown := plot.shown(exhibit.table)).empty
     )
+    texts = [] if analysis.plots else [analysis.texts["html"]]
+    texts += [TABLES[analysis.name]] if analysis.name in TABLES else []
+    body = "".join(text(exhibit.table) for text in texts)
+    missing = _names(exhibit.missing)
+    remarks = [f"Without {missing}: {analysis.why_missing}."] if missing else []
+    notes: Mapping[str, Sequence[str]] = exhibit.table.attrs.get("notes", {})
+    remarks += [f"{run}: {line}." for run, lines in notes.items() for line in lines]
+    remarks += exhibit.table.attrs.get("remarks", [])
+    below = "".join(f"<p class='remark'>{html.escape(remark)}</p>" for remark in remarks)
+    return title + pictures + body + below + _links(exhibit.sources, folder)
 
 
-def things(runs: Sequence[Run]) -> list[str]:
-    """List what has a color of its own in all figures of a report: configurations, then runs."""
-    labels = label_configurations({run.name: run.config for run in runs})
-    repeated = len(set(labels.values())) < len(runs)
-    return [*(labels.values() if repeated else ()), *(run.name for run in runs)]
-
-
-def tables_of(
-    analysis: kit.Analysis, runs: Sequence[Run], comparisons: Path
-) -> dict[Run, pd.DataFrame]:
-    """Read the tables of the runs that have one, if possible from their comparison."""
-    together = comparisons / f"{analysis.name}.parquet"
-    tables = {}
-    if analysis.compares and together.is_file():
-        whole = files.read_table(together)
-        notes = whole.attrs.get("notes", {})
-        for run in runs:
-            rows = whole[whole["run"] == run.name].astype({"run": str}).reset_index(drop=True)
-            if len(rows):
-                rows.attrs = {"notes": {run.name: notes.get(run.name, [])}}
-                tables[run] = rows
-    else:
-        for run in runs:
-            path = run.output_folder / f"{analysis.name}.parquet"
+def _links(sources: Sequence[Path], folder: Path) -> str:
+    """Link to the tables, relative to the page; of many runs to those of the first ones."""
+    links = []
+    for source in sources[:NAMED]:
+        for path in (source, source.with_suffix(".csv")):
             if path.is_file():
-                table = files.read_table(path).assign(run=run.name)
-                notes = table.attrs.get("notes", {}).values()
-                table.attrs["notes"] = {run.name: [line for lines in notes for line in lines]}
-                tables[run] = table
-    return {
-        run: table.drop(columns="configuration", errors="ignore") for run, table in tables.items()
-    }
+                place = html.escape(Path(os.path.relpath(path, folder)).as_posix(), quote=True)
+                links.append(f"<a href='{place}'>{place}</a>")
+    more = len(sources) - NAMED
+    others = f" and of {more} other run{'s' * (more > 1)}" if more > 0 else ""
+    return f"<p class='remark'>Tables: {', '.join(links)}{others}</p>"
 
 
-def _not_computed(analysis: kit.Analysis, runs: Sequence[Run]) -> str:
-    named = " ".join(f"--run {run.path}" for run in (runs if analysis.compares else runs[:1]))
+def _not_computed(analysis: kit.Analysis, parts: Sequence[Part]) -> str:
+    runs = [run for part in parts[:1] for run in part.runs]
+    named = " ".join(f"--run {run.path}" for run in runs[: len(runs) if analysis.compares else 1])
     command = html.escape(f"python -m analyses.{analysis.name} {named}")
     return f"<p>Not computed: run <code>{command}</code>.</p>"
 
 
-def _notes(table: pd.DataFrame) -> list[str]:
-    notes: Mapping[str, Sequence[str]] = table.attrs.get("notes", {})
-    return [f"{run}: {line}." for run, lines in notes.items() for line in lines]
-
-
-def _figure(figure: Figure, alternative: str) -> str:
-    """Put a figure into the page."""
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DOTS_PER_INCH)
-    data = base64.b64encode(stream.getvalue()).decode()
-    return f"<figure><img alt='{alternative}' src='data:image/png;base64,{data}'></figure>"
+def _names(names: Iterable[str]) -> str:
+    """Name a few, and say how many others there are."""
+    known = list(names)
+    more = len(known) - NAMED
+    if more <= 1:
+        return ", ".join(known)
+    return f"{', '.join(known[:NAMED])} and {more} others"

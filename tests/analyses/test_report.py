@@ -18,7 +18,7 @@ from analyses.kit.tables import concatenate
 from analyses.registry import all_analyses
 from analyses.report import compute
 from analyses.report.page import render
-from analyses.report.sections import tables_of
+from analyses.report.parts import tables_of
 from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
 from subspace_lab.training.config import TrainConfig
@@ -40,7 +40,7 @@ def runs(tmp_path_factory) -> dict[str, Run]:
 
 def cells(page: str) -> dict[str, dict[str, str]]:
     """Read the overview, by run and by column."""
-    table = page.partition("<table>")[2].partition("</table>")[0]
+    table = page.partition("<h2 id='runs'>")[2].partition("</table>")[0]
     heads = [re.sub("<br>.*", "", head) for head in re.findall("<th>(.*?)</th>", table)]
     rows = [re.findall("<td>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
     return {row[0]: dict(zip(heads, map(html.unescape, row), strict=True)) for row in rows}
@@ -165,11 +165,11 @@ def test_a_comparison_of_all_runs_is_read_from_its_folder(runs, run, command, tm
     pair = ["--run", runs["test"].path, "--run", run.path]
     made = command("mask_theory", *pair, "--out", tmp_path, "--format", "none")
     assert made.code == 0, made.err
-    tables = tables_of(all_analyses()["mask_theory"], list(runs.values()), tmp_path)
+    tables = tables_of(all_analyses()["mask_theory"], list(runs.values()), [tmp_path])
     assert [one.name for one in tables] == ["test"]  # neither those of others nor of other runs
     whole = pd.read_parquet(tmp_path / "mask_theory.parquet")
     assert len(tables[runs["test"]]) == (whole["run"] == "test").sum() > 20
-    page = render(compute(list(runs.values()), comparisons=tmp_path))
+    page = render(compute(list(runs.values()), comparisons=[tmp_path]))
     assert "Without validation, none: it was not computed." in page
     missing = command("report", *pair, "--comparisons", tmp_path / "no", "--out", tmp_path / "page")
     assert_one_sentence(missing, tmp_path / "no", "mask_theory")

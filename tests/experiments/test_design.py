@@ -78,6 +78,14 @@ def test_experiments_share_the_runs_that_they_have_in_common():
     assert all(jobs[0][name] == jobs[1][name] for name in common)
 
 
+def test_experiments_share_the_runs_from_which_rates_are_chosen():
+    jobs: dict[str, tuple[str, ...]] = {}
+    for name in ("x1", "x6"):
+        design = read_design(name)
+        for job in make_jobs(design, design.rate_cells()):
+            assert jobs.setdefault(job.name, job.arguments) == job.arguments
+
+
 def test_a_repeated_arm_differs_in_its_mask_seed_only():
     design = read_design("x6")
     cells = [
