@@ -131,8 +131,8 @@ def _draw_cost(axis: Axes, points: pd.DataFrame, page: kit.Page) -> None:
                 place = COSTS.index("single") + shift
                 axis.plot(place, edge, linestyle="", clip_on=False, **hollow)
     if not points["value"].dropna().between(low, high).all():
-        edge = {"color": "0.35", "marker": "^", "fillstyle": "none", "linestyle": ""}
-        axis.plot([], [], label="a mask beyond the axis", **edge)
+        hollow = {"color": "0.35", "marker": "^", "fillstyle": "none", "linestyle": ""}
+        axis.plot([], [], label="a mask beyond the axis", **hollow)
     axis.plot([], [], color="0.2", linewidth=1.5, label="geometric + Jensen gap (T12)")
     axis.axhline(0.0, color="0.8", linewidth=0.6, zorder=0)
     axis.set(ylabel="loss − full\n(nats/token)", xlim=(-0.5, len(COSTS) - 0.5), ylim=(low, high))
