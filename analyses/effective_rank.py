@@ -111,7 +111,7 @@ def compute(
             for s in sigma.values()
         ]
         columns = {"value": torch.stack(values, dim=-2), "kept": kept[..., None, None]}
-        axes = {"matrix": list(sigma), "measure": measures}
+        axes: dict[str, Sequence[str]] = {"matrix": list(sigma), "measure": list(measures)}
         return kit.grid_table(run, batch, columns, axes=axes)  # (T, M, matrix, measure)
 
     def of_batch(batch: kit.CoreBatch) -> pd.DataFrame:

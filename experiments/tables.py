@@ -73,7 +73,7 @@ def inference_table(rows: pd.DataFrame) -> str:
         calibrated, plain = (
             interval_text(of.loc[outcome]) for outcome in ("calibrated_loss", "loss")
         )
-        holm = float(of.loc["calibrated_loss", "holm"])
+        holm = float(of["holm"].loc["calibrated_loss"])
         p_value = "" if math.isnan(holm) else f"{holm:.2g}"
         lines.append([str(regime), str(arm), name, calibrated, p_value, plain])
     return kit.markdown_table(lines)

@@ -55,4 +55,4 @@ def _reduced(rows: pd.DataFrame) -> pd.DataFrame:
         value=interval.estimate, low=interval.low, high=interval.high, seeds=len(rows)
     )
     flags = [name for name in rows if rows[name].dtype == np.bool_]
-    return reduced.assign(**{name: rows[name].all() for name in flags})
+    return reduced.assign(**{str(name): bool(rows[name].all()) for name in flags})
