@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM := false
 # Threads that spin while they wait lose most of their time where others use the processor, too.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help setup demo test lint docs bench gpu clean
+.PHONY: help setup demo experiments test lint docs bench gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -23,6 +23,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 demo: setup ## a sweep of three regimes, two runs on SmolLM2-135M, all analyses, runs/demo/report.html
 	$(BIN)/python scripts/demo.py --out runs/demo
+
+experiments: setup ## run all registered experiments (some 10 h on 2 cores; resumes)
+	$(BIN)/python -m experiments x1 x2 x3 x4 x5 x6 --jobs 2
 
 test: setup ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 # more threads would only fight

@@ -14,7 +14,7 @@ from experiments.design import Design
 from experiments.running import Rates
 from subspace_lab.runs.run import Run
 
-MASKS, EXAMPLES, VALIDATION = 16, 300, 100
+MASKS = 16
 PREDICTORS = ("arithmetic", "geometric", "singles", "scaled")
 """Those compared with the full update; of the ensembles the largest one."""
 PRIMARY, PRIMARY_ARMS = ("arithmetic", "calibrated_loss"), ("step", "LoRA")
@@ -22,6 +22,8 @@ PRIMARY, PRIMARY_ARMS = ("arithmetic", "calibrated_loss"), ("step", "LoRA")
 
 def inference_table(design: Design, final: Path, own: Rates) -> pd.DataFrame:
     """Score the predictors of `analyses.ensemble_vs_single` for each final run at its own rate.
+
+    They are scored on the test examples that the run was scored on.
 
     Returns:
         Its table but for single masks, of which it has the means, with the columns regime, arm and
@@ -31,8 +33,12 @@ def inference_table(design: Design, final: Path, own: Rates) -> pd.DataFrame:
     for cell in tqdm(design.final_cells(own), desc="ensembles", disable=None):
         if cell.learning_rate != design.rates_at(cell.regime, cell.arm, own)["own"]:
             continue
+        run = Run(final / cell.name)
         table = ensemble_vs_single.compute(
-            Run(final / cell.name), masks=MASKS, examples=EXAMPLES, validation=VALIDATION
+            run,
+            masks=MASKS,
+            examples=run.config["test_size"],
+            validation=run.config["eval_size"],
         )
         place = {"regime": cell.regime, "arm": cell.arm, "seed": cell.fields["seed"]}
         parts.append(table[table["predictor"] != "single"].assign(**place))
