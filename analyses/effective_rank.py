@@ -79,7 +79,7 @@ def compute(
     *,
     steps: kit.Steps = None,
     modules: kit.Modules = None,
-    measures: Sequence[Measure] = MEASURES,
+    measures: Measure | Sequence[Measure] = MEASURES,
 ) -> pd.DataFrame:
     """Compute the table; a row is (run, step, module, matrix, measure).
 
@@ -87,7 +87,7 @@ def compute(
         run: a run or adapters; `masked_update` needs step masks.
         steps: its steps.
         modules: its modules.
-        measures: names of `linalg.effective_rank`'s measures.
+        measures: names of `linalg.effective_rank`'s measures, or a single one.
 
     Returns:
         Columns run, step, module, layer, projection, matrix (update or product, masked_update or
@@ -98,6 +98,7 @@ def compute(
     Raises:
         UserError: if a measure is unknown.
     """
+    measures = [measures] if isinstance(measures, str) else list(measures)
     if unknown := set(measures) - set(get_args(Measure)):
         known = ", ".join(get_args(Measure))
         raise UserError(f"unknown measure {', '.join(sorted(unknown))}: choose among {known}")
@@ -110,7 +111,7 @@ def compute(
             for s in sigma.values()
         ]
         columns = {"value": torch.stack(values, dim=-2), "kept": kept[..., None, None]}
-        axes = {"matrix": list(sigma), "measure": measures}
+        axes: dict[str, Sequence[str]] = {"matrix": list(sigma), "measure": list(measures)}
         return kit.grid_table(run, batch, columns, axes=axes)  # (T, M, matrix, measure)
 
     def of_batch(batch: kit.CoreBatch) -> pd.DataFrame:

@@ -164,8 +164,10 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
     for (run, step, of), rows in table.groupby(["run", "step", "of"], sort=False):
         known = rows.set_index("kept")
         before = rows.loc[rows["model"] == "base", "loss"].iloc[0]
-        after, low, high = known.loc[1.0, ["difference", "difference_low", "difference_high"]]
-        without = known.loc[0.0, "loss"]
+        after, low, high = (
+            known[column].loc[1.0] for column in ("difference", "difference_low", "difference_high")
+        )
+        without = known["loss"].loc[0.0]
         summary[f"{run}, step {step}, loss on {of} ({rows['text'].iloc[0]})"] = (
             f"{before:.4g} before, {before + after:.4g} after ({after:+.4g} [{low:+.4g}, "
             f"{high:+.4g}]), {without:.4g} without intruder dimensions"

@@ -1,6 +1,7 @@
 """Run the registered experiments: choose learning rates, train the final cells, compare them.
 
     python -m experiments x1 x2 --jobs 2
+    python -m experiments x6 --regimes A --arms step noise-only
     python -m experiments x1 --smoke --out /tmp/smoke
 
 Finished runs are skipped, and shared among experiments, so the same command continues. Tables and
@@ -16,7 +17,7 @@ import pandas as pd
 
 from experiments import inference, ranks, trajectories
 from experiments.comparisons import compare
-from experiments.design import Design, read_design
+from experiments.design import Design, part_of, read_design
 from experiments.figures import draw_experiment
 from experiments.results import results_table
 from experiments.running import Rates, own_rates, train, validation_losses
@@ -40,11 +41,14 @@ def main() -> None:
     )
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side (default: 1)")
     parser.add_argument("--smoke", action="store_true", help="a small version of each")
+    parser.add_argument("--regimes", nargs="+", metavar="REGIME", help="only these")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these and the baseline")
     arguments = parser.parse_args()
     with interruptible():
         for name in arguments.names:
             design = read_design(name, smoke=arguments.smoke)
-            run_experiment(design, arguments.out, jobs=arguments.jobs)
+            part = part_of(design, regimes=arguments.regimes, arms=arguments.arms)
+            run_experiment(part, arguments.out, jobs=arguments.jobs)
 
 
 def run_experiment(design: Design, out: Path, *, jobs: int) -> None:

@@ -83,7 +83,8 @@ class Design:
         seeds: seeds of the final cells.
         primary: pairs of arms whose difference decides.
         equal_rate: arms that are also trained at the baseline's rate.
-        fields: of all runs.
+        fields: of the final runs.
+        rate_fields: of the runs from which rates are chosen, which experiments share.
         rates_of: the arm whose own rate all arms have; None: each its own.
         repeat: values of other fields, for each seed, by regime and arm.
         primary_regimes: where the primary differences decide.
@@ -105,6 +106,7 @@ class Design:
     primary: Sequence[tuple[str, str]] = ()
     equal_rate: Sequence[str] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
+    rate_fields: Mapping[str, Any] = field(default_factory=dict)
     rates_of: str | None = None
     repeat: Mapping[str, Mapping[str, Mapping[str, Sequence[Any]]]] = field(default_factory=dict)
     primary_regimes: Sequence[str] = ()
@@ -167,7 +169,9 @@ class Design:
     def settings(self, cell: Cell) -> tuple[list[str], dict[str, Any]]:
         """Give the presets and the fields of a run."""
         regime, arm = self.regimes[cell.regime], self.arms[cell.arm]
-        fields = {**self.fields, **regime.fields, **arm.fields, **cell.fields}
+        chooses_rate = cell.fields["seed"] in self.rate_seeds
+        shared = self.rate_fields if chooses_rate else self.fields
+        fields = {**shared, **regime.fields, **arm.fields, **cell.fields}
         return [*regime.presets, *arm.presets], {**fields, "learning_rate": cell.learning_rate}
 
 
@@ -205,6 +209,7 @@ def read_design(name: str, *, smoke: bool = False) -> Design:
         primary=[(first, second) for first, second in content.get("primary", [])],
         equal_rate=content.get("equal_rate", []),
         fields={**shared["fields"], **content["fields"]},
+        rate_fields=shared["fields"],
         rates_of=content.get("rates_of"),
         repeat=content.get("repeat", {}),
         primary_regimes=content.get("primary_regimes", list(regimes)),
@@ -217,6 +222,30 @@ def read_design(name: str, *, smoke: bool = False) -> Design:
 def _read(stem: str) -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load((DESIGNS / f"{stem}.yaml").read_text("utf-8"))
     return content
+
+
+def part_of(design: Design, *, regimes: Sequence[str] | None, arms: Sequence[str] | None) -> Design:
+    """Keep some regimes, and some arms beside the baseline; None: all.
+
+    Raises:
+        UserError: if a regime or an arm is not one of the design.
+    """
+    known = {
+        "regime": list(design.arms_of),
+        "arm": sorted({*itertools.chain(*design.arms_of.values())}),
+    }
+    for kind, names in (("regime", regimes), ("arm", arms)):
+        if unknown := [name for name in names or () if name not in known[kind]]:
+            raise UserError(
+                f"{design.name} has no {kind} {unknown[0]!r}: choose among {', '.join(known[kind])}"
+            )
+    kept = {
+        regime: [arm for arm in of_regime if arms is None or arm in {design.baseline, *arms}]
+        for regime, of_regime in design.arms_of.items()
+        if regimes is None or regime in regimes
+    }
+    slope = design.slope if design.slope.keys() <= kept.keys() else {}
+    return replace(design, arms_of=kept, slope=slope)
 
 
 def _settings(given: Mapping[str, Any]) -> Settings:

@@ -33,7 +33,13 @@ RANK_STYLES: dict[str, dict[str, Any]] = {
         "color": PALETTE[1],
         "markerfacecolor": "white",
     },
-    "crossed_entropy": {"label": "... crossed", "marker": "^", "color": PALETTE[2]},
+    "crossed_entropy": {"label": "of that mean, crossed", "marker": "^", "color": PALETTE[2]},
+    "planted_entropy": {
+        "label": "crossed, were the mean LoRA's",
+        "marker": "D",
+        "color": PALETTE[2],
+        "markerfacecolor": "white",
+    },
 }
 
 
@@ -145,6 +151,8 @@ def draw_ranks(table: pd.DataFrame) -> Figure:
         rows = table[table["regime"] == regime]
         arms = list(dict.fromkeys(rows["arm"]))[::-1]
         for quantity, style in RANK_STYLES.items():
+            if quantity not in rows:  # no arm has several runs
+                continue
             shown = rows if quantity == "single_entropy" else rows[rows["runs"] > 1]
             summary = shown.groupby("arm")[quantity]
             means = summary.apply(mean_interval)
@@ -171,6 +179,7 @@ def draw_inference(rows: pd.DataFrame) -> Figure:
         rows: of `inference.inference_differences`.
     """
     rows = rows[rows["outcome"] == "calibrated_loss"]
+    rows = rows[rows["scale"].between(0.7, 1.3)]  # others are much worse, and would flatten these
     scales = rows["scale"].map("update times {:g}".format)
     names = rows["predictor"].where(rows["predictor"] != "scaled", scales)
     rows = rows.assign(name=names.replace(PREDICTOR_NAMES))
@@ -194,7 +203,6 @@ def draw_inference(rows: pd.DataFrame) -> Figure:
                 label=arm,
             )
         panel.axvline(0, color="0.6", linewidth=0.6)
-        panel.set_xscale("symlog", linthresh=0.05)
         panel.set_yticks(range(len(places)), places if panel is axes[0][0] else [])
         panel.set_title(f"regime {regime}")
         panel.set_xlabel("nats per token")

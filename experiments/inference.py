@@ -9,18 +9,21 @@ import pandas as pd
 from tqdm import tqdm
 
 from analyses import ensemble_vs_single
-from experiments.comparisons import difference
+from experiments.comparisons import corrected, difference
 from experiments.design import Design
 from experiments.running import Rates
 from subspace_lab.runs.run import Run
 
-MASKS, EXAMPLES, VALIDATION = 16, 300, 100
+MASKS = 16
 PREDICTORS = ("arithmetic", "geometric", "singles", "scaled")
 """Those compared with the full update; of the ensembles the largest one."""
+PRIMARY, PRIMARY_ARMS = ("arithmetic", "calibrated_loss"), ("step", "LoRA")
 
 
 def inference_table(design: Design, final: Path, own: Rates) -> pd.DataFrame:
     """Score the predictors of `analyses.ensemble_vs_single` for each final run at its own rate.
+
+    They are scored on the test examples that the run was scored on.
 
     Returns:
         Its table but for single masks, of which it has the means, with the columns regime, arm and
@@ -30,8 +33,12 @@ def inference_table(design: Design, final: Path, own: Rates) -> pd.DataFrame:
     for cell in tqdm(design.final_cells(own), desc="ensembles", disable=None):
         if cell.learning_rate != design.rates_at(cell.regime, cell.arm, own)["own"]:
             continue
+        run = Run(final / cell.name)
         table = ensemble_vs_single.compute(
-            Run(final / cell.name), masks=MASKS, examples=EXAMPLES, validation=VALIDATION
+            run,
+            masks=MASKS,
+            examples=run.config["test_size"],
+            validation=run.config["eval_size"],
         )
         place = {"regime": cell.regime, "arm": cell.arm, "seed": cell.fields["seed"]}
         parts.append(table[table["predictor"] != "single"].assign(**place))
@@ -48,7 +55,8 @@ def inference_differences(
         outcomes: its columns.
 
     Returns:
-        Columns regime, arm, predictor, scale, outcome and those of `comparisons.difference`.
+        Columns regime, arm, predictor, scale, outcome, those of `comparisons.difference`, primary
+        and holm.
     """
     table = table[table["predictor"].isin(["full", *PREDICTORS])]
     ensembles = table["predictor"].isin(["arithmetic", "geometric"])
@@ -62,5 +70,7 @@ def inference_differences(
             for outcome in outcomes:
                 differences = (one.set_index("seed")[outcome] - full[outcome]).dropna()
                 place = {"regime": regime, "arm": arm, "predictor": predictor, "scale": scale}
-                rows.append({**place, "outcome": outcome, **difference(differences.to_numpy())})
-    return pd.DataFrame(rows)
+                primary = (predictor, outcome) == PRIMARY and arm in PRIMARY_ARMS
+                measured = difference(differences.to_numpy())
+                rows.append({**place, "outcome": outcome, **measured, "primary": primary})
+    return corrected(pd.DataFrame(rows))

@@ -131,7 +131,7 @@ def rank_rows(runs: Sequence[Path], *, baseline: Path) -> list[dict[str, Any]]:
     rows = []
     for module in opened[0].modules["module"]:
         updates = torch.stack([update(run, module) for run in opened])
-        row = {"module": module, **ranks_of(updates)}
+        row = {"module": module, **ranks_of(list(updates))}
         if len(opened) > 1:
             null = planted(updates, update(usual, module))
             row |= crossed_ranks(null, "planted")
@@ -144,7 +144,8 @@ def planted(
 ) -> Float[Tensor, "runs m n"]:
     """Give a signal the deviations of runs, with the variance that these have about their own."""
     count = len(updates)
-    return signal + (count / (count - 1)) ** 0.5 * (updates - updates.mean(0))
+    null: Tensor = signal + (count / (count - 1)) ** 0.5 * (updates - updates.mean(0))
+    return null
 
 
 def ranks_of(updates: Sequence[Float[Tensor, "m n"]]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -62,14 +63,19 @@ def primary_table(rows: pd.DataFrame) -> str:
 
 def inference_table(rows: pd.DataFrame) -> str:
     """Write the differences of ways of inference to the full update, at validated temperatures."""
-    lines = [["regime", "arm", "inference", "loss at the validated temperature", "plain loss"]]
+    head = ["regime", "arm", "inference", "loss at the validated temperature", "p (Holm)"]
+    lines = [[*head, "plain loss"]]
     for (regime, arm, predictor, scale), group in rows.groupby(
         ["regime", "arm", "predictor", "scale"], sort=False
     ):
         of = group.set_index("outcome")
         name = f"update times {scale:g}" if predictor == "scaled" else str(predictor)
-        texts = [interval_text(of.loc[outcome]) for outcome in ("calibrated_loss", "loss")]
-        lines.append([str(regime), str(arm), name, *texts])
+        calibrated, plain = (
+            interval_text(of.loc[outcome]) for outcome in ("calibrated_loss", "loss")
+        )
+        holm = float(of["holm"].loc["calibrated_loss"])
+        p_value = "" if math.isnan(holm) else f"{holm:.2g}"
+        lines.append([str(regime), str(arm), name, calibrated, p_value, plain])
     return kit.markdown_table(lines)
 
 

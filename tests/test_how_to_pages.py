@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.runs.run import Run
 from subspace_lab.runs.step_numbers import medians, step_numbers
+from tests.documents import execute
 from tests.event_files import read_scalars
-
-HOW_TO = Path(__file__).parents[1] / "docs" / "how-to"
-
-
-def execute(page: str) -> None:
-    """Run the page's Python blocks in one namespace, in the current folder."""
-    blocks = re.findall(r"```python\n(.*?)```", (HOW_TO / page).read_text("utf-8"), re.DOTALL)
-    namespace: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, page, "exec"), namespace)
 
 
 def test_a_loop_of_your_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    execute("your-own-loop.md")
+    execute("docs/how-to/your-own-loop.md")
     loop, accelerated, resumed = (
         Run(f"runs/{name}") for name in ("loop", "accelerated", "resumed")
     )
@@ -44,7 +32,7 @@ def test_live_tracking_beside_the_loss(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard", reason="needs tensorboard")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
-    execute("live-tracking.md")
+    execute("docs/how-to/live-tracking.md")
     scalars = read_scalars(tmp_path / "trainer")
     run = Run("runs/mine")
     for step in (2, 4):

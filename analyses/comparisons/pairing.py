@@ -109,7 +109,7 @@ def read_groups(runs: Sequence[Run]) -> list[tuple[str, dict[str, Any], list[Sco
     settings = describe([group[0].run for group in groups], but=["learning_rate"])
     with_rank = len({one["rank"] for one in settings if one["rank"]}) > 1
     return [
-        (_name(one, with_rank=with_rank), one, group)
+        (name_of(one, with_rank=with_rank), one, group)
         for one, group in zip(settings, groups, strict=True)
     ]
 
@@ -128,7 +128,8 @@ def _repetitions(runs: Sequence[Run]) -> dict[Run, Seeds]:
     return {run: one[:1] if len(set(one)) == 1 else one for run, one in others.items()}
 
 
-def _name(settings: Mapping[str, Any], *, with_rank: bool) -> str:
+def name_of(settings: Mapping[str, Any], *, with_rank: bool) -> str:
+    """Name a configuration by its method and what else tells it apart."""
     text = settings_text(settings, with_rank=with_rank)
     return f"{settings['method']} ({text})" if text else str(settings["method"])
 

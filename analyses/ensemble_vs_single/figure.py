@@ -97,6 +97,7 @@ def _draw_loss(axis: Axes, points: pd.DataFrame, page: kit.Page) -> None:
     for place, (run, style, _) in enumerate(_runs(points, page)):
         curve = measured[measured["run"] == run]
         axis.plot(curve["scale"], curve["value"], label=run, linestyle=page.line(run), **style)
+        _draw_ends(axis, curve["scale"], curve, style["color"])
         for scale in predicted.loc[predicted["run"] == run, "scale"].dropna():
             if first <= scale <= last:
                 axis.axvline(scale, ymax=0.12, color=style["color"], linestyle=(0, (1, 1)))
@@ -130,8 +131,8 @@ def _draw_cost(axis: Axes, points: pd.DataFrame, page: kit.Page) -> None:
                 place = COSTS.index("single") + shift
                 axis.plot(place, edge, linestyle="", clip_on=False, **hollow)
     if not points["value"].dropna().between(low, high).all():
-        edge = {"color": "0.35", "marker": "^", "fillstyle": "none", "linestyle": ""}
-        axis.plot([], [], label="a mask beyond the axis", **edge)
+        hollow = {"color": "0.35", "marker": "^", "fillstyle": "none", "linestyle": ""}
+        axis.plot([], [], label="a mask beyond the axis", **hollow)
     axis.plot([], [], color="0.2", linewidth=1.5, label="geometric + Jensen gap (T12)")
     axis.axhline(0.0, color="0.8", linewidth=0.6, zorder=0)
     axis.set(ylabel="loss − full\n(nats/token)", xlim=(-0.5, len(COSTS) - 0.5), ylim=(low, high))
@@ -146,6 +147,9 @@ def _limits(points: pd.DataFrame) -> tuple[float, float]:
     values = pd.concat(
         [points.loc[points["kind"] != "one mask", "value"], inside, pd.Series([0.0])]
     )
+    room = 0.3 * (values.max() - values.min())  # a third as far again for wide intervals
+    ends = points.loc[points["kind"] == "measured", ["low", "high"]].stack().dropna()
+    values = pd.concat([values, ends.clip(values.min() - room, values.max() + room)])
     margin = 0.06 * (values.max() - values.min()) or 1.0
     return float(values.min() - margin), float(values.max() + margin)
 
@@ -155,6 +159,7 @@ def _draw_costs(axis: Axes, points: pd.DataFrame, style: dict[str, Any], shift: 
     for kind, alpha in (("one mask", 0.35), ("measured", 1.0)):
         of_kind = points["kind"] == kind
         axis.plot(x[of_kind], points["value"][of_kind], linestyle="", alpha=alpha, **style)
+    _draw_ends(axis, x, points, style["color"])
     expected = points["kind"] == "predicted"
     axis.hlines(
         points["value"][expected],
@@ -164,6 +169,13 @@ def _draw_costs(axis: Axes, points: pd.DataFrame, style: dict[str, Any], shift: 
         linewidth=1.5,
         zorder=3,
     )
+
+
+def _draw_ends(axis: Axes, x: pd.Series[float], points: pd.DataFrame, color: str) -> None:
+    """Draw the intervals over seeds of the points that have one."""
+    known = points.dropna(subset=["low", "high"])
+    if not known.empty:
+        axis.vlines(x[known.index], known["low"], known["high"], color=color, linewidth=0.7)
 
 
 def _draw_accuracy(axis: Axes, points: pd.DataFrame, page: kit.Page) -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from analyses.kit.needs import Needs
 from analyses.kit.tables import concatenate
+from subspace_lab.errors import UserError
 from subspace_lab.figures.page import GivenAxes, Page
 from subspace_lab.figures.style import COLUMN_WIDTH, paper_style
 
@@ -51,7 +52,13 @@ class Plot:
         return self.data(table, by=by) if by and self.splits else self.data(table)
 
     def figure(self, shown: pd.DataFrame, page: Page) -> Figure:
-        """Draw the table of what is shown."""
+        """Draw the table of what is shown.
+
+        Raises:
+            UserError: if it is empty.
+        """
+        if shown.empty:
+            raise UserError("the table has nothing that this figure draws")
         with paper_style():
             self.draw(shown, page)
         return page.figure
@@ -78,7 +85,7 @@ class Plot:
             by: a column whose labels get curves of their own: projection or layer.
 
         Raises:
-            UserError: if `axes` are not those of the figure's panels.
+            UserError: if `axes` are not those of the figure's panels, or nothing is to be drawn.
         """
         page = Page(width=width, titled=titled, axes=axes, things=things)
         return self.figure(self.shown(table, by=by), page)

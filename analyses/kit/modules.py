@@ -45,8 +45,9 @@ def module_cells(
     if last["module"].nunique() < 2:
         return last[:0]
     by = [group_column(table), "module", "layer", "projection"]
-    cells = last.groupby(by, observed=True, sort=False)[value].agg(value="mean", seeds="size")
-    cells = cells.reset_index().rename(columns={by[0]: "group"})
+    modules = last.groupby(by, observed=True, sort=False)
+    cells = modules.agg(value=(value, "mean"), seeds=(value, "size")).reset_index()
+    cells = cells.rename(columns={by[0]: "group"})
     cells = cells.astype(dict.fromkeys(["group", "module", "projection"], str))
     means = cells.groupby("module")["value"].mean().sort_values(ascending=False, kind="stable")
     places = {module: place for place, module in enumerate(means.index, start=1)}

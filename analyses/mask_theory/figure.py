@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -80,7 +82,10 @@ def draw(table: pd.DataFrame, page: kit.Page) -> None:
         for x, theorem, name in zip(
             _deviations(failed), failed["row"], failed["prediction"], strict=True
         ):
-            side = {"xytext": (-4 if x > 0 else 4, 0), "ha": "right" if x > 0 else "left"}
+            side: dict[str, Any] = {
+                "xytext": (-4 if x > 0 else 4, 0),
+                "ha": "right" if x > 0 else "left",
+            }
             at = (x, places[theorem] + shift)
             axes.annotate(name, at, **side, textcoords="offset points", va="center", fontsize=5.5)
     axes.plot([], [], linestyle="", marker="o", fillstyle="none", color="0.3", label="indicative")

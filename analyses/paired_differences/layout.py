@@ -103,18 +103,17 @@ def draw(table: pd.DataFrame, page: kit.Page) -> None:
         panel.axvline(0, color="0.6", linewidth=0.6)
         x, y = scale * of_measure["difference"], places[of_measure.index].map(names.index)
         ends = [scale * low, scale * high]
-        for row, configuration in of_measure["configuration"].items():
-            error = [[end[row]] for end in ends]
-            style = {"linestyle": "", "capsize": 2, **page.style(str(configuration))}
-            panel.errorbar(x[row], y[row], xerr=error, **style)
+        for name, of_one in of_measure.groupby("configuration", sort=False):
+            at, style = of_one.index, {"linestyle": "", "capsize": 2, **page.style(str(name))}
+            panel.errorbar(x[at], y[at], xerr=[end[at] for end in ends], **style)
         labels = [textwrap.fill(name, NAME_WIDTH) for name in names]
         panel.set_yticks(range(len(names)), labels, fontsize=5.5)
         panel.set_ylim(-0.6, len(names) - 0.4)
         panel.set_title(title.lower())
         panel.set_xlabel("percentage points" if unit == "%" else unit)
-    at = "at equal and own rates" if OWN in set(table["rates"]) else RATES[EQUAL]
+    rates = "at equal and own rates" if OWN in set(table["rates"]) else RATES[EQUAL]
     seeds, tests = int(rows["paired_seeds"].min()), int(rows["examples"].min())
     page.title(
-        f"Difference to {table['baseline'].iloc[0]}, {at}\n"
+        f"Difference to {table['baseline'].iloc[0]}, {rates}\n"
         f"{seeds} seeds, 95 % t intervals; {tests} test examples per task"
     )

@@ -57,7 +57,8 @@ def draw_pruning_rates(averages: pd.DataFrame, page: kit.Page) -> None:
         if name == "commonsense":
             drop = TABLE_5.rows[-1]
             published = {"label": "published DropLoRA, LLaMA2-7B", "marker": "*", **PUBLISHED}
-            panel.plot(drop.prune_prob, drop.scores[0], **published)
+            assert drop.prune_prob is not None
+            panel.plot([drop.prune_prob], [drop.scores[0]], **published)
         page.set_title(panel, name)
         panel.set_ylabel("average (%)")
         if panel.xaxis.get_tick_params()["labelbottom"]:

@@ -54,9 +54,10 @@ def _decisive(table: pd.DataFrame) -> pd.DataFrame:
     rows = rows[rows["measure"] == measure]
     masks = rows["granularity"] + " masks"
     full = without_rate(rows)
-    short = full.groupby(masks).nunique().eq(1).all() and masks.notna()
+    short = bool(full.groupby(masks).nunique().eq(1).all())
     return rows.assign(
-        shown=masks.where(short, full), outcome=[outcome(row) for row in rows.itertuples()]
+        shown=masks.where(masks.notna(), full) if short else full,
+        outcome=[outcome(row) for row in rows.itertuples()],
     )
 
 

@@ -36,10 +36,10 @@ def draw_named_heat_map(
         limits: ends of the scale of colors.
     """
     image = _draw(axes, values, limits=limits)
-    every = -(-len(values.index) // MAX_LABELS)
-    rows, columns = (range(1, size + 1) for size in values.shape)
-    axes.set_yticks(list(rows)[::every], [str(name) for name in values.index[::every]])
-    axes.set_xticks(list(columns), [str(name) for name in values.columns])
+    for set_ticks, names in ((axes.set_yticks, values.index), (axes.set_xticks, values.columns)):
+        every = -(-len(names) // MAX_LABELS)
+        places = range(1, len(names) + 1)[::every]
+        set_ticks(list(places), [str(name) for name in names[::every]])
     slant_names(axes)
     return image
 

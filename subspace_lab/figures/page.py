@@ -81,10 +81,8 @@ class Page:
             share_x: whether all panels have one horizontal axis, labeled in the lowest.
 
         Raises:
-            UserError: if other axes were given than there are panels, or there are no panels.
+            UserError: if other axes were given than there are panels.
         """
-        if not names:
-            raise UserError("the table has nothing that this figure draws")
         if self.axes is not None:
             return self._given(names)
         rows = -(-len(names) // max(1, int(self.width // panel_width)))

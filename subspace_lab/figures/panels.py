@@ -15,10 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from subspace_lab.figures.curves import Styles, curve_styles, draw_curves, draw_points, limits_of
-from subspace_lab.figures.page import PANEL_WIDTH, Page
+from subspace_lab.figures.page import PANEL_WIDTH, Page, width_of
 from subspace_lab.figures.style import LINES, PREDICTION, step_axis
 
 NAMES = {"step": "optimizer step", "index": "i of σᵢ"}  # of horizontal axes
+NARROW = 1.3  # inches: six numbers at the axis of such a panel would touch
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def _draw_panel(
     else:
         over = panel.over or ""
         draw_curves(axis, rows, over, styles, faint=panel.faint)
-        step_axis(axis, label=NAMES.get(over, over))
+        step_axis(axis, label=NAMES.get(over, over), ticks=4 if width_of(axis) < NARROW else 6)
         if not axis.xaxis.get_tick_params()["labelbottom"]:  # a panel below has the same axis
             axis.set_xlabel("")
     predicted = rows[rows["kind"] == "predicted"]

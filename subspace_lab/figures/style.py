@@ -7,6 +7,7 @@ threads.
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -27,6 +28,7 @@ from matplotlib.ticker import LogFormatter, MaxNLocator, ScalarFormatter
 
 COLUMN_WIDTH = 3.3  # inches
 DOTS_PER_INCH = 300
+SCREEN_DOTS_PER_INCH = 150
 
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color/) but for its yellow, too pale for lines;
 # in an order in which neighbors differ in lightness, so that they differ in grey.
@@ -94,6 +96,12 @@ class PaperFigure(Figure):
         with paper_style():
             super().savefig(fname, **(defaults | settings))
 
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows: matplotlib shows only figures of pyplot there."""
+        png = io.BytesIO()
+        self.savefig(png, format="png", dpi=SCREEN_DOTS_PER_INCH)
+        return png.getvalue()
+
     def draw(self, renderer: RendererBase) -> None:
         """Draw the figure; only the numbers at ticks may be formulas, such as powers of ten."""
         numbers: set[Artist] = set()
@@ -128,10 +136,10 @@ def new_figure(
     return figure, axes
 
 
-def step_axis(axes: Axes, *, label: str = "optimizer step") -> None:
+def step_axis(axes: Axes, *, label: str = "optimizer step", ticks: int = 6) -> None:
     """Label the horizontal axis as optimizer steps, or others that are whole numbers."""
     axes.set_xlabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=True))
 
 
 def slant_names(axes: Axes) -> None:
@@ -143,6 +151,7 @@ def slant_names(axes: Axes) -> None:
 CHARACTER_WIDTH, HANDLE_WIDTH, LINE_HEIGHT = 0.055, 0.45, 0.14  # of a legend, inches, on average
 
 
+@paper_style()
 def legend_below(figure: Figure, axes: Axes | Iterable[Axes], *, columns: int = 2) -> None:
     """Draw one legend under the figure, of the labels in all given axes, each once.
 

@@ -35,16 +35,14 @@ def effective_rank(
 ) -> Float64[Tensor, "*batch"]:
     """Effective rank of the spectrum sigma_1 >= ... >= sigma_r >= 0.
 
-    ==================  =========================================================================
-    ``entropy``         exp(-sum p_i log p_i), p_i = sigma_i / sum_j sigma_j (Roy and Vetterli,
-                        The effective rank, EUSIPCO 2007)
-    ``entropy_squared`` the same with p_i = sigma_i^2 / sum_j sigma_j^2
-    ``stable``          sum sigma_i^2 / sigma_1^2 = ||.||_F^2 / ||.||_2^2
-    ``participation``   (sum sigma_i^2)^2 / sum sigma_i^4
-    ``energy90``        the smallest k with sum_{i<=k} sigma_i^2 >= 0.90 sum sigma_i^2; likewise
-                        ``energy95`` and ``energy99``
-    ``numerical``       the number of sigma_i > 1e-13 sigma_1
-    ==================  =========================================================================
+        entropy          exp(-sum p_i log p_i), p_i = sigma_i / sum_j sigma_j (Roy and Vetterli,
+                         The effective rank, EUSIPCO 2007)
+        entropy_squared  the same with p_i = sigma_i^2 / sum_j sigma_j^2
+        stable           sum sigma_i^2 / sigma_1^2 = ||.||_F^2 / ||.||_2^2
+        participation    (sum sigma_i^2)^2 / sum sigma_i^4
+        energy90         the smallest k with sum_{i<=k} sigma_i^2 >= 0.90 sum sigma_i^2; likewise
+                         energy95 and energy99
+        numerical        the number of sigma_i > 1e-13 sigma_1
 
     Exact zeros contribute nothing to any of them, and a spectrum of zeros has effective rank 0.
     A spectrum with a value that is not finite has none: nan.

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -123,6 +123,18 @@ class RankCore:
     row: Frame
     column: Frame
     scaling: Float[Tensor, "*batch"]
+
+    def __repr__(self) -> str:
+        """How many cores of which rank, and of a single one the spectrum of dW."""
+        *batch, rank, _ = self.row.R.shape
+        since = [name for name in get_args(Since) if getattr(self.row, name) is not None]
+        known = f", displacements since {' and '.join(since)}" if since else ""
+        if batch:
+            return f"RankCore: {' x '.join(map(str, batch))} cores of rank {rank}{known}"
+        if not (self.row.R.isfinite().all() and self.column.R.isfinite().all()):
+            return f"RankCore of rank {rank}: not finite{known}"
+        sigma = " ".join(f"{value:.3g}" for value in self.singular_values().tolist())
+        return f"RankCore of rank {rank}: ||dW|| {self.norm():.3g}, singular values {sigma}{known}"
 
     def singular_values(
         self, mask: Bool[Tensor, "*masks r"] | None = None

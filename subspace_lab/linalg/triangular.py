@@ -133,7 +133,7 @@ def product_rounding(
 
     1e-14 |scaling| sum_i ||b_i|| ||a_i|| over the kept directions. Where the terms b_i a_i^T
     cancel, singular values up to here cannot be told from zero, however they compare with the
-    largest one: [B, -B] [A; A] is zero, and its computed singular values are not.
+    largest one: `[B, -B] [A; A]` is zero, and its computed singular values are not.
     """
     B, A = B.to(torch.float64), A.to(torch.float64)
     lengths = torch.linalg.vector_norm(B, dim=-2) * torch.linalg.vector_norm(A, dim=-1)

@@ -51,6 +51,14 @@ class Described:
         return not self.recorded or self.description.get("status") == "finished"
 
     @property
+    def status(self) -> str:
+        """Whether training came to its end, in words."""
+        if not self.recorded:
+            return "saved adapters"
+        diverged = "" if self.diverged_at is None else f", diverged at step {self.diverged_at}"
+        return f"{self.description.get('status', 'unknown')}{diverged}"
+
+    @property
     def diverged_at(self) -> int | None:
         """The step after which weights were seen not to be finite; None if they always were."""
         return self.description.get("diverged_at")

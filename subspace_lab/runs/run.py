@@ -24,6 +24,13 @@ from subspace_lab.linalg.rank_core import RankCore
 from subspace_lab.module_table import MODULE_COLUMNS
 from subspace_lab.peft_files.checkpoints import checkpoint_folders, open_any, open_checkpoints
 from subspace_lab.peft_files.configuration import CONFIG_FILE
+from subspace_lab.runs.at_a_glance import (
+    facts_html,
+    mask_text,
+    modules_text,
+    steps_text,
+    training_text,
+)
 from subspace_lab.runs.chunks import Kind, list_chunks, read_masks
 from subspace_lab.runs.core_batches import (
     CoreBatch,
@@ -62,6 +69,19 @@ class Run(Described):
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        facts = {
+            "trained": training_text(self.config),
+            "status": self.status,
+            "rank masks": mask_text(self.mask_law),
+            "modules": modules_text(self.modules),
+            "cores": steps_text(self.core_steps),
+            "masks": steps_text(self.mask_steps),
+            "snapshots": steps_text(sorted(self.snapshots)),
+        }
+        return facts_html(str(self.path), facts)
 
     @property
     def adapter_folders(self) -> dict[int, Path]:

@@ -86,7 +86,8 @@ def _of_batch(batch: CoreBatch, *, since_start: bool) -> pd.DataFrame:
     }
     of_modules = batch.modules.loc[finite, ["module", "projection"]].reset_index(drop=True)
     numbers = {name: value.numpy() for name, value in values.items()}
-    return pd.concat([of_modules, pd.DataFrame(numbers)], axis=1)
+    table: pd.DataFrame = pd.concat([of_modules, pd.DataFrame(numbers)], axis=1)
+    return table
 
 
 def _drift(frame: Frame) -> Float[Tensor, "*batch"]:

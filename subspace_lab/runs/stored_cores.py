@@ -55,7 +55,11 @@ def stored_names(keys: Collection[str], rank: int, *, displacements: bool) -> di
 
 
 def unpacked(arrays: Mapping[str, Tensor], rank: int, scaling: Tensor) -> RankCore:
-    """Undo `frame_arrays` for both sides of a batch (T, M); scaling (M,)."""
+    """Undo `frame_arrays` for both sides of a batch (T, M); scaling (M,).
+
+    Cores that are stored in float32, to take less space, are raised to float64.
+    """
+    arrays = {name: array.double() for name, array in arrays.items()}
 
     def displacement(name: str) -> Displacement | None:
         if f"{name}.along" not in arrays:

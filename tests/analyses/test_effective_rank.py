@@ -9,6 +9,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from analyses.effective_rank import compute, summarize
+from subspace_lab.errors import UserError
 from subspace_lab.recording.recorder import SubspaceRecorder
 from subspace_lab.runs.run import Run
 from tests.analyses.conftest import dense
@@ -97,6 +98,13 @@ def test_a_trainers_output_folder_opens_by_its_checkpoints(run, table):
         chosen = (table["step"] == row.step) & (table["module"] == row.module)
         chosen &= (table["matrix"] == row.matrix) & (table["measure"] == "entropy")
         assert table.loc[chosen, "value"].item() == pytest.approx(row.value, rel=1e-8)
+
+
+def test_a_single_measure_needs_no_list(run):
+    alone = compute(run, measures="entropy")
+    pd.testing.assert_frame_equal(alone, compute(run, measures=["entropy"]))
+    with pytest.raises(UserError, match="unknown measure entropi:"):
+        compute(run, measures="entropi")
 
 
 def test_an_update_that_cancels_has_rank_zero(cancelled):

@@ -4,36 +4,30 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "how-to" / "new-analysis.md"
+from tests.documents import ROOT, blocks, execute
+
 MAX_LINES = 30
 
 
 @pytest.fixture(scope="module")
 def source() -> str:
-    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    return block
+    (block,) = blocks("docs/how-to/new-analysis.md", "python")
+    return block.content
 
 
 def test_the_figures_of_the_page_on_papers(run, tmp_path, monkeypatch):
-    page = (PAGE.parent / "figures.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     shutil.copytree(run.path, tmp_path / "runs" / "first")
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "figures.md", "exec"), names)
+    names = execute("docs/how-to/figures.md")
     assert b"/FontFile2" in (tmp_path / "combined.pdf").read_bytes()
     figure = names["figure"]
     assert isinstance(figure, Figure)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
 
 OF_CORES = ("effective_rank", "subspace_angles", "frame_drift", "regulariser")
@@ -93,8 +94,9 @@ def test_merged_spectra_of_broken_adapters(checkpoints):
         assert np.isnan(row.update_to_base_norm) == broken
         assert np.isnan(row.intruders) == (broken or row.matrix != "merged")
     assert run.not_finite == {2: {"layers.0.q_proj"}, 3: {"layers.0.q_proj", "layers.1.q_proj"}}
-    merged_spectra.plot(table)
-    merged_spectra.plot(table[table["step"] == 3])
+    merged_spectra.plot(table[table["step"] < 3])
+    with pytest.raises(UserError, match="nothing that this figure draws"):  # all broken at the end
+        merged_spectra.plot(table)
 
 
 def test_grassmann_of_a_broken_adapter(checkpoints):

@@ -7,7 +7,7 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from experiments.design import DESIGNS, Design, read_design
+from experiments.design import DESIGNS, Design, part_of, read_design
 from experiments.running import make_jobs, own_rates
 from subspace_lab.errors import UserError
 
@@ -78,6 +78,14 @@ def test_experiments_share_the_runs_that_they_have_in_common():
     assert all(jobs[0][name] == jobs[1][name] for name in common)
 
 
+def test_experiments_share_the_runs_from_which_rates_are_chosen():
+    jobs: dict[str, tuple[str, ...]] = {}
+    for name in ("x1", "x6"):
+        design = read_design(name)
+        for job in make_jobs(design, design.rate_cells()):
+            assert jobs.setdefault(job.name, job.arguments) == job.arguments
+
+
 def test_a_repeated_arm_differs_in_its_mask_seed_only():
     design = read_design("x6")
     cells = [
@@ -107,3 +115,11 @@ def test_a_diverged_rate_is_never_chosen_and_a_tie_goes_to_the_lowest():
 def test_an_unknown_experiment_is_named():
     with pytest.raises(UserError, match="there is no experiment 'x9': the experiments are x1, x2"):
         read_design("x9")
+
+
+def test_a_part_keeps_the_baseline_and_names_what_is_unknown():
+    part = part_of(read_design("x5"), regimes=["A", "C"], arms=["token"])
+    assert part.arms_of == {"A": ["LoRA", "token"], "C": ["LoRA", "token"]}
+    assert part.slope == {}
+    with pytest.raises(UserError, match="x1 has no arm 'steps': choose among LoRA, masks-32"):
+        part_of(read_design("x1"), regimes=None, arms=["steps"])

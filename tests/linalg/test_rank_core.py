@@ -61,3 +61,15 @@ def test_cores_without_displacements_leave_none_to_their_batch():
     assert torch.equal(both.norm(), torch.cat([cores.norm(), plain.norm()]))
     with pytest.raises(ValueError, match="no displacement since 'start'"):
         both.change("start")
+
+
+def test_a_core_shows_itself_in_one_line():
+    B, A = torch.diag(torch.tensor([3.0, 4.0])), torch.eye(2)
+    shown = repr(core(B, A, scaling=0.5))
+    assert shown == (
+        "RankCore of rank 2: ||dW|| 2.5, singular values 2 1.5, "
+        "displacements since previous and start"
+    )
+    assert "not finite" in repr(core(B, A / 0))
+    plain = RankCore(Frame(torch.ones(3, 4, 2, 2)), Frame(torch.ones(3, 4, 2, 2)), torch.ones(3, 4))
+    assert repr(plain) == "RankCore: 3 x 4 cores of rank 2"

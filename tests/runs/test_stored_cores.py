@@ -37,3 +37,15 @@ def test_cores_come_back(tmp_path, version):
     for since in ("previous", "start"):
         assert torch.equal(again.change(since), core.change(since))
     assert torch.equal(again.singular_values(), core.singular_values())
+
+
+def test_cores_stored_in_float32_are_computed_with_in_float64():
+    core = batch()
+    arrays = {
+        name: array.float()
+        for side in ("row", "column")
+        for name, array in frame_arrays(side, getattr(core, side))
+    }
+    again = unpacked(arrays, RANK, core.scaling[0])
+    assert again.row.R.dtype == again.change("previous").dtype == torch.float64
+    torch.testing.assert_close(again.change("start"), core.change("start"), rtol=1e-6, atol=1e-6)

@@ -1,0 +1,5 @@
+"""`python -m analyses.figures`."""
+
+from analyses.figures import main
+
+main()

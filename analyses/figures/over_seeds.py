@@ -1,0 +1,58 @@
+"""What is drawn of single runs, reduced to configurations: means with intervals over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from analyses import kit
+from subspace_lab.stats.intervals import mean_interval
+
+ENDS = ["value", "low", "high"]
+
+
+def over_seeds(plot: kit.Plot, *, keys: Sequence[str]) -> kit.Plot:
+    """Make the plot of configurations from one that draws points of runs.
+
+    Args:
+        plot: its table of what is drawn has the columns run, value, low, high and `keys`.
+        keys: what tells a run's points apart.
+    """
+    return kit.Plot(plot.draw, points_over_seeds(plot.shown, keys))
+
+
+def points_over_seeds(
+    points_of: Callable[[pd.DataFrame], pd.DataFrame], keys: Sequence[str]
+) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """Make the function from an analysis's table to the points of configurations.
+
+    Of several seeds a point is their mean with its 95 % t interval, of one it keeps its own; single
+    masks stay single. The column `run` names the configuration, `seeds` counts its runs; flags hold
+    where they hold for all.
+    """
+
+    def data(table: pd.DataFrame) -> pd.DataFrame:
+        points = points_of(table)
+        first = table.drop_duplicates("run")
+        of_run = dict(zip(first["run"].astype(str), first["configuration"], strict=True))
+        points = points.assign(run=points["run"].astype(str).map(of_run), seeds=1)
+        single = points["kind"] == "one mask" if "kind" in points else points["seeds"] == 0
+        groups = points[~single].groupby(["run", *keys], sort=False, dropna=False)
+        parts = [_reduced(rows) for _, rows in groups]
+        return pd.concat([*parts, points[single]], ignore_index=True)
+
+    return data
+
+
+def _reduced(rows: pd.DataFrame) -> pd.DataFrame:
+    """Reduce the rows of one point, a row per run, to one row."""
+    if len(rows) == 1:
+        return rows
+    interval = mean_interval(rows["value"].to_numpy())
+    reduced = rows.iloc[:1].assign(
+        value=interval.estimate, low=interval.low, high=interval.high, seeds=len(rows)
+    )
+    flags = [name for name in rows if rows[name].dtype == np.bool_]
+    return reduced.assign(**{str(name): bool(rows[name].all()) for name in flags})
