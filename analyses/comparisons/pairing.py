@@ -109,7 +109,7 @@ def read_groups(runs: Sequence[Run]) -> list[tuple[str, dict[str, Any], list[Sco
     settings = describe([group[0].run for group in groups], but=["learning_rate"])
     with_rank = len({one["rank"] for one in settings if one["rank"]}) > 1
     return [
-        (_name(one, with_rank=with_rank), one, group)
+        (name_of(one, with_rank=with_rank), one, group)
         for one, group in zip(settings, groups, strict=True)
     ]
 
