@@ -94,8 +94,8 @@ def test_fonts_are_truetype_and_the_width_is_the_venue_s(drawn):
 
 def test_captions_have_data_sample_size_and_interval(drawn):
     caption = (drawn / "effective_rank.caption.tex").read_text()
-    both = [escape(f"{DROPPED} at {rate} (2 seeds)") for rate in (0.01, 0.02)]
-    assert f"Data: {', '.join(both)}; base /no/such\\_base, task pocket, 6 steps. " in caption
+    both = escape(f"{DROPPED} at 0.01, 0.02 (2 seeds each)")
+    assert f"Data: {both}; base /no/such\\_base, task pocket, 6 steps. " in caption
     assert re.search(r"n: median over \d+ modules, mean over 2 seeds\. ", caption)
     assert "Interval: 95 \\% t interval over seeds." in caption
     table = pd.read_csv(drawn / "effective_rank.csv")
