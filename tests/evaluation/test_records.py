@@ -66,6 +66,7 @@ def test_evaluating_again_replaces_that_tasks_table_and_row_alone(tmp_path) -> N
         "examples": 2,
         "step": 5,
         "settings": {"batch_size": 2},
+        "calibration": {},
         "low": pytest.approx(0.0945, abs=1e-4),  # Wilson's for 1 of 2
         "high": pytest.approx(0.9055, abs=1e-4),
     }

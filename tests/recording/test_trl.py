@@ -23,7 +23,7 @@ def sft_trainer(folder, *callbacks, **options):
         args=trl.SFTConfig(
             str(folder / "trainer"), max_steps=4, per_device_train_batch_size=2, save_steps=2,
             logging_steps=1, report_to=[], disable_tqdm=True, max_length=32,
-            gradient_checkpointing=False,
+            gradient_checkpointing=False, bf16=False,
         ),
         train_dataset=Dataset.from_list([{"text": f"{i} + 1 = {i + 1}"} for i in range(16)]),
         processing_class=models.load_tokenizer(base),

@@ -10,7 +10,8 @@ from subspace_lab.errors import UserError
 
 
 def test_unknown_tasks_and_splits_are_refused_with_the_choices() -> None:
-    with pytest.raises(UserError, match="no task 'gsm9k': choose one of demo, pocket, flip, boolq"):
+    choices = "choose one of demo, pocket, flip, pocket_pretraining, boolq"
+    with pytest.raises(UserError, match=f"no task 'gsm9k': {choices}"):
         tasks.load("gsm9k", "train")
     with pytest.raises(UserError, match="no task 'gsm9k'"):
         tasks.score(tasks.Example("gsm9k", "", "", ""), "")
