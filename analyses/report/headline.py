@@ -15,7 +15,7 @@ from analyses.comparisons.texts import MEASURES, difference_text
 from analyses.mask_theory import ANALYSIS as THEORY
 from analyses.paired_differences import ANALYSIS as PAIRED
 from analyses.paired_differences.layout import over_all_tasks
-from analyses.report.evaluations import BETTER, WORSE, outcome, without_rate
+from analyses.report.evaluations import BETTER, OPEN, WORSE, outcome, without_rate
 from analyses.report.parts import Part, exhibits
 from analyses.report.predictions import counted
 
@@ -71,6 +71,12 @@ def _differences(compared: Sequence[tuple[str, pd.DataFrame]]) -> Iterator[str]:
         return
     own = [(whose, row) for whose, table in compared for row in _rows(table, OWN)]
     equal = [(whose, row) for whose, table in compared for row in _rows(table, EQUAL)]
+    if all(row.outcome == OPEN for _, row in own + equal):
+        yield (
+            "Whether methods differ is not known: no difference has an interval, which takes "
+            "several seeds."
+        )
+        return
     baseline = str(compared[0][1]["baseline"].iloc[0])
     of = f"to {baseline} in the {_measures([row for _, row in own + equal])}"
     if own:
