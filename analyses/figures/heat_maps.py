@@ -45,9 +45,11 @@ def layer_cells(
     if known["layer"].nunique() < 2 or known["step"].nunique() < 2:
         return known[:0]
     by = ["configuration", "run", "layer", "step"]
-    medians = known.groupby(by, observed=True)[value].agg(["median", "size"]).reset_index()
+    medians = (
+        known.groupby(by, observed=True, sort=False)[value].agg(["median", "size"]).reset_index()
+    )
     by.remove("run")
-    cells = medians.groupby(by, observed=True).agg(
+    cells = medians.groupby(by, observed=True, sort=False).agg(
         value=("median", "mean"), modules=("size", "max"), seeds=("run", "nunique")
     )
     return cells.reset_index().astype({"configuration": str})

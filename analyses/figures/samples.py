@@ -13,9 +13,17 @@ SETTINGS = ("base", "task", "steps")
 
 
 def data_of(runs: Sequence[Run], names: Mapping[str, str]) -> str:
-    """Name the configurations of some runs with their seeds, and what they share."""
+    """Name methods with their learning rates and seeds, and what the runs share."""
     counts = pd.Series([names[run.name] for run in runs], dtype=str).value_counts(sort=False)
-    texts = [f"{name} ({count} seed{'s' * (count != 1)})" for name, count in counts.items()]
+    rates: dict[tuple[str, int], list[str]] = {}
+    for name, count in counts.items():
+        method, at, rate = str(name).rpartition(" at ")
+        rates.setdefault((method + at, int(count)), []).append(rate)
+    texts = [
+        f"{method}{', '.join(of_method)} ({count} seed{'s' * (count != 1)}"
+        f"{' each' * (len(of_method) > 1)})"
+        for (method, count), of_method in rates.items()
+    ]
     shared = []
     for setting in SETTINGS:
         values = {run.config.get(setting) for run in runs}

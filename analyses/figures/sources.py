@@ -34,7 +34,7 @@ def configuration_names(runs: Sequence[Run]) -> dict[str, str]:
     with_rank = len({one["rank"] for one in settings if one["rank"]}) > 1
     names = {run.name: run.name for run in runs}
     for group, one, rate in zip(groups, settings, rates, strict=True):
-        at = f" at {rate:g}" if len(set(rates)) > 1 else ""
+        at = f" at {rate:g}" if rate is not None and len(set(rates)) > 1 else ""
         name = name_of(one, with_rank=with_rank) + at
         names |= dict.fromkeys((run.name for run in group), name)
     return names

@@ -56,7 +56,10 @@ def draw(table: pd.DataFrame, page: kit.Page) -> None:
     for panel in axes.values():
         panel.set_xscale("log")
         panel.xaxis.set_minor_locator(NullLocator())
-        panel.set_xticks([*rates, own_place], [*(f"{rate:g}" for rate in rates), "own"])
+        names_at = [*(f"{rate:g}" for rate in rates), "own"]
+        panel.set_xticks([*rates, own_place], names_at)
+        if NAME_WIDTH * sum(len(name) + 1 for name in names_at) > width_of(panel):
+            slant_names(panel)
         if panel.xaxis.get_tick_params()["labelbottom"]:
             panel.set_xlabel("peak learning rate")
     seeds = int(table["seeds"].min())
