@@ -12,6 +12,9 @@ from matplotlib.ticker import NullLocator
 from analyses import kit
 from analyses.comparisons.rates import EQUAL, OWN
 from analyses.comparisons.texts import MEASURES
+from subspace_lab.figures.curves import NAME_WIDTH
+from subspace_lab.figures.page import width_of
+from subspace_lab.figures.style import slant_names
 
 DODGE = 0.09  # of the grid's spacing, between the intervals of two methods
 
