@@ -104,8 +104,9 @@ def slope_row(table: pd.DataFrame, design: Design, arms: tuple[str, str]) -> dic
 
 
 def _runs(table: pd.DataFrame, regime: str, arm: str, at: str) -> pd.DataFrame:
+    """Give an arm's runs by seed; those that differ in another seed only are averaged."""
     rows = table[(table["regime"] == regime) & (table["arm"] == arm) & table[at]]
-    return rows.set_index("seed")
+    return rows.groupby("seed").mean(numeric_only=True)
 
 
 def difference(values: NDArray[np.float64]) -> dict[str, float]:

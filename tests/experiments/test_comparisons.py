@@ -113,3 +113,14 @@ def test_runs_without_a_spread_have_no_test():
     row = difference(np.array([0.5]))
     assert row["difference"] == 0.5
     assert np.isnan([row["low"], row["p_value"], row["detectable"]]).all()
+
+
+def test_runs_that_differ_in_another_seed_only_are_one_repetition():
+    several = [runs("A", "step", {seed: loss + shift for seed, loss in STEP.items()})
+               for shift in (-0.1, 0.0, 0.1)]  # fmt: skip
+    design = dataclasses.replace(small_design(), arms_of={"A": ["LoRA", "step"]}, primary=[])
+    table = pd.concat([runs("A", "LoRA", LORA), *several])
+    (row,) = compare(table, design).to_dict("records")
+    test = stats.ttest_rel([*STEP.values()], [*LORA.values()])
+    assert row["pairs"] == 3
+    assert row["p_value"] == pytest.approx(test.pvalue)
