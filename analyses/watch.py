@@ -85,7 +85,7 @@ def watch(path: Path, *, once: bool) -> None:
     """Print where a run stands, again and again until it ends, or once.
 
     Raises:
-        UserError: if there is no recorded run, now or later.
+        UserError: if the folder does not hold a recorded run, or ceases to.
     """
     shown = ""
     while True:

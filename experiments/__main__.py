@@ -17,10 +17,10 @@ import pandas as pd
 
 from experiments import inference, ranks, trajectories
 from experiments.comparisons import compare
-from experiments.design import Design, part_of, read_design
+from experiments.design import Design, Rates, part_of, read_design
 from experiments.figures import draw_experiment
 from experiments.results import results_table
-from experiments.running import Rates, own_rates, train, validation_losses
+from experiments.running import own_rates, train, validation_losses
 from subspace_lab.errors import exit_code_2_on_user_error
 from subspace_lab.figures.style import paper_style, save
 from subspace_lab.files import replacing
@@ -81,6 +81,9 @@ def tables_of(design: Design, final: Path, own: Rates) -> dict[str, pd.DataFrame
             tables["ranks"], baseline=design.baseline
         )
         tables["trajectories"] = trajectories.trajectory_table(design, final, own)
+        tables["equal-norm"] = trajectories.at_equal_norm(
+            tables["trajectories"], baseline=design.baseline
+        )
     if design.measures == "inference":
         tables["inference"] = inference.inference_table(design, final, own)
         tables["inference-differences"] = inference.inference_differences(tables["inference"])

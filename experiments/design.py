@@ -21,6 +21,8 @@ import yaml
 
 from subspace_lab.errors import UserError
 
+Rates = Mapping[tuple[str, str], float]
+"""The learning rate chosen for each regime and arm."""
 DESIGNS = Path(__file__).parent / "designs"
 BENCH = "bench"
 
@@ -132,7 +134,7 @@ class Design:
         shared = self.rates_of or self.arms[arm].rates_of
         return self.regimes[regime].rates_of or regime, shared or arm
 
-    def final_cells(self, own: Mapping[tuple[str, str], float]) -> list[Cell]:
+    def final_cells(self, own: Rates) -> list[Cell]:
         """List the runs that are compared, each once.
 
         Args:
@@ -147,9 +149,7 @@ class Design:
         }
         return list(cells.values())
 
-    def rates_at(
-        self, regime: str, arm: str, own: Mapping[tuple[str, str], float]
-    ) -> dict[str, float]:
+    def rates_at(self, regime: str, arm: str, own: Rates) -> dict[str, float]:
         """Give an arm's `own` rate, and its `equal` one where it is trained at the baseline's."""
         fixed = self.arms[arm].fields.get("learning_rate")
         if fixed is not None:

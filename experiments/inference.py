@@ -10,8 +10,7 @@ from tqdm import tqdm
 
 from analyses import ensemble_vs_single
 from experiments.comparisons import corrected, difference
-from experiments.design import Design
-from experiments.running import Rates
+from experiments.design import Design, Rates
 from subspace_lab.runs.run import Run
 
 MASKS = 16

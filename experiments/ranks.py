@@ -32,8 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from experiments.comparisons import difference
-from experiments.design import Cell, Design
-from experiments.running import Rates
+from experiments.design import Cell, Design, Rates
 from subspace_lab.linalg import Measure, effective_rank
 from subspace_lab.runs.run import Run
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.design import Design
-from experiments.running import Rates
+from experiments.design import Design, Rates
 from subspace_lab.runs.run import Run
 
 OUTCOMES = {
@@ -51,13 +50,14 @@ def results_table(design: Design, out: Path, own: Rates) -> pd.DataFrame:
                 "equal": cell.learning_rate == rates.get("equal"),
                 **cell.fields,
                 "diverged": run.diverged_at is not None,
-                **_scores(run),
+                **scores(run),
             }
         )
     return pd.DataFrame(rows)
 
 
-def _scores(run: Run) -> dict[str, float]:
+def scores(run: Run) -> dict[str, float]:
+    """Give a run's OUTCOMES, as far as it has them."""
     metrics = run.metrics.set_index("step")
     last = metrics.iloc[-1]
     scores = {name: float(last[name]) for name in OUTCOMES if name in metrics}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,17 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.design import Cell, Design
+from experiments.design import Cell, Design, Rates
+from experiments.results import scores
 from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
-from subspace_lab.sweeping.grid import Job, Sweep
+from subspace_lab.sweeping.grid import Job, Sweep, read_configuration
 from subspace_lab.sweeping.running import run_here
 from subspace_lab.sweeping.state import refuse_other_runs
-from subspace_lab.training.command_line import parse, training_parser
-from subspace_lab.training.config import TrainConfig
+from subspace_lab.training.command_line import training_parser
 
-Rates = Mapping[tuple[str, str], float]
-"""The learning rate chosen for each regime and arm."""
 CRITERION = "validation_calibrated_loss"
 """By which a learning rate is chosen: validation loss at its best temperature, at the last step."""
 
@@ -44,25 +41,18 @@ def make_jobs(design: Design, cells: Sequence[Cell]) -> list[Job]:
     parser = training_parser("")
     jobs = []
     for cell in cells:
-        presets, fields = design.settings(cell)
-        arguments = [f"--config={preset}" for preset in presets]
-        arguments += [f"--{name}={_flag(value)}" for name, value in fields.items()]
-        config = TrainConfig(**parse(parser, arguments))
+        arguments, config = read_configuration(parser, *design.settings(cell))
         values = {"regime": cell.regime, "arm": cell.arm, "learning_rate": cell.learning_rate}
-        jobs.append(Job(cell.name, {**values, **cell.fields}, tuple(arguments), config))
+        jobs.append(Job(cell.name, {**values, **cell.fields}, arguments, config))
     return jobs
-
-
-def _flag(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def validation_losses(design: Design, out: Path) -> pd.DataFrame:
     """Table the validation losses from which rates are chosen.
 
     Returns:
-        Columns regime, arm, learning_rate, seed and loss (nats per token; inf where a run
-        diverged).
+        Columns regime, arm, learning_rate, seed, loss (what chooses, in nats per token; inf where a
+        run diverged), and the runs' `results.OUTCOMES`, which do not choose.
     """
     rows = [
         {
@@ -70,9 +60,11 @@ def validation_losses(design: Design, out: Path) -> pd.DataFrame:
             "arm": cell.arm,
             "learning_rate": cell.learning_rate,
             **cell.fields,
-            "loss": _last_loss(Run(out / cell.name)),
+            "loss": _last_loss(run),
+            **scores(run),
         }
         for cell in design.rate_cells()
+        for run in [Run(out / cell.name)]
     ]
     return pd.DataFrame(rows)
 
@@ -82,7 +74,7 @@ def _last_loss(run: Run) -> float:
     return math.inf if run.diverged_at is not None or math.isnan(loss) else loss
 
 
-def own_rates(losses: pd.DataFrame) -> dict[tuple[str, str], float]:
+def own_rates(losses: pd.DataFrame) -> Rates:
     """Choose the rate of the lowest mean validation loss of each regime and arm; ties: the lowest.
 
     >>> losses = pd.DataFrame({"regime": "A", "arm": "step", "learning_rate": [1, 1, 2, 2],

@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analyses import kit
-from experiments.design import Design
-from experiments.running import Rates
+from experiments.design import Design, Rates
 from subspace_lab.linalg import effective_rank
 from subspace_lab.runs.run import Run
 

@@ -221,15 +221,25 @@ def _make_job(
 ) -> Job:
     own = dict(values)
     chosen = [*presets, *_listed(own.pop(PRESET, []))]
-    arguments = [f"--config={preset}" for preset in chosen]
-    arguments += [f"--{name}={_flag(value)}" for name, value in {**shared, **own}.items()]
-    config = TrainConfig(**parse(parser, arguments))
+    arguments, config = read_configuration(parser, chosen, {**shared, **own})
     shown = {key: value for key, value in values.items() if config.masked or key not in MASK}
-    return Job(_folder_name(shown), shown, tuple(arguments), config)
+    return Job(_folder_name(shown), shown, arguments, config)
 
 
-def _flag(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def read_configuration(
+    parser: ArgumentParser, presets: Iterable[str], fields: Mapping[str, Any]
+) -> tuple[tuple[str, ...], TrainConfig]:
+    """Give the training command's arguments for presets and fields, and what they mean.
+
+    Raises:
+        UserError: if they are not a configuration.
+    """
+    arguments = [f"--config={preset}" for preset in presets]
+    arguments += [
+        f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in fields.items()
+    ]
+    return tuple(arguments), TrainConfig(**parse(parser, arguments))
 
 
 def _folder_name(values: Mapping[str, Any]) -> str:
