@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from analyses import kit
 from experiments import inference, ranks, trajectories
 from experiments.comparisons import compare
 from experiments.design import Design, Rates, part_of, read_design
@@ -43,15 +44,17 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a small version of each")
     parser.add_argument("--regimes", nargs="+", metavar="REGIME", help="only these")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these and the baseline")
+    kit.add_width(parser)
     arguments = parser.parse_args()
     with interruptible():
         for name in arguments.names:
             design = read_design(name, smoke=arguments.smoke)
             part = part_of(design, regimes=arguments.regimes, arms=arguments.arms)
-            run_experiment(part, arguments.out, jobs=arguments.jobs)
+            page = kit.page_of(vars(arguments))
+            run_experiment(part, arguments.out, jobs=arguments.jobs, page=page)
 
 
-def run_experiment(design: Design, out: Path, *, jobs: int) -> None:
+def run_experiment(design: Design, out: Path, *, jobs: int, page: kit.Page) -> None:
     """Train what is missing of an experiment, and write its tables and figures."""
     train(design, design.rate_cells(), out / "rates", jobs=jobs)
     losses = validation_losses(design, out / "rates")
@@ -63,7 +66,7 @@ def run_experiment(design: Design, out: Path, *, jobs: int) -> None:
     for kind, table in tables.items():
         _write(table, results / f"{design.name}-{kind}.csv")
     with paper_style():
-        for kind, figure in draw_experiment(design, tables).items():
+        for kind, figure in draw_experiment(design, tables, page).items():
             for form in ("pdf", "png"):
                 path = results / f"{design.name}-{kind}.{form}"
                 with replacing(path) as unfinished:

@@ -22,11 +22,9 @@ from analyses import kit
 from analyses.figures.captions import index
 from analyses.figures.drawing import draw_set
 from analyses.figures.latex import document
-from analyses.kit.command import RUN, VENUE, inches
-from analyses.kit.writing import page_of
+from analyses.kit.command import RUN
 from subspace_lab import files
 from subspace_lab.errors import exit_code_2_on_user_error
-from subspace_lab.figures.page import VENUES
 
 
 @exit_code_2_on_user_error
@@ -45,13 +43,11 @@ def main() -> None:
     add("--run", "--runs", action="append", nargs="+", required=True, metavar="RUN", help=RUN)
     default = "(default: RUN/analyses/figures; for several runs comparisons/NAMES/figures)"
     add("--out", type=Path, metavar="FOLDER", help=f"where to write {default}")
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--venue", choices=VENUES, help=VENUE)
-    size.add_argument("--width", type=inches, metavar="INCHES", help="of figures")
+    kit.add_width(parser)
     arguments = parser.parse_args()
     runs = kit.open_named_runs(arguments.run)
     out = arguments.out or kit.default_folder(runs) / "figures"
-    width = page_of(vars(arguments)).width
+    width = kit.page_of(vars(arguments)).width
     drawn, missing = draw_set(runs, out, width=width)
     for name, text in (("figures.tex", document(drawn)), ("captions.md", index(drawn, missing))):
         with files.replacing(out / name) as unfinished:

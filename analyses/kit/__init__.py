@@ -4,7 +4,7 @@
 """
 
 from analyses.kit.analysis import Analysis, Plot, Summary, option
-from analyses.kit.command import label, run_analysis
+from analyses.kit.command import add_width, label, run_analysis
 from analyses.kit.cores import Modules, StepMasks, Steps, map_parallel, over_batches, over_cores
 from analyses.kit.curves import (
     at_last_step,
@@ -25,7 +25,7 @@ from analyses.kit.tables import (
     markdown_table,
     ragged,
 )
-from analyses.kit.writing import default_folder
+from analyses.kit.writing import default_folder, page_of
 from subspace_lab.figures.page import Page
 from subspace_lab.figures.panels import Panel
 from subspace_lab.runs.core_batches import CoreBatch
@@ -41,6 +41,7 @@ __all__ = [
     "StepMasks",
     "Steps",
     "Summary",
+    "add_width",
     "at_last_step",
     "check_needs",
     "concatenate",
@@ -60,6 +61,7 @@ __all__ = [
     "option",
     "over_batches",
     "over_cores",
+    "page_of",
     "print_notes",
     "ragged",
     "run_analysis",

@@ -81,9 +81,7 @@ def parser_of(analysis: Analysis) -> argparse.ArgumentParser:
     add("--csv", action=on_or_off, default=analysis.csv, help="write the tables as CSV, too")
     if analysis.plot is not None:
         add("--format", action="append", choices=FORMATS, help=FORMAT)
-        size = parser.add_mutually_exclusive_group()
-        size.add_argument("--venue", choices=VENUES, help=VENUE)
-        size.add_argument("--width", type=inches, metavar="INCHES", help="of figures")
+        add_width(parser)
         add("--title", choices=("above", "none"), default="above", help="of figures, or none")
         if any(plot.splits for plot in analysis.plots.values()):
             add("--by", choices=("projection", "layer"), help=BY)
@@ -94,6 +92,13 @@ def parser_of(analysis: Analysis) -> argparse.ArgumentParser:
         spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
         add(*spellings, dest=name, **settings)
     return parser
+
+
+def add_width(parser: argparse.ArgumentParser) -> None:
+    """Let a command ask for the width of its figures, which `kit.page_of` reads."""
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--venue", choices=VENUES, help=VENUE)
+    size.add_argument("--width", type=inches, metavar="INCHES", help="of figures")
 
 
 def inches(text: str) -> float:

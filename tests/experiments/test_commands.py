@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import matplotlib.image
 import pandas as pd
 
 
@@ -14,7 +15,8 @@ def experiments(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_small_versions_of_experiments_write_their_tables_and_figures(tmp_path):
-    arguments = ("x2", "x4", "x6", "--smoke", "--arms", "step", "--out", tmp_path, "--jobs", 2)
+    part = ("--smoke", "--arms", "step", "--venue", "icml")
+    arguments = ("x2", "x4", "x6", *part, "--out", tmp_path, "--jobs", 2)
     done = experiments(*arguments)
     assert done.returncode == 0, done.stderr
     results = tmp_path / "results"
@@ -43,6 +45,8 @@ def test_small_versions_of_experiments_write_their_tables_and_figures(tmp_path):
         "x4-inference.pdf",
         "x6-ranks.pdf",
     ]
+    widths = {matplotlib.image.imread(path).shape[1] for path in results.glob("*.png")}
+    assert widths == {975}  # 3.25 inches
     trained = sorted((tmp_path / "final").glob("*/metrics.parquet"))
     times = [path.stat().st_mtime_ns for path in trained]
     assert experiments(*arguments).returncode == 0  # nothing is trained again
