@@ -9,10 +9,11 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 
 from analyses.kit import run_analysis
-from analyses.registry import all_analyses, find_analysis
+from analyses.registry import COMMANDS, all_analyses, find_analysis
 from subspace_lab.errors import exit_code_2_on_user_error
 
 
@@ -22,8 +23,12 @@ def main() -> None:
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(__doc__)
-        for analysis in all_analyses().values():
-            print(f"  {analysis.name:<20}  {analysis.question}")
+        questions = {name: analysis.question for name, analysis in all_analyses().items()}
+        for known, question in (questions | COMMANDS).items():
+            print(f"  {known:<20}  {question}")
+    elif name in COMMANDS:
+        sys.argv = [f"python -m analyses.{name}", *arguments]
+        importlib.import_module(f"analyses.{name}").main()
     else:
         run_analysis(find_analysis(name), arguments)
 

@@ -181,6 +181,7 @@ panels = [of_measure(title=measure, where={"measure": measure}) for measure in m
 plot = kit.curves_over_steps(*panels, title="Effective ranks", panel_width=1.5)
 modules = kit.module_map(
     "value", title="Stable rank of the update at the last step", unit="dimensions",
+    name="stable_rank",
     rows=lambda table: table[
         table["matrix"].isin(["update", "product"]) & (table["measure"] == "stable")
     ],

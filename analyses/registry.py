@@ -13,6 +13,12 @@ import analyses
 from analyses.kit import Analysis
 from subspace_lab.errors import UserError, did_you_mean
 
+COMMANDS = {
+    "figures": "which figures does a paper about these runs need?",
+    "watch": "where does a run stand that is training?",
+}
+"""Modules here that are commands, but not analyses, and the questions that they answer."""
+
 
 def all_analyses() -> dict[str, Analysis]:
     """Give every analysis by its name, in the order of their positions."""
@@ -29,7 +35,7 @@ def find_analysis(name: str) -> Analysis:
     """
     analysis = _declared_in(name) if name in _names() else None
     if analysis is None:
-        hint = did_you_mean(name, all_analyses())
+        hint = did_you_mean(name, [*all_analyses(), *COMMANDS])
         raise UserError(f"there is no analysis {name!r}{hint} (`python -m analyses` lists them)")
     return analysis
 

@@ -106,7 +106,9 @@ def watch(path: Path, *, once: bool) -> None:
 def main() -> None:
     """Parse the command line and watch."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m analyses.watch",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--run", type=Path, required=True, help="the run directory")
     parser.add_argument("--once", action="store_true", help="print one line and end")

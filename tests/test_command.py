@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from analyses import __main__ as analyze
-from analyses.registry import all_analyses, find_analysis
+from analyses.registry import COMMANDS, all_analyses, find_analysis
 from subspace_lab import __main__ as command
 from subspace_lab import tasks, train
 from subspace_lab.training.presets import presets_in_full
@@ -82,6 +82,7 @@ def test_what_is_not_chosen_is_not_imported():
         (command.main, ["analyze", "effectiv_rank"], "'effectiv_rank', did you mean 'effective_"),
         (analyze.main, ["effective_rnk"], "no analysis 'effective_rnk', did you mean 'effective_r"),
         (analyze.main, ["effective-rank"], "did you mean 'effective_rank'?"),
+        (analyze.main, ["wach"], "did you mean 'watch'?"),
         (analyze.main, ["kit"], "no analysis 'kit' (`python -m analyses` lists them)"),
         (analyze.main, ["kit.command"], "no analysis 'kit.command'"),
     ],
@@ -100,7 +101,8 @@ def test_the_analyses_are_listed_with_their_questions(call, main, arguments):
     code, out, _ = call(main, *arguments)
     listed = re.findall(r"^  (\w+) {2,}(\S.*)$", out, re.MULTILINE)
     assert code == 0
-    assert listed == [(name, analysis.question) for name, analysis in all_analyses().items()]
+    questions = [(name, analysis.question) for name, analysis in all_analyses().items()]
+    assert listed == [*questions, *COMMANDS.items()]
 
 
 def test_an_analysis_runs_by_its_name(call, tmp_path):
@@ -108,6 +110,14 @@ def test_an_analysis_runs_by_its_name(call, tmp_path):
     assert code == 0 and out.startswith("usage: python -m analyses.rank_curve ")
     code, _, err = call(command.main, "analyze", "rank_curve", "--run", str(tmp_path / "none"))
     assert code == 2 and f"{tmp_path / 'none'} does not exist" in err
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_what_is_not_an_analysis_runs_by_its_name_too(call, name, tmp_path):
+    code, out, _ = call(command.main, "analyze", name, "--help")
+    assert code == 0 and out.startswith(f"usage: python -m analyses.{name} ")
+    code, _, err = call(command.main, "analyze", name, "--run", str(tmp_path / "none"))
+    assert code == 2 and f"{tmp_path / 'none'} " in err and err.count("\n") == 1
 
 
 def test_one_analysis_is_found_without_the_others(monkeypatch):

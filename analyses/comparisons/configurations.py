@@ -113,7 +113,7 @@ def mask_text(settings: Mapping[Any, Any]) -> str:
     """
     if pd.isna(settings["granularity"]):
         return ""
-    sampling = settings.get("sampling", "bernoulli")
+    sampling = _sampling(settings)
     kind = "" if sampling == "bernoulli" else f"{sampling} "
     named = [f"{kind}{settings['granularity']} mask", RESCALES[rescale_name(settings["rescale"])]]
     others = {name: settings.get(name) for name in MASK[4:]}
@@ -128,11 +128,17 @@ def settings_text(settings: Mapping[Any, Any], *, with_rank: bool) -> str:
     """Write the columns of a configuration in words.
 
     >>> settings_text({"rank": 8, "other_settings": "", "granularity": "step", "rescale": True,
-    ...                "keep_prob": 0.5}, with_rank=True)
+    ...                "keep_prob": 0.5, "sampling": None}, with_rank=True)
     'rank 8, step mask, rescaled, keep_prob 0.5'
     """
     rank = f"rank {settings['rank']}" if with_rank and settings["rank"] else ""
     mask = mask_text(settings)
-    has_keep_prob = mask and LAWS[settings.get("sampling", "bernoulli")].uses_keep_prob
+    has_keep_prob = mask and LAWS[_sampling(settings)].uses_keep_prob
     keep_prob = f"keep_prob {settings['keep_prob']}" if has_keep_prob else ""
     return ", ".join(filter(None, [rank, settings["other_settings"], mask, keep_prob]))
+
+
+def _sampling(settings: Mapping[Any, Any]) -> str:
+    """Give a mask's sampling; a run that does not name it, as of another tool, has Bernoulli's."""
+    sampling = settings.get("sampling")
+    return "bernoulli" if pd.isna(sampling) else str(sampling)

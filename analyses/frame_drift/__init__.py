@@ -178,6 +178,7 @@ plot = kit.curves_over_steps(
 
 modules = kit.module_map(
     "max_angle", title="Turn of row(A) since the start, at the last step", unit="largest angle (°)",
+    name="degrees_since_start",
     rows=lambda table: _in_degrees(table[(table["since"] == "start") & (table["side"] == "row")]),
 )  # fmt: skip
 

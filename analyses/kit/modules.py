@@ -18,6 +18,7 @@ def module_map(
     title: str,
     unit: str,
     rows: Callable[[pd.DataFrame], pd.DataFrame] = lambda table: table,
+    name: str = "",
 ) -> Plot:
     """Make a plot of a column at each run's last step, module by module, with a ranking.
 
@@ -26,19 +27,26 @@ def module_map(
         title: of the figure.
         unit: of the column.
         rows: selects the table's rows, at most one for each run, step and module.
+        name: of the column in the figure's table, where it is not that of `value`: what is ranked,
+            and relative to what.
     """
-    draw = functools.partial(draw_module_map, title=title, unit=unit)
-    return Plot(draw, functools.partial(module_cells, value=value, rows=rows))
+    name = name or value
+    draw = functools.partial(draw_module_map, value=name, title=title, unit=unit)
+    return Plot(draw, functools.partial(module_cells, value=value, rows=rows, name=name))
 
 
 def module_cells(
-    table: pd.DataFrame, *, value: str, rows: Callable[[pd.DataFrame], pd.DataFrame]
+    table: pd.DataFrame,
+    *,
+    value: str,
+    rows: Callable[[pd.DataFrame], pd.DataFrame],
+    name: str,
 ) -> pd.DataFrame:
     """Take the mean over seeds of each module's value at the last step, and rank the modules.
 
     Returns:
         A row for each group (run or configuration) and module: group, module, layer, projection,
-        value, seeds (runs behind it), place (1: the highest mean over groups). Empty where fewer
+        NAME (the value), seeds (runs behind it), place (1: the highest mean over groups). Empty where fewer
         than two modules have a value.
     """
     last = at_last_step(rows(table)).dropna(subset=value)
@@ -46,9 +54,9 @@ def module_cells(
         return last[:0]
     by = [group_column(table), "module", "layer", "projection"]
     modules = last.groupby(by, observed=True, sort=False)
-    cells = modules.agg(value=(value, "mean"), seeds=(value, "size")).reset_index()
-    cells = cells.rename(columns={by[0]: "group"})
+    cells = modules[value].agg(["mean", "size"]).reset_index()
+    cells = cells.rename(columns={by[0]: "group", "mean": name, "size": "seeds"})
     cells = cells.astype(dict.fromkeys(["group", "module", "projection"], str))
-    means = cells.groupby("module")["value"].mean().sort_values(ascending=False, kind="stable")
+    means = cells.groupby("module")[name].mean().sort_values(ascending=False, kind="stable")
     places = {module: place for place, module in enumerate(means.index, start=1)}
     return cells.assign(place=cells["module"].map(places))

@@ -1,7 +1,7 @@
 """Where modules differ: heat maps of layer by projection, and the modules with the highest values.
 
 Drawn from a table with a row for each run or configuration and module: group, module, layer,
-projection, value, place (1: the highest mean over groups).
+projection, place (1: the highest mean over groups), and the column of values.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ HIGHEST = 6  # modules in the ranking
 MAP_WIDTH = 1.5  # inches, at least
 
 
-def draw_module_map(cells: pd.DataFrame, page: Page, *, title: str, unit: str) -> None:
+def draw_module_map(cells: pd.DataFrame, page: Page, *, value: str, title: str, unit: str) -> None:
     """Draw a heat map for each run or configuration on one scale, and a ranking of the modules.
 
     Args:
         cells: see above.
         page: where to draw.
+        value: the column.
         title: what the values are.
         unit: their unit.
     """
@@ -31,11 +32,11 @@ def draw_module_map(cells: pd.DataFrame, page: Page, *, title: str, unit: str) -
     height = min(2.6, max(1.45, 0.75 + 0.07 * layers))
     axes = page.panels([*groups, ranking], row_height=height, panel_width=MAP_WIDTH)
     maps = [name for name in groups if name in axes]
-    limits = (float(cells["value"].min()), float(cells["value"].max()))
+    limits = (float(cells[value].min()), float(cells[value].max()))
     columns = page.columns
     for place, name in enumerate(maps):
         table = cells[cells["group"] == name].pivot_table(
-            index="layer", columns="projection", values="value", sort=False, observed=True
+            index="layer", columns="projection", values=value, sort=False, observed=True
         )
         image = draw_named_heat_map(axes[name], table.sort_index(), limits=limits)
         if below := maps[place + columns : place + columns + 1]:
@@ -46,7 +47,7 @@ def draw_module_map(cells: pd.DataFrame, page: Page, *, title: str, unit: str) -
     if maps:
         page.figure.colorbar(image, ax=[axes[name] for name in maps], label=unit, aspect=30)
     if ranking in axes:
-        _draw_ranking(axes[ranking], cells, page)
+        _draw_ranking(axes[ranking], cells, page, value=value)
         axes[ranking].set_xlabel(unit)
         page.set_title(axes[ranking], ranking)
     page.title(
@@ -55,10 +56,10 @@ def draw_module_map(cells: pd.DataFrame, page: Page, *, title: str, unit: str) -
     page.legend({name: axes[name] for name in axes if name == ranking})
 
 
-def _draw_ranking(axes: Axes, cells: pd.DataFrame, page: Page) -> None:
+def _draw_ranking(axes: Axes, cells: pd.DataFrame, page: Page, *, value: str) -> None:
     shown = cells[cells["place"] <= HIGHEST]
     for group, rows in shown.groupby("group", sort=False):
-        axes.plot(rows["value"], rows["place"], linestyle="", label=group, **page.style(str(group)))
+        axes.plot(rows[value], rows["place"], linestyle="", label=group, **page.style(str(group)))
     first = shown.drop_duplicates("place").sort_values("place")
     names = [
         projection if layer < 0 else f"{layer} {projection}"

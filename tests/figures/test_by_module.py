@@ -59,8 +59,9 @@ def test_the_map_ranks_modules_by_their_mean_at_the_last_step():
     table = planted({"a": None, "b": None})
     last = table["step"] == 2
     table.loc[(table["run"] == "b") & last & (table["module"] == "layers.3.q"), "value"] = 900.0
-    plot = kit.module_map("value", title="T", unit="1")
+    plot = kit.module_map("value", title="T", unit="1", name="stable_rank")
     cells = plot.shown(table)
+    assert "stable_rank" in cells and "value" not in cells
     ranked = cells.drop_duplicates("place").sort_values("place")["module"]
     assert list(ranked[:3]) == ["layers.3.q", "layers.11.v", "layers.10.v"]
     figure = plot(table)
