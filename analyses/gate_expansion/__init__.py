@@ -38,9 +38,13 @@ from analyses.gate_expansion.gated_loss import GatedLoss
 from subspace_lab.errors import UserError, check_counts
 from subspace_lab.evaluation.trained_model import TrainedModel, evaluation_examples, load_trained
 from subspace_lab.runs.run import Run
+from subspace_lab.tasks.encoding import encode_prompt, encode_response
 from subspace_lab.tasks.examples import Example
 from subspace_lab.theory.gates import GateGap, average_gap, gate_gap
 from subspace_lab.theory.mask_law import DEFAULT_LAW, MaskLaw
+
+BATCH_TOKENS = 512
+"""Padded tokens of a batch: as many as one long example has, which is a batch of its own."""
 
 
 def compute(
@@ -122,17 +126,17 @@ def measure(
     masks: int,
     seed: int,
 ) -> GateGap:
-    """Measure gap and expansion example by example: a fourth derivative takes much memory."""
+    """Measure gap and expansion batch by batch: a fourth derivative takes much memory."""
     ranks = dict(zip(run.modules["module"], run.modules["r"], strict=True))
-    gaps, tokens = [], []
+    batches, gaps, tokens = batches_of(trained, examples), [], []
     losses = 1 + masks * (3 if law.keep_prob == 0.5 else 2)  # the mean gates; expansion, masks
     description = f"gates of {run.name}, step {trained.step}"
-    with tqdm(total=len(examples) * losses, desc=description, disable=None) as bar:
-        for i, example in enumerate(examples):
+    with tqdm(total=len(batches) * losses, desc=description, disable=None) as bar:
+        for i, batch in enumerate(batches):
             # Step masks are the same for all examples; others are not.
             generator = torch.Generator().manual_seed(seed + i * (law.granularity != "step"))
             with GatedLoss(
-                trained, [example], ranks=ranks, granularity=law.granularity, bar=bar
+                trained, batch, ranks=ranks, granularity=law.granularity, bar=bar
             ) as loss:
                 gap = gate_gap(
                     loss,
@@ -145,6 +149,22 @@ def measure(
             gaps.append(gap)
             tokens.append(loss.tokens)
     return average_gap(gaps, tokens)
+
+
+def batches_of(trained: TrainedModel, examples: Sequence[Example]) -> list[list[Example]]:
+    """Put successive examples together while they have at most BATCH_TOKENS tokens, padded."""
+    batches: list[list[Example]] = []
+    longest = 0
+    for example in examples:
+        prompt = encode_prompt(trained.tokenizer, example.prompt)
+        length = len(prompt + encode_response(trained.tokenizer, example.response, with_eos=True))
+        longest = max(longest, length)
+        if batches and (len(batches[-1]) + 1) * longest <= BATCH_TOKENS:
+            batches[-1].append(example)
+        else:
+            batches.append([example])
+            longest = length
+    return batches
 
 
 def summarize(table: pd.DataFrame) -> kit.Summary:

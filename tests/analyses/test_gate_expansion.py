@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -160,6 +161,28 @@ def test_the_table_and_what_mask_theory_makes_of_it(masked, command, tmp_path):
     row = predicted_gap(Tables(None, table))
     assert predicted_gap.theorem == "T11"
     assert (row.predicted, row.measured) == (end["second"], end["measured"])
+
+
+def test_examples_in_one_batch_give_the_gap_of_each_alone(masked, monkeypatch):
+    calls, original = [], GatedLoss.__call__
+    monkeypatch.setattr(GatedLoss, "__call__", lambda *a: calls.append(1) or original(*a))
+    together = gate_expansion.compute(masked, masks=2, examples=2)
+    batched = len(calls)
+    monkeypatch.setattr(gate_expansion, "BATCH_TOKENS", 1)
+    alone = gate_expansion.compute(masked, masks=2, examples=2)
+    assert len(calls) == 3 * batched
+    numbers = ["measured", "measured_error", "second", "third", "fourth"]
+    expected = alone[numbers].to_numpy()
+    assert together[numbers].to_numpy() == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_a_batch_has_few_tokens(masked, monkeypatch):
+    trained, (example, *_) = load_trained(masked), evaluation_examples(masked)
+    long = replace(example, prompt=20 * example.prompt)
+    loss, _ = gated(masked)
+    monkeypatch.setattr(gate_expansion, "BATCH_TOKENS", 4 * loss._batch.input_ids.shape[1])
+    found = gate_expansion.batches_of(trained, [example, example, long, example, example])
+    assert [len(batch) for batch in found] == [2, 1, 2]
 
 
 def test_a_valid_expansion_is_tested_and_an_invalid_one_is_not():
