@@ -46,8 +46,8 @@ def module_cells(
 
     Returns:
         A row for each group (run or configuration) and module: group, module, layer, projection,
-        NAME (the value), seeds (runs behind it), place (1: the highest mean over groups). Empty where fewer
-        than two modules have a value.
+        NAME (the value), seeds (runs behind it), place (1: the highest mean over groups). Empty
+        where fewer than two modules have a value.
     """
     last = at_last_step(rows(table)).dropna(subset=value)
     if last["module"].nunique() < 2:

@@ -38,7 +38,7 @@ def draw(table: pd.DataFrame, page: kit.Page) -> None:
         page.set_title(scores, title.lower())
         scores.set_ylabel(unit)
         baseline = rows["baseline"].iloc[0]
-        page.set_title(differences, f"difference to {baseline}, at equal rate and at own")
+        page.set_title(differences, f"difference to {baseline}, at equal and own rate")
         differences.set_ylabel("points" if unit == "%" else unit)
         differences.axhline(0, color="0.6", linewidth=0.6)
         differences.axvline((rates[-1] * own_place) ** 0.5, color="0.6", linewidth=0.6)
@@ -61,7 +61,7 @@ def draw(table: pd.DataFrame, page: kit.Page) -> None:
         panel.xaxis.set_minor_locator(NullLocator())
         names_at = [*(f"{rate:g}" for rate in rates), "own"]
         panel.set_xticks([*rates, own_place], names_at)
-        if NAME_WIDTH * sum(len(name) + 1 for name in names_at) > width_of(panel):
+        if NAME_WIDTH * (max(map(len, names_at)) + 1) > width_of(panel) / len(names_at):
             slant_names(panel)
         if panel.xaxis.get_tick_params()["labelbottom"]:
             panel.set_xlabel("peak learning rate")
@@ -70,7 +70,7 @@ def draw(table: pd.DataFrame, page: kit.Page) -> None:
         f"{seeds} seeds, 95 % t intervals; {int(table['examples'].min())} test examples\n"
         "ring: each method's own rate, chosen on validation"
     )
-    page.legend({panels[0]: axes[panels[0]]}, columns=1)
+    page.legend({panels[0]: axes[panels[0]]})
 
 
 def _errorbars(

@@ -23,7 +23,8 @@ RATES = {
     EQUAL: "at equal learning rate",
     OWN: "each at its own learning rate, chosen on validation examples",
 }
-NAME_WIDTH = 40  # characters
+MAX_NAME = 40  # characters in a line
+NAME_CHARACTER = 0.043  # inches, on average
 PANEL_WIDTH = 3.3  # inches, with the names of configurations beside it
 
 
@@ -95,6 +96,9 @@ def draw(table: pd.DataFrame, page: kit.Page) -> None:
     names = list(dict.fromkeys(places))[::-1]
     shown = [measure for measure in MEASURES if measure in set(rows["measure"])]
     axes = page.panels(shown, row_height=0.75 + 0.27 * len(names), panel_width=PANEL_WIDTH)
+    in_line = min(MAX_NAME, int(0.45 * page.width / page.columns / NAME_CHARACTER))
+    labels = [textwrap.fill(name, in_line) for name in names]
+    widest = max(len(line) for label in labels for line in label.splitlines())
     for measure, panel in axes.items():
         title, unit, scale, _ = MEASURES[measure]
         of_measure = rows[rows["measure"] == measure]
@@ -106,10 +110,9 @@ def draw(table: pd.DataFrame, page: kit.Page) -> None:
         for name, of_one in of_measure.groupby("configuration", sort=False):
             at, style = of_one.index, {"linestyle": "", "capsize": 2, **page.style(str(name))}
             panel.errorbar(x[at], y[at], xerr=[end[at] for end in ends], **style)
-        labels = [textwrap.fill(name, NAME_WIDTH) for name in names]
         panel.set_yticks(range(len(names)), labels, fontsize=5.5)
         panel.set_ylim(-0.6, len(names) - 0.4)
-        panel.set_title(title.lower())
+        page.set_title(panel, title.lower(), names=NAME_CHARACTER * widest)
         panel.set_xlabel("percentage points" if unit == "%" else unit)
     rates = "at equal and own rates" if OWN in set(table["rates"]) else RATES[EQUAL]
     seeds, tests = int(rows["paired_seeds"].min()), int(rows["examples"].min())

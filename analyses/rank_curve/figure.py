@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from analyses import kit
 from analyses.rank_curve.probes import LEFT_OUT
 from analyses.rank_curve.tables import MEAN
+from subspace_lab.figures.curves import MARKED
 from subspace_lab.figures.style import LINES, MARKERS, PALETTE, PREDICTION, step_axis
 from subspace_lab.stats.intervals import mean_interval
 
@@ -140,7 +141,7 @@ def _draw_orders(axis: Axes, rows: pd.DataFrame, run: str, style: dict[str, Any]
 
 
 def _draw_curve(axis: Axes, rows: pd.DataFrame, banded: bool = True, **style: Any) -> None:
-    axis.plot(rows["position"], rows["value"], **style)
+    axis.plot(rows["position"], rows["value"], markevery=-(-len(rows) // MARKED), **style)
     if not banded:
         return
     band = {"color": style["color"], "alpha": 0.12, "lw": 0}

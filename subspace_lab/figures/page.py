@@ -121,9 +121,10 @@ class Page:
         spec = self.figure.axes[0].get_subplotspec()
         return 1 if spec is None else spec.get_gridspec().ncols
 
-    def set_title(self, axes: Axes, text: str) -> None:
-        """Title a panel, in lines that fit it."""
-        axes.set_title(textwrap.fill(text, max(12, int(width_of(axes) / TITLE_CHARACTER))))
+    def set_title(self, axes: Axes, text: str, *, names: float = 0.0) -> None:
+        """Title a panel, in lines that fit it beside names of a width at its axis, in inches."""
+        width = width_of(axes) - names
+        axes.set_title(textwrap.fill(text, max(12, int(width / TITLE_CHARACTER))))
 
     def title(self, text: str) -> None:
         """Write the title above the panels of a new figure, in lines that fit it."""
