@@ -35,7 +35,8 @@ class Part:
         """The runs of each configuration."""
         groups: dict[str, list[Run]] = {}
         for run in self.runs:
-            settings = without_seed(run.config) | {"law": run.mask_law}
+            law = {k: v for k, v in (run.description.get("mask") or {}).items() if k != "seed"}
+            settings = without_seed(run.config) | {"law": law}
             groups.setdefault(identity(settings) if run.config else run.name, []).append(run)
         return list(groups.values())
 

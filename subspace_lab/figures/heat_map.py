@@ -6,10 +6,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
+from pandas.api.types import is_numeric_dtype
 
 from subspace_lab.figures.style import slant_names
 
-MAX_LABELS = 8  # at an axis
+MAX_LABELS, MAX_NUMBERS = 8, 5  # at an axis; of numbers side by side
 
 
 def draw_heat_map(axes: Axes, values: pd.DataFrame) -> AxesImage:
@@ -36,8 +37,12 @@ def draw_named_heat_map(
         limits: ends of the scale of colors.
     """
     image = _draw(axes, values, limits=limits)
-    for set_ticks, names in ((axes.set_yticks, values.index), (axes.set_xticks, values.columns)):
-        every = -(-len(names) // MAX_LABELS)
+    across = MAX_NUMBERS if is_numeric_dtype(values.columns) else MAX_LABELS
+    for set_ticks, names, most in (
+        (axes.set_yticks, values.index, MAX_LABELS),
+        (axes.set_xticks, values.columns, across),
+    ):
+        every = -(-len(names) // most)
         places = range(1, len(names) + 1)[::every]
         set_ticks(list(places), [str(name) for name in names[::every]])
     slant_names(axes)

@@ -47,7 +47,7 @@ def write_run(
     config = TrainConfig(seed=seed, **fields)
     prompts = list(range(ROWS)) if prompts is None else prompts
     folder.mkdir(parents=True)
-    law = {"keep_prob": config.keep_prob} if config.masked else None
+    law = {"keep_prob": config.keep_prob, "seed": seed} if config.masked else None
     content = {"config": config.to_dict(), "modules": [], "status": "finished"}
     (folder / "run.json").write_text(json.dumps(content | ({"mask": law} if law else {})))
     for task, values in losses.items():
