@@ -165,8 +165,8 @@ def draw_inference(rows: pd.DataFrame, page: kit.Page) -> None:
     rows = rows[rows["outcome"] == "calibrated_loss"]
     rows = rows[rows["scale"].between(0.7, 1.3)]  # others are much worse, and would flatten these
     scales = rows["scale"].map("update\ntimes {:g}".format)
-    names = rows["predictor"].where(rows["predictor"] != "scaled", scales)
-    rows = rows.assign(name=names.replace(PREDICTOR_NAMES))
+    predictors = rows["predictor"].where(rows["predictor"] != "scaled", scales)
+    rows = rows.assign(name=predictors.replace(PREDICTOR_NAMES))
     names, arms = _distinct(rows["name"]), _distinct(rows["arm"])
     panels = page.panels(
         _distinct(rows["regime"]),
