@@ -43,8 +43,8 @@ from subspace_lab.tasks.examples import Example
 from subspace_lab.theory.gates import GateGap, average_gap, gate_gap
 from subspace_lab.theory.mask_law import DEFAULT_LAW, MaskLaw
 
-BATCH_TOKENS = 512
-"""Padded tokens of a batch: as many as one long example has, which is a batch of its own."""
+BATCH_TOKENS = 128
+"""Padded tokens of a batch, of which each takes some 20 MB in a model of 135 M parameters."""
 
 
 def compute(
