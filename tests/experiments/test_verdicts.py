@@ -158,7 +158,7 @@ def test_differences_that_no_table_compares(tmp_path):
         losses |= {(f"A-rank-{rank}", "LoRA"): 1 + 0 * NOISE}
         losses |= {(f"A-rank-{rank}", "token"): 1 - 0.05 * np.log2(rank / 4) + 0.01 * NOISE}
     rows = [
-        {"regime": regime, "arm": arm, "own": own, "seed": seed, PRIMARY: loss + (not own)}
+        {"regime": regime, "arm": arm, "own": own, "seed": seed, PRIMARY: loss * (2 - own)}
         for (regime, arm), of_seeds in losses.items()
         for seed, loss in zip(SEEDS, of_seeds, strict=True)
         for own in (True, False)
