@@ -136,4 +136,4 @@ def test_cells_at_their_own_rate_leave_out_the_baseline_at_other_rates():
         ("token", 4e-3),
     }
     others = {c.learning_rate for c in design.final_cells(own) if c.arm == "LoRA"}
-    assert others == {5e-4, 1e-3, 2e-3}
+    assert others == {6e-5, 1.2e-4, 2.5e-4, 1e-3}
