@@ -86,6 +86,7 @@ RESTS_ON: Mapping[str, tuple[Predicted, ...]] = {
     ),
     "less rank is better": (
         Predicted("below", "x1", "step - LoRA"),
+        Predicted("below", "x5", "token - LoRA", regimes=("C",)),
         Predicted("below", "x3", "LoRA-r8 - LoRA"),
     ),
     "a mild pruning": (
@@ -106,6 +107,7 @@ RESTS_ON: Mapping[str, tuple[Predicted, ...]] = {
         Predicted("above", "x1", "step - LoRA", "test_exact_match"),
         Predicted("below", "x2", "token - LoRA"),
         Predicted("above", "x2", "token - LoRA", "test_exact_match"),
+        Predicted("below", "x5", "token - LoRA", regimes=("C",)),
         Predicted("below", "finer", "step - LoRA"),
         Predicted("below", "finer", "token - LoRA"),
     ),
