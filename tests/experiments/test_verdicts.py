@@ -220,7 +220,7 @@ def test_claims_rest_on_arms_that_the_experiments_have():
 
 
 def test_the_shipped_verdicts_are_those_of_the_shipped_tables(tmp_path):
-    for path in RESULTS.glob("x*.csv"):
+    for path in set(RESULTS.glob("*.csv")) - {RESULTS / "claims.csv"}:
         (tmp_path / path.name).symlink_to(path)
     decide_claims(tmp_path)
     remake = "stale: run `python -m experiments claims --out docs/experiments`"
