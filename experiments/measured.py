@@ -74,9 +74,9 @@ def between_predictors(table: pd.DataFrame) -> pd.DataFrame:
 
 def between_ranks(table: pd.DataFrame) -> pd.DataFrame:
     """Read a table of `ranks.rank_differences`, of runs at their arm's rate."""
-    table = table[table["arm"] != "LoRA"]
-    named = {"comparison": table["arm"] + " - LoRA", "outcome": table["quantity"]}
-    return table.assign(**named, rates="own")
+    table = table[table["arm"] != table.get("against", "LoRA")]
+    comparison = table["arm"] + " - " + table.get("against", "LoRA")
+    return table.assign(comparison=comparison, outcome=table["quantity"], rates="own")
 
 
 def gains_over_singles(table: pd.DataFrame) -> pd.DataFrame:
@@ -118,12 +118,16 @@ def between_runs(table: pd.DataFrame) -> pd.DataFrame:
 
 def at_equal_norm(table: pd.DataFrame) -> pd.DataFrame:
     """Compare effective ranks at equal norm of dW, of `trajectories.at_equal_norm`."""
+    table = table.assign(
+        comparison=table["arm"] + " - " + table.get("against", "LoRA"),
+        gain=table["entropy"] - table["baseline_entropy"],
+    )
+    table = table[table["arm"] != table.get("against", "LoRA")]
     return pd.DataFrame(
-        _row(
-            str(regime), f"{arm} - LoRA", EQUAL_NORM, of_arm["entropy"] - of_arm["baseline_entropy"]
-        )
-        for (regime, arm), of_arm in table.groupby(["regime", "arm"], sort=False)
-        if arm != "LoRA"
+        _row(str(regime), str(comparison), EQUAL_NORM, gains)
+        for (regime, comparison), gains in table.groupby(["regime", "comparison"], sort=False)[
+            "gain"
+        ]
     )
 
 
