@@ -72,6 +72,12 @@ def test_a_run_that_has_just_begun_and_one_without_a_plan(copy):
     assert watch.describe(Run(copy), now=0.0) == "tiny has recorded no step yet"
 
 
+def test_before_the_first_step_with_cores_there_is_no_rank(copy, monkeypatch):
+    monkeypatch.setattr(Run, "core_steps", [0])
+    line = watch.describe(Run(copy), now=0.0)
+    assert "loss" in line and "rank" not in line and "drift" not in line
+
+
 def test_what_is_not_a_run_is_refused(tmp_path, adapter, command):
     for path in (tmp_path / "nowhere", adapter):
         done = command("watch", "--run", path)
