@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analyses import kit
+from subspace_lab.figures.style import slant_names
 from subspace_lab.stats.intervals import mean_interval
 
 PREDICTORS = ("base", "full", "singles", "geometric", "arithmetic")
@@ -81,3 +82,4 @@ def _draw_panel(axis: Axes, points: pd.DataFrame, page: kit.Page) -> None:
         axis.plot([], [], linestyle="", label=run, **style)
     axis.set_xticks(range(len(PREDICTORS)), PREDICTORS)
     axis.set_xlim(-0.5, len(PREDICTORS) - 0.5)
+    slant_names(axis)
