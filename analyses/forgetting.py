@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -186,7 +186,9 @@ def figure_table(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     keys = [kit.group_column(trained), "of", "kept"]
     for (run, of, kept), seeds in trained.groupby(keys, sort=False, observed=True):
-        ends = seeds.iloc[0][["difference", "difference_low", "difference_high"]]
+        ends: list[Any] = seeds.iloc[0][
+            ["difference", "difference_low", "difference_high"]
+        ].tolist()
         if len(seeds) > 1:
             interval = mean_interval(seeds["difference"].to_numpy())
             ends = [interval.estimate, interval.low, interval.high]

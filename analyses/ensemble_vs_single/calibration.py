@@ -30,7 +30,7 @@ def figure_table(table: pd.DataFrame) -> pd.DataFrame:
     """
     last = kit.at_last_step(table)
     group = kit.group_column(last)
-    samples = {name: last[name].iloc[0] for name in ("examples", "split", "dtype")}
+    samples: dict[str, Any] = {name: last[name].iloc[0] for name in ("examples", "split", "dtype")}
     samples["masks"] = last["masks"].max()
     rows = []
     for run, of_run in last.groupby(group, sort=False, observed=True):
@@ -43,7 +43,7 @@ def figure_table(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _over_seeds(values: pd.Series[float]) -> dict[str, float]:
+def _over_seeds(values: pd.Series[float]) -> dict[str, Any]:
     interval = mean_interval(values.to_numpy())
     ends = {"value": interval.estimate, "low": interval.low, "high": interval.high}
     return {**ends, "seeds": len(values)}

@@ -162,14 +162,11 @@ class ScoredTask:
     def _score(
         self, trained: TrainedModel, examples: list[tasks.Example], calibration: Calibration
     ) -> pd.DataFrame:
-        score = likelihood.choose if self.config.metric == "likelihood" else likelihood.exact_match
-        return score(
-            trained.model,
-            trained.tokenizer,
-            examples,
-            batch_size=self.config.batch_size,
-            calibration=calibration,
-        )
+        shared = trained.model, trained.tokenizer, examples
+        size = self.config.batch_size
+        if self.config.metric == "likelihood":
+            return likelihood.choose(*shared, batch_size=size, calibration=calibration)
+        return likelihood.exact_match(*shared, batch_size=size, calibration=calibration)
 
 
 @dataclass(frozen=True)
