@@ -108,7 +108,6 @@ def test_a_runs_own_task_is_scored_as_its_training_scored_it(run, command):
     assert f"  ece {calibration['ece']:.4g}, brier {calibration['brier']:.4g}, oracle_temp" in said
 
 
-@pytest.mark.usefixtures("processor")
 def test_validation_chooses_the_temperature_of_the_loss_on_test_examples(run, command):
     command(run, "pocket", *EXACT, "--split", "validation", "--examples", 8)
     (chosen,) = [one["calibration"] for one in summaries(run, "validation").values()]
