@@ -60,7 +60,12 @@ def draw(points: pd.DataFrame, page: kit.Page) -> None:
     first = next(iter(axes.values()))
     first.set_ylim(bottom=0)
     for kind, face in ((AS_IT_IS, "white"), (VALIDATED, "0.35")):
-        marker = {"color": "0.35", "marker": "o", "linestyle": "", "markerfacecolor": face}
+        marker: dict[str, Any] = {
+            "color": "0.35",
+            "marker": "o",
+            "linestyle": "",
+            "markerfacecolor": face,
+        }
         first.plot([], [], label=kind, **marker)
     count, seeds = int(points["masks"].max()), int(points["seeds"].max())
     note = f"{kit.examples_note(points)}, {count} mask{'s' * (count != 1)}"
@@ -77,7 +82,7 @@ def _draw_panel(axis: Axes, points: pd.DataFrame, page: kit.Page) -> None:
         for kind, rows in points[points["run"] == run].groupby("kind", sort=False):
             x = rows["predictor"].map(PREDICTORS.index) + shift
             axis.vlines(x, rows["low"], rows["high"], color=style["color"], linewidth=0.7)
-            face = {} if kind == VALIDATED else {"markerfacecolor": "white"}
+            face: dict[str, Any] = {} if kind == VALIDATED else {"markerfacecolor": "white"}
             axis.plot(x, rows["value"], linestyle="", **style, **face)
         axis.plot([], [], linestyle="", label=run, **style)
     axis.set_xticks(range(len(PREDICTORS)), PREDICTORS)
