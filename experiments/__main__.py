@@ -83,13 +83,9 @@ def tables_of(design: Design, final: Path, own: Rates) -> dict[str, pd.DataFrame
     tables = {"runs": table, "differences": compare(table, design)}
     if design.measures == "ranks":
         tables["ranks"] = ranks.rank_table(design, final, own)
-        tables["rank-differences"] = ranks.rank_differences(
-            tables["ranks"], baseline=design.baseline
-        )
+        tables["rank-differences"] = ranks.rank_differences(tables["ranks"], design)
         tables["trajectories"] = trajectories.trajectory_table(design, final, own)
-        tables["equal-norm"] = trajectories.at_equal_norm(
-            tables["trajectories"], baseline=design.baseline
-        )
+        tables["equal-norm"] = trajectories.at_equal_norm(tables["trajectories"], design)
     if design.measures == "inference":
         tables["inference"] = inference.inference_table(design, final, own)
         tables["inference-differences"] = inference.inference_differences(tables["inference"])

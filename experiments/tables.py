@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from analyses import kit
-from experiments.comparisons import PRIMARY
+from experiments.comparisons import PRIMARY, difference
 
 ACCURACY = "test_exact_match"
 MARKED = re.compile(r"<!-- table (?P<name>\S+) -->\n(?P<table>.*?)<!-- end -->", re.DOTALL)
@@ -93,22 +93,36 @@ def inference_table(rows: pd.DataFrame) -> str:
 
 def rank_table(rows: pd.DataFrame) -> str:
     """Write entropy effective ranks of single updates and of means over mask seeds."""
-    lines = [["regime", "arm", "of", "entropy effective rank", "minus LoRA's"]]
+    lines = [["regime", "arm", "of", "entropy effective rank", "minus that of", "difference"]]
     names = {
         "single_entropy": "single runs",
         "mean_entropy": "mean over mask seeds",
-        "crossed_entropy": "mean over mask seeds, crossed, against LoRA's planted",
+        "crossed_entropy": "mean over mask seeds, crossed",
     }
-    lines += [
-        [
-            str(row.regime),
-            str(row.arm),
-            names[str(row.quantity)],
-            f"{row.arm_mean:.2f}",
-            interval_text(row, form="+.2f"),
-        ]
-        for row in rows[rows["quantity"].isin(list(names))].itertuples()
-    ]
+    for (_, arm), group in rows.groupby(["regime", "arm"], sort=False):
+        of = group.set_index("quantity")
+        has_mask_seeds = "crossed_entropy" in of.index
+        for quantity, name in names.items():
+            if quantity == "single_entropy" or has_mask_seeds:
+                row = of.loc[quantity]
+                itself = row["against"] == arm
+                against = f"{row['against']}, planted" if "crossed" in quantity else row["against"]
+                compared = [] if itself else [against, interval_text(row, form="+.2f")]
+                cells = [row["regime"], arm, name, f"{row['arm_mean']:.2f}", *compared]
+                lines.append([*map(str, cells), *[""] * (len(lines[0]) - len(cells))])
+    return kit.markdown_table(lines)
+
+
+def equal_norm_table(rows: pd.DataFrame) -> str:
+    """Write entropy effective ranks at equal Frobenius norm of dW, paired by seed."""
+    head = ["regime", "arm", "at norm", "entropy effective rank", "minus that of", "difference"]
+    lines = [head]
+    for (regime, arm, against), group in rows.groupby(["regime", "arm", "against"], sort=False):
+        if arm != against:
+            both = (group["entropy"] - group["baseline_entropy"]).to_numpy()
+            interval = interval_text(pd.Series(difference(both)), form="+.2f")
+            norm, rank = f"{group['norm'].mean():.2f}", f"{group['entropy'].mean():.2f}"
+            lines.append([str(regime), str(arm), norm, rank, str(against), interval])
     return kit.markdown_table(lines)
 
 
@@ -129,6 +143,7 @@ WRITERS = {
     "grid": grid_table,
     "inference": inference_table,
     "ranks": rank_table,
+    "equal-norm": equal_norm_table,
 }
 FILES = {
     "primary": "differences",
