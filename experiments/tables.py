@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from analyses import kit
+from analyses.claims.registered import form_of
 from experiments.comparisons import PRIMARY, difference
 
 ACCURACY = "test_exact_match"
@@ -126,6 +127,46 @@ def equal_norm_table(rows: pd.DataFrame) -> str:
     return kit.markdown_table(lines)
 
 
+def claims_table(rows: pd.DataFrame) -> str:
+    """Write the verdicts on the paper's claims, and the differences that decided them.
+
+    Differences that were not measured are left out; claims without any are in the last line.
+
+    Args:
+        rows: of `verdicts.verdict_table`.
+    """
+    lines = [["claim", "rests on", "predicted", "difference", "p (Holm)", "shows", "verdict"]]
+    measured = rows[rows["difference"].notna()]
+    for _, of_claim in measured.groupby("claim", sort=False):
+        lines += _claim_lines(of_claim)
+    untested = rows.loc[~rows["claim"].isin(measured["claim"]), "claim"].unique()
+    return kit.markdown_table([*lines, [", ".join(untested), *[""] * 5, "not tested"]])
+
+
+def _claim_lines(rows: pd.DataFrame) -> list[list[str]]:
+    """Write the differences of one claim; the first line names it."""
+    lines = []
+    for row in rows.itertuples():
+        rates = "own rates" if row.rates == "own" else "LoRA's rate"
+        numbers = interval_text(row, form=form_of(str(row.unit)))
+        lines.append(
+            [
+                "",
+                f"{str(row.experiment).upper()}, {row.regime}: {row.comparison}, {row.outcome}, "
+                f"{rates}",
+                str(row.predicted),
+                f"{numbers} {row.unit}, n = {row.n:.0f}",
+                f"{row.p_holm:.2g}",
+                str(row.shows),
+                "",
+            ]
+        )
+    claim = rows.iloc[0]
+    lines[0][0] = f"**{claim['claim']}** ({claim['place']})"
+    lines[0][-1] = f"**{claim['verdict']}**"
+    return lines
+
+
 def interval_text(row: object, *, scale: float = 1.0, form: str = "+.3f") -> str:
     """Write a difference and its interval.
 
@@ -143,6 +184,7 @@ WRITERS = {
     "grid": grid_table,
     "inference": inference_table,
     "ranks": rank_table,
+    "claims": claims_table,
     "equal-norm": equal_norm_table,
 }
 FILES = {
@@ -157,11 +199,11 @@ def table_text(name: str, results: Path) -> str:
     """Write a table by its name in the text, such as `x2-primary`.
 
     Args:
-        name: experiment and kind.
+        name: experiment and kind; of all together the kind alone.
         results: the folder of the CSV files.
     """
-    experiment, kind = name.split("-", 1)
-    rows = pd.read_csv(results / f"{experiment}-{FILES.get(kind, kind)}.csv")
+    experiment, dash, kind = name.partition("-") if "-" in name else ("", "", name)
+    rows = pd.read_csv(results / f"{experiment}{dash}{FILES.get(kind, kind)}.csv")
     return WRITERS[kind](rows)
 
 

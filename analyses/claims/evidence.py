@@ -151,6 +151,11 @@ class Evidence:
         """The gain over LoRA with each method at the rate that validation examples choose."""
         return own_rate_gains(self.masked(), self.lora)
 
+    @cached_property
+    def gains_at_loras_rate(self) -> list[Difference]:
+        """The same with both at the rate that validation examples choose for LoRA."""
+        return own_rate_gains(self.masked(), self.lora, at_loras=True)
+
 
 def _score(run: Run) -> Measurement | None:
     """Exact match after the last step; None where it was not evaluated."""

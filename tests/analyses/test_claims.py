@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from analyses import mask_theory
 from analyses.claims import compute
 from analyses.claims.evidence import Evidence
-from analyses.claims.gains import better_than_lora
+from analyses.claims.gains import at_loras_settings, better_than_lora
 from analyses.claims.paper import CLAIMS
+from analyses.claims.registered import found_of, registered, verdict_of
 from analyses.claims.texts import to_html, to_markdown, to_text
 from analyses.mask_theory import COLUMNS
 from subspace_lab.adapters.mask import RankMask
@@ -42,7 +44,7 @@ def verdicts(*runs: Run) -> dict[str, str]:
 def test_every_claim_gets_a_verdict_with_its_evidence(runs):
     table = compute(list(runs.values()))
     assert list(table["name"]) == [claim.name for claim in CLAIMS]
-    assert len(table) == 13 and table["name"].is_unique
+    assert len(table) == 18 and table["name"].is_unique
     assert set(table["verdict"]) <= VERDICTS
     untested = table["verdict"] == "not tested"
     assert table.loc[untested, "shown"].str.contains("needs").all()
@@ -58,6 +60,8 @@ def test_verdicts_of_all_kinds_of_run_together(runs):
     assert found["a moving subspace"] == "contradicted"
     for name in ("two masks are one", "less rank is better", "significantly better"):
         assert found[name] == "not tested"
+    for name in ("more directions", "no extra cost", "at LoRA's settings", "by subspaces"):
+        assert found[name] == "not tested"  # one seed
 
 
 def test_one_run_alone_tests_what_it_can(runs):
@@ -152,8 +156,13 @@ def test_each_at_its_own_rate_decides(best, verdict, tmp_path):
     finding = better_than_lora(known)
     assert finding.verdict == verdict
     assert "learning rate 0.002 against LoRA's 0.001" in finding.shown
+    (at_loras,) = known.gains_at_loras_rate  # where masks have half of LoRA's answers right
+    assert at_loras.estimate == pytest.approx(-10 / ROWS)
+    assert "learning rate 0.001 against LoRA's 0.001" in at_loras.conditions
+    assert at_loras_settings(known).verdict == "contradicted"
     one_rate = [run for run in runs if run.config["learning_rate"] == 2e-3]
     assert better_than_lora(evidence(one_rate)).verdict == "undecided"
+    assert at_loras_settings(evidence(one_rate)).verdict == "not tested"
 
 
 def test_gain_is_the_mean_difference_over_seeds(tmp_path):
@@ -196,9 +205,23 @@ def test_tables_hold_a_row_per_claim_and_escape(runs):
     table = compute([runs["step"]])
     lines = [line for line in to_markdown(table).splitlines() if line.startswith("|")]
     assert len(lines) == len(CLAIMS) + 2
-    assert all(line.replace("\\|", "").count("|") == 5 for line in lines)
+    assert all(line.replace("\\|", "").count("|") == 6 for line in lines)
     page = to_html(table.assign(shown="a < b & c"))
     assert page.count("<tr>") == len(CLAIMS) + 1 and "a &lt; b &amp; c" in page
+
+
+def test_what_the_experiments_found_stands_beside(runs):
+    table = compute([runs["step"]]).set_index("name")
+    row = registered().set_index("claim").loc["at LoRA's settings"].iloc[0]
+    number = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    assert number in table.loc["at LoRA's settings", "registered"]
+    assert f"n = {row['n']:.0f}" in table.loc["at LoRA's settings", "registered"]
+    for render in (to_text, to_markdown, to_html):
+        page = " ".join(html.unescape(render(table.reset_index())).split())
+        assert number in page and verdict_of("at LoRA's settings") in page
+    for claim in CLAIMS:
+        assert verdict_of(claim.name) in VERDICTS
+        assert bool(found_of(claim.name)) == (verdict_of(claim.name) != "not tested")
 
 
 def test_command_prints_and_writes(command, runs, tmp_path):
@@ -206,7 +229,7 @@ def test_command_prints_and_writes(command, runs, tmp_path):
     assert found.code == 0, found.err
     assert "only the kept learn: contradicted" in found.out
     saved = json.loads((tmp_path / "claims.json").read_text())
-    assert len(saved["summary"]) == len(pd.read_parquet(tmp_path / "claims.parquet")) == 13
+    assert len(saved["summary"]) == len(pd.read_parquet(tmp_path / "claims.parquet")) == 18
     assert (tmp_path / "claims.md").read_text().startswith("| the paper says |")
     assert "<table>" in (tmp_path / "claims.html").read_text()
 
