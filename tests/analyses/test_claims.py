@@ -92,15 +92,15 @@ def test_a_run_that_was_not_trained_as_it_says_gives_no_verdict_and_is_listed(ru
     assert compute([runs["step"]]).attrs["excluded"] == {}
 
 
-def scored(folder, scores: dict[str, list[float]], *, rank: int = 8) -> list[Run]:
+def scored(folder, scores: dict[str, list[float]], *, rank: int = 8, **settings) -> list[Run]:
     """Write runs with nothing but a last evaluation, one per method and seed."""
     runs = []
     for method, values in scores.items():
         for seed, score in enumerate(values):
-            config = {"method": method, "rank": rank, "seed": seed, "task": "pocket"}
+            config = {"method": method, "rank": rank, "seed": seed, "task": "pocket"} | settings
             mask = {"keep_prob": 0.5, "granularity": "step", "rescale": True}
             law = {"mask": mask} if method == "droplora" else {}
-            path = folder / f"{method}-{rank}-{seed}"
+            path = folder / "-".join(map(str, [method, rank, seed, *settings.values()]))
             module = {"module": "q", "layer": 0, "projection": "q", "m": 4, "n": 4, "r": rank}
             table = pd.DataFrame([module]).assign(scaling=2.0)
             writer = RunWriter(path, {"config": config} | law, table)
@@ -170,6 +170,35 @@ def test_gain_is_the_mean_difference_over_seeds(tmp_path):
     (gain,) = evidence(scored(tmp_path, {"lora": LORA, "droplora": masked})).gains
     assert gain.difference.difference.estimate == pytest.approx(2)
     assert gain.conditions == "100 test examples"
+
+
+@pytest.mark.parametrize("own", ["init_seed", "data_seed"])
+def test_runs_of_one_seed_that_differ_in_another_are_paired_each(own, tmp_path):
+    runs = [
+        run
+        for value, gain in enumerate((0.1, 0.2, 0.6))
+        for run in scored(tmp_path, {"lora": [0.3], "droplora": [0.3 + gain]}, **{own: value})
+    ]
+    (gain,) = evidence(runs).gains
+    assert gain.seeds == 3 and gain.estimate == pytest.approx(0.3)
+
+
+def test_mask_seeds_share_their_lora_run_and_are_one_repetition(tmp_path):
+    runs = scored(tmp_path, {"lora": [0.3, 0.3]})
+    for value, gains in enumerate([(0.1, 0.2), (0.3, 0.6)]):
+        masked = {"droplora": [0.3 + gain for gain in gains]}
+        runs += scored(tmp_path, masked, mask_seed=value)
+    (gain,) = evidence(runs).gains
+    assert gain.by_seed == pytest.approx({(0,): 0.2, (1,): 0.4})
+
+
+def test_runs_at_several_rates_are_compared_at_each(tmp_path):
+    runs = [
+        run
+        for rate, gain in ((1e-3, 0.1), (2e-3, 0.2))
+        for run in scored(tmp_path, {"lora": [0.3], "droplora": [0.3 + gain]}, learning_rate=rate)
+    ]
+    assert [gain.estimate for gain in evidence(runs).gains] == pytest.approx([0.1, 0.2])
 
 
 def test_tables_hold_a_row_per_claim_and_escape(runs):
