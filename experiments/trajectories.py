@@ -64,7 +64,8 @@ def at_equal_norm(table: pd.DataFrame, design: Design) -> pd.DataFrame:
 
     Returns:
         Columns regime, arm, against, seed, norm (the largest that both reach), entropy and
-        baseline_entropy, interpolated between recorded steps.
+        baseline_entropy, interpolated between recorded steps; no row where one's
+        smallest recorded norm is above the other's largest.
     """
     rows: list[dict[str, Any]] = []
     for (regime, seed), group in table.groupby(["regime", "seed"], sort=False):
@@ -73,6 +74,8 @@ def at_equal_norm(table: pd.DataFrame, design: Design) -> pd.DataFrame:
             usual = _growing(group[group["arm"] == against])
             other = _growing(of_arm)
             norm = min(usual["norm"].max(), other["norm"].max())
+            if norm < max(usual["norm"].min(), other["norm"].min()):
+                continue  # one was never as small as the other at its largest
             entropy, of_baseline = (
                 float(np.interp(norm, one["norm"], one["entropy"])) for one in (other, usual)
             )
