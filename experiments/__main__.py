@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments import inference, ranks, trajectories
+from experiments import against_theory, inference, ranks, trajectories
 from experiments.comparisons import compare
 from experiments.design import Design, Rates, part_of, read_design
 from experiments.figures import draw_experiment
@@ -84,6 +84,7 @@ def tables_of(design: Design, final: Path, own: Rates) -> dict[str, pd.DataFrame
         tables["equal-norm"] = trajectories.at_equal_norm(
             tables["trajectories"], baseline=design.baseline
         )
+        tables["theory"] = against_theory.theory_table(design, final, own)
     if design.measures == "inference":
         tables["inference"] = inference.inference_table(design, final, own)
         tables["inference-differences"] = inference.inference_differences(tables["inference"])

@@ -20,10 +20,11 @@ could notice none is not counted. Runs that share a seed may share masks and fir
 they `repeat` counts once.
 
 What a record cannot test is listed as `not testable`, with the reason: token masks do not belong to
-a step, so most of T1 needs step masks, and the steps of dropped directions need cores of every
-step; what holds under a squared loss only (T8, T9, T14) is beyond all runs of language models. With a LoRA run among the runs that differs in the mask only, masked runs are compared to it.
-The tables of `analyses.ensemble_vs_single` and `analyses.gate_expansion` are used if they lie in
-the run's folder.
+a step, so most of T1 needs step masks; the steps of dropped directions need cores of every step;
+what holds under a squared loss only (T8, T9, T14) is beyond all runs of language models. With a
+LoRA run among the runs that differs in the mask only, masked runs are compared to it. The tables
+of `analyses.ensemble_vs_single` and `analyses.gate_expansion` are used if they lie in the run's
+folder.
 """
 
 from __future__ import annotations

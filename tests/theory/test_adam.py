@@ -114,7 +114,7 @@ def test_mean_step_is_sqrt_q_of_loras(simulated, deviation):
 @pytest.mark.parametrize(("drift", "memory"), [(0.0, 0.0), (0.1, 0.0), (0.0, 0.9)])
 def test_displacement_is_not_sqrt_q_where_gradients_wander(drift, memory, deviation):
     """torch's AdamW with and without step masks, under the same gradients of some memory."""
-    q, coordinates, burn, steps = 0.5, 2000, 300, 200
+    q, coordinates, burn, steps = 0.5, 2000, 200, 150
     draw = torch.Generator().manual_seed(6)
     noise = torch.zeros(coordinates, dtype=torch.float64)
     X = torch.zeros(2, coordinates, dtype=torch.float64, requires_grad=True)
