@@ -3,6 +3,7 @@
     python -m experiments x1 x2 --jobs 2
     python -m experiments x6 --regimes A --arms step noise-only
     python -m experiments x1 --smoke --out /tmp/smoke
+    python -m experiments x7 --jobs 8 --data_dir DATA    # a GPU; DATA/math/gsm8k_train.jsonl
 
 Finished runs are skipped, and shared among experiments, so the same command continues. Tables and
 figures go to OUT/results; docs/why-rank-dropout.md reads them.
@@ -17,7 +18,7 @@ import pandas as pd
 
 from experiments import against_theory, inference, ranks, trajectories
 from experiments.comparisons import compare
-from experiments.design import Design, Rates, part_of, read_design
+from experiments.design import Design, Rates, part_of, read_design, with_data
 from experiments.figures import draw_experiment
 from experiments.results import results_table
 from experiments.running import own_rates, train, validation_losses
@@ -35,7 +36,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="+", metavar="NAME", help="x1, x2, x3, x4, x5 or x6")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="x1 to x7, finer")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/experiments"), help="the folder of runs and results"
     )
@@ -43,11 +44,16 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a small version of each")
     parser.add_argument("--regimes", nargs="+", metavar="REGIME", help="only these")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these and the baseline")
+    parser.add_argument(
+        "--data_dir", type=Path, metavar="FOLDER", help="read the task of x7 here, not from the hub"
+    )
     arguments = parser.parse_args()
     with interruptible():
         for name in arguments.names:
             design = read_design(name, smoke=arguments.smoke)
             part = part_of(design, regimes=arguments.regimes, arms=arguments.arms)
+            if arguments.data_dir is not None:
+                part = with_data(part, arguments.data_dir)
             run_experiment(part, arguments.out, jobs=arguments.jobs)
 
 
@@ -75,7 +81,7 @@ def tables_of(design: Design, final: Path, own: Rates) -> dict[str, pd.DataFrame
     """Make the tables of an experiment, by kind."""
     table = results_table(design, final, own)
     tables = {"runs": table, "differences": compare(table, design)}
-    if design.measures == "ranks":
+    if design.measures in ("ranks", "theory"):
         tables["ranks"] = ranks.rank_table(design, final, own)
         tables["rank-differences"] = ranks.rank_differences(
             tables["ranks"], baseline=design.baseline
@@ -84,6 +90,7 @@ def tables_of(design: Design, final: Path, own: Rates) -> dict[str, pd.DataFrame
         tables["equal-norm"] = trajectories.at_equal_norm(
             tables["trajectories"], baseline=design.baseline
         )
+    if design.measures == "theory":
         tables["theory"] = against_theory.theory_table(design, final, own)
     if design.measures == "inference":
         tables["inference"] = inference.inference_table(design, final, own)

@@ -72,7 +72,8 @@ def measure(run: Run) -> dict[str, float]:
         f"walked_{factor}": math.sqrt(number * float((rates**2).sum()))
         for factor, number in entries.items()
     }
-    return {**pd.DataFrame(rows).median().to_dict(), **moved, **walked}
+    medians = {str(name): float(value) for name, value in pd.DataFrame(rows).median().items()}
+    return medians | moved | walked
 
 
 def _module(module: LoraModule, second_moment: Float[Tensor, "n n"]) -> dict[str, float]:

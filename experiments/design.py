@@ -85,6 +85,7 @@ class Design:
         seeds: seeds of the final cells.
         primary: pairs of arms whose difference decides.
         equal_rate: arms that are also trained at the baseline's rate.
+        baseline_rates: at which the baseline is also trained.
         fields: of the final runs.
         rate_fields: of the runs from which rates are chosen, which experiments share.
         rates_of: the arm whose own rate all arms have; None: each its own.
@@ -92,7 +93,8 @@ class Design:
         primary_regimes: where the primary differences decide.
         slope: regimes by the value of a setting, over which the difference of `primary` arms has a
             slope that decides, too.
-        measures: what else is measured of the runs: `ranks` of the updates, or several ways of
+        measures: what else is measured of the runs: `ranks` of the updates, these and what
+            `theory` says of the factors, or several ways of
             `inference`.
     """
 
@@ -107,13 +109,14 @@ class Design:
     seeds: Sequence[int]
     primary: Sequence[tuple[str, str]] = ()
     equal_rate: Sequence[str] = ()
+    baseline_rates: Sequence[float] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
     rate_fields: Mapping[str, Any] = field(default_factory=dict)
     rates_of: str | None = None
     repeat: Mapping[str, Mapping[str, Mapping[str, Sequence[Any]]]] = field(default_factory=dict)
     primary_regimes: Sequence[str] = ()
     slope: Mapping[str, float] = field(default_factory=dict)
-    measures: Literal["ranks", "inference"] | None = None
+    measures: Literal["ranks", "theory", "inference"] | None = None
 
     def rate_cells(self) -> list[Cell]:
         """List the runs from which the learning rates are chosen."""
@@ -149,14 +152,24 @@ class Design:
         }
         return list(cells.values())
 
+    def own_cells(self, own: Rates) -> list[Cell]:
+        """List those of the final runs that are at their arm's own rate."""
+        return [
+            cell
+            for cell in self.final_cells(own)
+            if cell.learning_rate == self.rates_at(cell.regime, cell.arm, own)["own"]
+        ]
+
     def rates_at(self, regime: str, arm: str, own: Rates) -> dict[str, float]:
-        """Give an arm's `own` rate, and its `equal` one where it is trained at the baseline's."""
+        """Give an arm's rates: `own`, `equal` to the baseline's, and others of the baseline."""
         fixed = self.arms[arm].fields.get("learning_rate")
         if fixed is not None:
             return {"own": float(fixed)}
         rates = {"own": own[self.rate_place(regime, arm)]}
         if arm in self.equal_rate or arm == self.baseline:
             rates["equal"] = own[self.rate_place(regime, self.baseline)]
+        if arm == self.baseline:
+            rates |= {f"{rate:g}": rate for rate in self.baseline_rates}
         return rates
 
     def _repeated(self, regime: str, arm: str, rate: float) -> Iterator[Cell]:
@@ -208,6 +221,7 @@ def read_design(name: str, *, smoke: bool = False) -> Design:
         seeds=content["seeds"],
         primary=[(first, second) for first, second in content.get("primary", [])],
         equal_rate=content.get("equal_rate", []),
+        baseline_rates=content.get("baseline_rates", []),
         fields={**shared["fields"], **content["fields"]},
         rate_fields=shared["fields"],
         rates_of=content.get("rates_of"),
@@ -217,11 +231,6 @@ def read_design(name: str, *, smoke: bool = False) -> Design:
         measures=content.get("measures"),
     )
     return _small(design) if smoke else design
-
-
-def _read(stem: str) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((DESIGNS / f"{stem}.yaml").read_text("utf-8"))
-    return content
 
 
 def part_of(design: Design, *, regimes: Sequence[str] | None, arms: Sequence[str] | None) -> Design:
@@ -246,6 +255,14 @@ def part_of(design: Design, *, regimes: Sequence[str] | None, arms: Sequence[str
     }
     slope = design.slope if design.slope.keys() <= kept.keys() else {}
     return replace(design, arms_of=kept, slope=slope)
+
+
+def with_data(design: Design, folder: Path) -> Design:
+    """Let all runs read their task from a data folder."""
+    given = {"data_dir": str(folder)}
+    return replace(
+        design, fields={**design.fields, **given}, rate_fields={**design.rate_fields, **given}
+    )
 
 
 def _settings(given: Mapping[str, Any]) -> Settings:
@@ -282,6 +299,7 @@ def _small(design: Design) -> Design:
         regimes=regimes,
         arms_of=arms_of,
         rates=design.rates[:1],
+        baseline_rates=(),
         rate_seeds=design.rate_seeds[:1],
         seeds=design.seeds[:2],
         repeat=repeat,

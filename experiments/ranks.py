@@ -56,7 +56,7 @@ def rank_table(design: Design, final: Path, own: Rates) -> pd.DataFrame:
     def place(cell: Cell) -> tuple[str, str, int]:
         return cell.regime, cell.arm, cell.fields["seed"]
 
-    cells_by_place = [(key, list(cells)) for key, cells in groupby(design.final_cells(own), place)]
+    cells_by_place = [(key, list(cells)) for key, cells in groupby(design.own_cells(own), place)]
     usual = {
         (regime, seed): final / cells[0].name
         for (regime, arm, seed), cells in cells_by_place
@@ -126,14 +126,30 @@ def rank_rows(runs: Sequence[Path], *, baseline: Path) -> list[dict[str, Any]]:
         ||dW_s||_F^2, and `crossed_MEASURE` and `planted_MEASURE`, of crossed spectra of the runs
         and of the baseline's update under their deviations.
     """
+    if len(runs) == 1:
+        return _rows_of_one(Run(runs[0]))
     opened, usual = [Run(folder) for folder in runs], Run(baseline)
     rows = []
     for module in opened[0].modules["module"]:
         updates = torch.stack([update(run, module) for run in opened])
-        row = {"module": module, **ranks_of(list(updates))}
-        if len(opened) > 1:
-            null = planted(updates, update(usual, module))
-            row |= crossed_ranks(null, "planted")
+        null = planted(updates, update(usual, module))
+        row = {"module": module, **ranks_of(list(updates)), **crossed_ranks(null, "planted")}
+        rows.append(row)
+    return rows
+
+
+def _rows_of_one(run: Run) -> list[dict[str, Any]]:
+    """Measure one run from its last core, whose singular values are dW's."""
+    rows = []
+    for module in run.modules["module"]:
+        singular = run.core(run.final_step, module).singular_values().double()
+        row = {"module": module}
+        for kind in ("single", "mean"):
+            row |= {
+                f"{kind}_{measure}": float(effective_rank(singular, measure=measure))
+                for measure in MEASURES
+            }
+            row[f"{kind}_norm"] = float(singular.norm())
         rows.append(row)
     return rows
 

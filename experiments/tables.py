@@ -61,6 +61,18 @@ def primary_table(rows: pd.DataFrame) -> str:
     return kit.markdown_table(lines)
 
 
+def grid_table(rows: pd.DataFrame) -> str:
+    """Write the primary outcome's differences at own rates, arms as columns."""
+    rows = rows[(rows["outcome"] == PRIMARY) & (rows["at"] == "own")]
+    rows = rows[~rows["regime"].str.startswith("slope")]
+    arms = sorted(rows["arm"].unique())
+    lines = [["regime", *arms]]
+    for regime, group in rows.groupby("regime", sort=False):
+        cells = {row.arm: interval_text(row) for row in group.itertuples()}
+        lines.append([str(regime), *(cells.get(arm, "") for arm in arms)])
+    return kit.markdown_table(lines)
+
+
 def inference_table(rows: pd.DataFrame) -> str:
     """Write the differences of ways of inference to the full update, at validated temperatures."""
     head = ["regime", "arm", "inference", "loss at the validated temperature", "p (Holm)"]
@@ -114,11 +126,13 @@ def interval_text(row: object, *, scale: float = 1.0, form: str = "+.3f") -> str
 WRITERS = {
     "differences": lambda rows: difference_table(rows, baseline="LoRA"),
     "primary": primary_table,
+    "grid": grid_table,
     "inference": inference_table,
     "ranks": rank_table,
 }
 FILES = {
     "primary": "differences",
+    "grid": "differences",
     "inference": "inference-differences",
     "ranks": "rank-differences",
 }

@@ -32,7 +32,7 @@ def trajectory_table(design: Design, final: Path, own: Rates) -> pd.DataFrame:
     """
     first = {
         (cell.regime, cell.arm, cell.fields["seed"]): cell
-        for cell in reversed(design.final_cells(own))
+        for cell in reversed(design.own_cells(own))
     }
     parts = []
     for (regime, arm, seed), cell in reversed(first.items()):

@@ -11,7 +11,7 @@ from experiments.design import DESIGNS, Design, part_of, read_design
 from experiments.running import make_jobs, own_rates
 from subspace_lab.errors import UserError
 
-NAMES = sorted(file.stem for file in DESIGNS.glob("x*.yaml"))
+NAMES = sorted(file.stem for file in DESIGNS.glob("*.yaml") if file.stem != "bench")
 
 
 def some_rates(design: Design) -> dict[tuple[str, str], float]:
@@ -113,7 +113,9 @@ def test_a_diverged_rate_is_never_chosen_and_a_tie_goes_to_the_lowest():
 
 
 def test_an_unknown_experiment_is_named():
-    with pytest.raises(UserError, match="there is no experiment 'x9': the experiments are x1, x2"):
+    with pytest.raises(
+        UserError, match="there is no experiment 'x9': the experiments are finer, x1"
+    ):
         read_design("x9")
 
 
@@ -123,3 +125,15 @@ def test_a_part_keeps_the_baseline_and_names_what_is_unknown():
     assert part.slope == {}
     with pytest.raises(UserError, match="x1 has no arm 'steps': choose among LoRA, masks-32"):
         part_of(read_design("x1"), regimes=None, arms=["steps"])
+
+
+def test_cells_at_their_own_rate_leave_out_the_baseline_at_other_rates():
+    design = read_design("x7")
+    own = some_rates(design)
+    assert {(c.arm, c.learning_rate) for c in design.own_cells(own)} == {
+        ("LoRA", 1e-3),
+        ("step", 4e-3),
+        ("token", 4e-3),
+    }
+    others = {c.learning_rate for c in design.final_cells(own) if c.arm == "LoRA"}
+    assert others == {6e-5, 1.2e-4, 2.5e-4, 1e-3}
