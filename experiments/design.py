@@ -94,8 +94,7 @@ class Design:
         slope: regimes by the value of a setting, over which the difference of `primary` arms has a
             slope that decides, too.
         measures: what else is measured of the runs: `ranks` of the updates, these and what
-            `theory` says of the factors, or several ways of
-            `inference`.
+            `theory` says of the factors, or several ways of `inference`.
     """
 
     name: str

@@ -52,7 +52,7 @@ def draw_experiment(design: Design, tables: Mapping[str, pd.DataFrame]) -> dict[
     """
     if design.measures == "inference":
         return {"inference": draw_inference(tables["inference-differences"])}
-    if design.measures == "ranks":
+    if "ranks" in tables:
         return {"ranks": draw_ranks(tables["ranks"])}
     rows = tables["differences"]
     rows = rows[(rows["outcome"] == PRIMARY) & (rows["against"] == design.baseline)]
