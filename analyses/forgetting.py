@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,7 @@ from subspace_lab.evaluation.likelihood import score_responses
 from subspace_lab.evaluation.trained_model import TrainedModel, evaluation_examples, load_trained
 from subspace_lab.models import Precision
 from subspace_lab.runs.run import Run
-from subspace_lab.stats.intervals import ratio_interval
+from subspace_lab.stats.intervals import mean_interval, ratio_interval
 from subspace_lab.tasks import Example, pocket_text
 
 if TYPE_CHECKING:
@@ -175,12 +175,57 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
     return summary
 
 
+def figure_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Make the table of what is drawn of each run's last step, a row for each point.
+
+    Columns: `run` (or configuration), `of`, `kept`, `value` (the change of the loss to the base),
+    `low` and `high` (95 % over examples; of several seeds the mean and 95 % over seeds), `seeds`,
+    `examples`, `dtype`.
+    """
+    trained = kit.at_last_step(table[table["model"] == "trained"])
+    rows = []
+    keys = [kit.group_column(trained), "of", "kept"]
+    for (run, of, kept), seeds in trained.groupby(keys, sort=False, observed=True):
+        ends: list[Any] = seeds.iloc[0][
+            ["difference", "difference_low", "difference_high"]
+        ].tolist()
+        if len(seeds) > 1:
+            interval = mean_interval(seeds["difference"].to_numpy())
+            ends = [interval.estimate, interval.low, interval.high]
+        point = {"run": str(run), "of": of, "kept": kept, "seeds": len(seeds)}
+        sample = {"examples": seeds["examples"].iloc[0], "dtype": seeds["dtype"].iloc[0]}
+        rows.append(point | dict(zip(("value", "low", "high"), ends, strict=True)) | sample)
+    return pd.DataFrame(rows)
+
+
+def draw(points: pd.DataFrame, page: kit.Page) -> None:
+    """Draw the change of the loss over the share of the intruder dimensions, a panel each text."""
+    panels = {str(of): rows for of, rows in points.groupby("of", sort=False)}
+    axes = page.panels(list(panels), row_height=1.4, share_x=True)
+    for of, axis in axes.items():
+        for run, rows in panels[of].groupby("run", sort=False):
+            style = page.style(str(run))
+            axis.vlines(rows["kept"], rows["low"], rows["high"], color=style["color"], lw=0.7)
+            line = page.line(str(run))
+            axis.plot(rows["kept"], rows["value"], label=run, linestyle=line, **style)
+        axis.axhline(0, color="0.8", linewidth=0.6, zorder=0)
+        axis.set_ylabel("change (nats/token)")
+        page.set_title(axis, f"Loss on {of}")
+    axis.set_xlabel("share kept of the intruder dimensions")
+    examples, seeds = points["examples"].max(), int(points["seeds"].max())
+    over = f"{seeds} seeds" if seeds > 1 else "examples"
+    note = f"at most {examples} examples, {points['dtype'].iloc[0]}; bars: 95 % over {over}"
+    page.title(f"Forgetting\n{note}")
+    page.legend(axes)
+
+
 ANALYSIS = kit.Analysis(
     name="forgetting",
     description=__doc__,
     question="what did fine-tuning forget, and do intruder dimensions matter to it?",
     needs=kit.Needs.FACTORS | kit.Needs.SNAPSHOTS | kit.Needs.MODEL,
     compute=compute,
+    plot=kit.Plot(draw, figure_table),
     summarize=summarize,
     options={
         "text": {"help": "a task or FILE.jsonl (default: what the pocket base was pretrained on)"},

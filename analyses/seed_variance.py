@@ -114,6 +114,32 @@ def as_markdown(table: pd.DataFrame) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def draw(table: pd.DataFrame, page: kit.Page) -> None:
+    """Draw the standard deviations by the seeds that differ, a panel for each measure and task."""
+    several = table["task"].nunique() > 1
+    panels = {
+        f"{measure}, {task}" if several else str(measure): rows
+        for (measure, task), rows in table.groupby(["measure", "task"], sort=False)
+    }
+    names = sorted(table["seeds"].unique(), key=lambda name: (name.count("+"), name))
+    things = table["configuration"] + " at " + table["learning_rate"].astype(str)
+    axes = page.panels(list(panels), row_height=1.1, share_x=True)
+    for panel, axis in axes.items():
+        rows = panels[panel]
+        for place, thing in enumerate(dict.fromkeys(things)):
+            of_thing = rows[things[rows.index] == thing]
+            x = of_thing["seeds"].map(names.index) + 0.7 * ((place + 0.5) / things.nunique() - 0.5)
+            style = page.style(thing)
+            axis.plot(x, of_thing["standard_deviation"], linestyle="", label=thing, **style)
+        axis.set_xticks(range(len(names)), [name.replace("+", "\n+ ") for name in names])
+        axis.set(xlim=(-0.5, len(names) - 0.5), ylim=(0, 1.15 * rows["standard_deviation"].max()))
+        axis.set_ylabel("deviation")
+        page.set_title(axis, panel.replace("_", " "))
+    runs = f"at most {table['runs'].max()} runs"
+    page.title(f"Standard deviation of a score by the seeds that differ\n{runs}")
+    page.legend(axes)
+
+
 def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give the standard deviations by the seeds that differ."""
     return {
@@ -130,6 +156,7 @@ ANALYSIS = kit.Analysis(
     "label noise?",
     needs=kit.Needs(0),
     compute=compute,
+    plot=kit.Plot(draw),
     summarize=summarize,
     texts={"md": as_markdown},
     on_screen=as_markdown,

@@ -22,7 +22,8 @@ k and k':
                  masks that of two masks of one Gaussian frame, which share directions
 
 A step of LoRA, a step of DropLoRA and a refresh of GaLore are different amounts of training: the
-column `interval` says how many optimizer steps lie between the two subspaces.
+column `interval` says how many optimizer steps lie between the two subspaces. Of a run with
+restarts a frame is compared with the one that its step began with: the redraw is not shown.
 """
 
 from __future__ import annotations

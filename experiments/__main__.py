@@ -4,9 +4,11 @@
     python -m experiments x6 --regimes A --arms step noise-only
     python -m experiments x1 --smoke --out /tmp/smoke
     python -m experiments x7 --jobs 8 --data_dir DATA    # a GPU; DATA/math/gsm8k_train.jsonl
+    python -m experiments claims
 
 Finished runs are skipped, and shared among experiments, so the same command continues. Tables and
-figures go to OUT/results; docs/why-rank-dropout.md reads them.
+figures go to OUT/results; docs/why-rank-dropout.md reads them. `claims` trains nothing: it decides
+on the paper's claims by the tables in OUT/results, and writes claims.csv beside them.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from experiments.design import Design, Rates, part_of, read_design, with_data
 from experiments.figures import draw_experiment
 from experiments.results import results_table
 from experiments.running import own_rates, train, validation_losses
-from subspace_lab.errors import exit_code_2_on_user_error
+from experiments.verdicts import verdict_table
+from subspace_lab.errors import UserError, exit_code_2_on_user_error
 from subspace_lab.figures.style import paper_style, save
 from subspace_lab.files import replacing
 from subspace_lab.interruption import interruptible
@@ -36,7 +39,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="+", metavar="NAME", help="x1 to x7, finer")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="x1 to x7, finer, claims")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/experiments"), help="the folder of runs and results"
     )
@@ -50,6 +53,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with interruptible():
         for name in arguments.names:
+            if name == "claims":
+                decide_claims(arguments.out / "results")
+                continue
             design = read_design(name, smoke=arguments.smoke)
             part = part_of(design, regimes=arguments.regimes, arms=arguments.arms)
             if arguments.data_dir is not None:
@@ -77,19 +83,26 @@ def run_experiment(design: Design, out: Path, *, jobs: int) -> None:
             print(f"wrote {path.with_suffix('')}.{{pdf,png}}")
 
 
+def decide_claims(results: Path) -> None:
+    """Write the verdicts on the paper's claims beside the tables that they rest on.
+
+    Raises:
+        UserError: if the folder has no tables.
+    """
+    if not any(results.glob("x*.csv")):
+        raise UserError(f"there are no tables of experiments in {results}: run an experiment first")
+    _write(verdict_table(results), results / "claims.csv")
+
+
 def tables_of(design: Design, final: Path, own: Rates) -> dict[str, pd.DataFrame]:
     """Make the tables of an experiment, by kind."""
     table = results_table(design, final, own)
     tables = {"runs": table, "differences": compare(table, design)}
     if design.measures in ("ranks", "theory"):
         tables["ranks"] = ranks.rank_table(design, final, own)
-        tables["rank-differences"] = ranks.rank_differences(
-            tables["ranks"], baseline=design.baseline
-        )
+        tables["rank-differences"] = ranks.rank_differences(tables["ranks"], design)
         tables["trajectories"] = trajectories.trajectory_table(design, final, own)
-        tables["equal-norm"] = trajectories.at_equal_norm(
-            tables["trajectories"], baseline=design.baseline
-        )
+        tables["equal-norm"] = trajectories.at_equal_norm(tables["trajectories"], design)
     if design.measures == "theory":
         tables["theory"] = against_theory.theory_table(design, final, own)
     if design.measures == "inference":

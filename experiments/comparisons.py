@@ -12,6 +12,7 @@ The primary differences of an experiment are corrected together (Holm 1979).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def compare(table: pd.DataFrame, design: Design) -> pd.DataFrame:
         others += [pair for pair in design.primary if pair not in others]
         for arm, against in others:
             for at in AT:
-                first, second = (_runs(table, regime, name, at) for name in (arm, against))
+                first, second = (runs_by_seed(table, regime, name, at) for name in (arm, against))
                 if first.empty or second.empty:
                     continue
                 for outcome in OUTCOMES:
@@ -80,30 +81,47 @@ def compare(table: pd.DataFrame, design: Design) -> pd.DataFrame:
 
 
 def slope_row(table: pd.DataFrame, design: Design, arms: tuple[str, str]) -> dict[str, Any]:
-    """Fit the primary difference over a setting, a least-squares line for each seed.
+    """Test the slopes of the primary difference over a setting.
 
     Returns:
         A row of `compare` about the slopes, whose regime lists those that it is fitted to.
     """
-    columns = []
-    for regime in design.slope:
-        first, second = (_runs(table, regime, arm, "own")[PRIMARY] for arm in arms)
-        columns.append((first - second).rename(regime))
-    differences = pd.concat(columns, axis=1).dropna()
-    x = np.array(list(design.slope.values()))
-    slopes = (differences.to_numpy() @ (x - x.mean())) / ((x - x.mean()) ** 2).sum()
+    slopes = slopes_by_seed(table, design.slope, arms)
     return {
         "regime": "slope over " + ", ".join(design.slope),
         "arm": arms[0],
         "against": arms[1],
         "at": "own",
         "outcome": PRIMARY,
-        **difference(slopes),
+        **difference(np.asarray(slopes, dtype=np.float64)),
         "primary": True,
     }
 
 
-def _runs(table: pd.DataFrame, regime: str, arm: str, at: str) -> pd.DataFrame:
+def slopes_by_seed(
+    table: pd.DataFrame, settings: Mapping[str, float], arms: tuple[str, str]
+) -> pd.Series[float]:
+    """Fit the difference of two arms over a setting, for each seed that all its regimes have.
+
+    Args:
+        table: of `results_table`.
+        settings: the regimes with their values of the setting.
+        arms: first minus second, each at its own rate.
+
+    Returns:
+        Slopes of PRIMARY.
+    """
+    columns = []
+    for regime in settings:
+        first, second = (runs_by_seed(table, regime, arm, "own")[PRIMARY] for arm in arms)
+        columns.append((first - second).rename(regime))
+    differences = pd.concat(columns, axis=1).dropna()
+    x = np.array(list(settings.values()))
+    slopes = differences.to_numpy(np.float64) @ (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+    return pd.Series(slopes, index=differences.index)
+
+
+def runs_by_seed(table: pd.DataFrame, regime: str, arm: str, at: str) -> pd.DataFrame:
     """Give an arm's runs by seed; those that differ in another seed only are averaged."""
     rows = table[(table["regime"] == regime) & (table["arm"] == arm) & table[at]]
     return rows.groupby("seed").mean(numeric_only=True)

@@ -80,6 +80,7 @@ class Design:
         arms: settings by name.
         arms_of: the arms of each regime.
         baseline: the arm that others are compared with.
+        baseline_of: the arm that an arm's ranks are compared with, where it is another one.
         rates: the learning rates from which each arm's own is chosen.
         rate_seeds: seeds of that choice.
         seeds: seeds of the final cells.
@@ -109,6 +110,7 @@ class Design:
     primary: Sequence[tuple[str, str]] = ()
     equal_rate: Sequence[str] = ()
     baseline_rates: Sequence[float] = ()
+    baseline_of: Mapping[str, str] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
     rate_fields: Mapping[str, Any] = field(default_factory=dict)
     rates_of: str | None = None
@@ -221,6 +223,7 @@ def read_design(name: str, *, smoke: bool = False) -> Design:
         primary=[(first, second) for first, second in content.get("primary", [])],
         equal_rate=content.get("equal_rate", []),
         baseline_rates=content.get("baseline_rates", []),
+        baseline_of=content.get("baseline_of", {}),
         fields={**shared["fields"], **content["fields"]},
         rate_fields=shared["fields"],
         rates_of=content.get("rates_of"),
@@ -233,7 +236,7 @@ def read_design(name: str, *, smoke: bool = False) -> Design:
 
 
 def part_of(design: Design, *, regimes: Sequence[str] | None, arms: Sequence[str] | None) -> Design:
-    """Keep some regimes, and some arms beside the baseline; None: all.
+    """Keep some regimes, and some arms beside what they are compared with; None: all.
 
     Raises:
         UserError: if a regime or an arm is not one of the design.
@@ -247,8 +250,10 @@ def part_of(design: Design, *, regimes: Sequence[str] | None, arms: Sequence[str
             raise UserError(
                 f"{design.name} has no {kind} {unknown[0]!r}: choose among {', '.join(known[kind])}"
             )
+    kept_arms = {design.baseline, *(arms or ())}
+    kept_arms |= {design.baseline_of[arm] for arm in kept_arms & design.baseline_of.keys()}
     kept = {
-        regime: [arm for arm in of_regime if arms is None or arm in {design.baseline, *arms}]
+        regime: [arm for arm in of_regime if arms is None or arm in kept_arms]
         for regime, of_regime in design.arms_of.items()
         if regimes is None or regime in regimes
     }

@@ -71,14 +71,18 @@ def rank_table(design: Design, final: Path, own: Rates) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def rank_differences(table: pd.DataFrame, *, baseline: str) -> pd.DataFrame:
-    """Compare each arm's ranks with the baseline's single ones, paired by seed.
+def rank_differences(table: pd.DataFrame, design: Design) -> pd.DataFrame:
+    """Compare each arm's ranks with the single ones of its baseline, paired by seed.
 
     Crossed ones are compared with those of the baseline planted among the arm's deviations.
 
+    Args:
+        table: of `rank_table`.
+        design: the experiment.
+
     Returns:
-        Columns regime, arm, quantity (such as single_entropy), baseline_mean, arm_mean and those of
-        `comparisons.difference`.
+        Columns regime, arm, against, quantity (such as single_entropy), baseline_mean, arm_mean and
+        those of `comparisons.difference`.
     """
     quantities = [
         f"{kind}_{name}"
@@ -88,8 +92,9 @@ def rank_differences(table: pd.DataFrame, *, baseline: str) -> pd.DataFrame:
     ]
     rows = []
     for regime, of_regime in table.groupby("regime", sort=False):
-        first = of_regime[of_regime["arm"] == baseline].set_index("seed")
         for arm, of_arm in of_regime.groupby("arm", sort=False):
+            against = design.baseline_of.get(str(arm), design.baseline)
+            first = of_regime[of_regime["arm"] == against].set_index("seed")
             for quantity in quantities:
                 second = of_arm.set_index("seed")[quantity]
                 kind, _, measure = quantity.partition("_")
@@ -100,8 +105,8 @@ def rank_differences(table: pd.DataFrame, *, baseline: str) -> pd.DataFrame:
                 if not len(both):  # crossed spectra need several runs
                     continue
                 values = {"baseline_mean": usual.mean(), "arm_mean": second.mean()}
-                row = {"regime": regime, "arm": arm, "quantity": quantity, **values}
-                rows.append(row | difference(both))
+                place = {"regime": regime, "arm": arm, "against": against}
+                rows.append({**place, "quantity": quantity, **values, **difference(both)})
     return pd.DataFrame(rows)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from analyses import kit
-from experiments.comparisons import PRIMARY
+from analyses.claims.registered import form_of
+from experiments.comparisons import PRIMARY, difference
 
 ACCURACY = "test_exact_match"
 MARKED = re.compile(r"<!-- table (?P<name>\S+) -->\n(?P<table>.*?)<!-- end -->", re.DOTALL)
@@ -93,23 +94,77 @@ def inference_table(rows: pd.DataFrame) -> str:
 
 def rank_table(rows: pd.DataFrame) -> str:
     """Write entropy effective ranks of single updates and of means over mask seeds."""
-    lines = [["regime", "arm", "of", "entropy effective rank", "minus LoRA's"]]
+    lines = [["regime", "arm", "of", "entropy effective rank", "minus that of", "difference"]]
     names = {
         "single_entropy": "single runs",
         "mean_entropy": "mean over mask seeds",
-        "crossed_entropy": "mean over mask seeds, crossed, against LoRA's planted",
+        "crossed_entropy": "mean over mask seeds, crossed",
     }
-    lines += [
-        [
-            str(row.regime),
-            str(row.arm),
-            names[str(row.quantity)],
-            f"{row.arm_mean:.2f}",
-            interval_text(row, form="+.2f"),
-        ]
-        for row in rows[rows["quantity"].isin(list(names))].itertuples()
-    ]
+    for (_, arm), group in rows.groupby(["regime", "arm"], sort=False):
+        of = group.set_index("quantity")
+        has_mask_seeds = "crossed_entropy" in of.index
+        for quantity, name in names.items():
+            if quantity == "single_entropy" or has_mask_seeds:
+                row = of.loc[quantity]
+                itself = row["against"] == arm
+                against = f"{row['against']}, planted" if "crossed" in quantity else row["against"]
+                compared = [] if itself else [against, interval_text(row, form="+.2f")]
+                cells = [row["regime"], arm, name, f"{row['arm_mean']:.2f}", *compared]
+                lines.append([*map(str, cells), *[""] * (len(lines[0]) - len(cells))])
     return kit.markdown_table(lines)
+
+
+def equal_norm_table(rows: pd.DataFrame) -> str:
+    """Write entropy effective ranks at equal Frobenius norm of dW, paired by seed."""
+    head = ["regime", "arm", "at norm", "entropy effective rank", "minus that of", "difference"]
+    lines = [head]
+    for (regime, arm, against), group in rows.groupby(["regime", "arm", "against"], sort=False):
+        if arm != against:
+            both = (group["entropy"] - group["baseline_entropy"]).to_numpy()
+            interval = interval_text(pd.Series(difference(both)), form="+.2f")
+            norm, rank = f"{group['norm'].mean():.2f}", f"{group['entropy'].mean():.2f}"
+            lines.append([str(regime), str(arm), norm, rank, str(against), interval])
+    return kit.markdown_table(lines)
+
+
+def claims_table(rows: pd.DataFrame) -> str:
+    """Write the verdicts on the paper's claims, and the differences that decided them.
+
+    Differences that were not measured are left out; claims without any are in the last line.
+
+    Args:
+        rows: of `verdicts.verdict_table`.
+    """
+    lines = [["claim", "rests on", "predicted", "difference", "p (Holm)", "shows", "verdict"]]
+    measured = rows[rows["difference"].notna()]
+    for _, of_claim in measured.groupby("claim", sort=False):
+        lines += _claim_lines(of_claim)
+    untested = rows.loc[~rows["claim"].isin(measured["claim"]), "claim"].unique()
+    return kit.markdown_table([*lines, [", ".join(untested), *[""] * 5, "not tested"]])
+
+
+def _claim_lines(rows: pd.DataFrame) -> list[list[str]]:
+    """Write the differences of one claim; the first line names it."""
+    lines = []
+    for row in rows.itertuples():
+        rates = "own rates" if row.rates == "own" else "LoRA's rate"
+        numbers = interval_text(row, form=form_of(str(row.unit)))
+        lines.append(
+            [
+                "",
+                f"{str(row.experiment).upper()}, {row.regime}: {row.comparison}, {row.outcome}, "
+                f"{rates}",
+                str(row.predicted),
+                f"{numbers} {row.unit}, n = {row.n:.0f}",
+                f"{row.p_holm:.2g}",
+                str(row.shows),
+                "",
+            ]
+        )
+    claim = rows.iloc[0]
+    lines[0][0] = f"**{claim['claim']}** ({claim['place']})"
+    lines[0][-1] = f"**{claim['verdict']}**"
+    return lines
 
 
 def interval_text(row: object, *, scale: float = 1.0, form: str = "+.3f") -> str:
@@ -129,6 +184,8 @@ WRITERS = {
     "grid": grid_table,
     "inference": inference_table,
     "ranks": rank_table,
+    "claims": claims_table,
+    "equal-norm": equal_norm_table,
 }
 FILES = {
     "primary": "differences",
@@ -142,11 +199,11 @@ def table_text(name: str, results: Path) -> str:
     """Write a table by its name in the text, such as `x2-primary`.
 
     Args:
-        name: experiment and kind.
+        name: experiment and kind; of all together the kind alone.
         results: the folder of the CSV files.
     """
-    experiment, kind = name.split("-", 1)
-    rows = pd.read_csv(results / f"{experiment}-{FILES.get(kind, kind)}.csv")
+    experiment, dash, kind = name.partition("-") if "-" in name else ("", "", name)
+    rows = pd.read_csv(results / f"{experiment}{dash}{FILES.get(kind, kind)}.csv")
     return WRITERS[kind](rows)
 
 

@@ -55,23 +55,28 @@ def trajectory(run: Run) -> pd.DataFrame:
     return table.groupby("step")[["entropy", "norm"]].median().reset_index()
 
 
-def at_equal_norm(table: pd.DataFrame, *, baseline: str) -> pd.DataFrame:
-    """Give each arm's entropy effective rank and the baseline's at the same norm of dW.
+def at_equal_norm(table: pd.DataFrame, design: Design) -> pd.DataFrame:
+    """Give each arm's entropy effective rank and its baseline's at the same norm of dW.
+
+    Args:
+        table: of `trajectory_table`.
+        design: the experiment.
 
     Returns:
-        Columns regime, arm, seed, norm (the largest that both reach), entropy and
+        Columns regime, arm, against, seed, norm (the largest that both reach), entropy and
         baseline_entropy, interpolated between recorded steps.
     """
     rows: list[dict[str, Any]] = []
     for (regime, seed), group in table.groupby(["regime", "seed"], sort=False):
-        usual = _growing(group[group["arm"] == baseline])
         for arm, of_arm in group.groupby("arm", sort=False):
+            against = design.baseline_of.get(str(arm), design.baseline)
+            usual = _growing(group[group["arm"] == against])
             other = _growing(of_arm)
             norm = min(usual["norm"].max(), other["norm"].max())
             entropy, of_baseline = (
                 float(np.interp(norm, one["norm"], one["entropy"])) for one in (other, usual)
             )
-            place = {"regime": regime, "arm": arm, "seed": seed, "norm": norm}
+            place = {"regime": regime, "arm": arm, "against": against, "seed": seed, "norm": norm}
             rows.append({**place, "entropy": entropy, "baseline_entropy": of_baseline})
     return pd.DataFrame(rows)
 

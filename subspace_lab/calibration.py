@@ -114,11 +114,15 @@ class Calibration:
     """Reliability of predictions that come batch by batch, and their loss at all temperatures.
 
     Attributes:
+        place: of the validated temperature among TEMPERATURES; None: none was chosen.
         reliability: calibration error and Brier score.
+        calibrated: the same at the validated temperature.
         nats: summed over predictions, at each of TEMPERATURES.
     """
 
+    place: int | None = None
     reliability: Reliability = field(default_factory=Reliability)
+    calibrated: Reliability = field(default_factory=Reliability)
     nats: Float64[Tensor, " temperatures"] = field(
         default_factory=lambda: torch.zeros(len(TEMPERATURES), dtype=torch.float64)
     )
@@ -130,20 +134,33 @@ class Calibration:
     ) -> None:
         """Add predictions, given the right classes."""
         self.reliability.add(log_probabilities, targets)
+        if self.place is not None:
+            softened = (log_probabilities / TEMPERATURES[self.place]).log_softmax(-1)
+            self.calibrated.add(softened, targets)
         self.nats += nats_at_temperatures(log_probabilities, targets).double().sum(0).cpu()
 
     def summary(self) -> dict[str, float]:
         """Give `ece`, `brier`, `oracle_temperature` and `oracle_loss`; empty of no predictions.
 
         The oracle temperature has the lowest loss on these predictions themselves, in nats each.
+        With a validated one also `temperature`, `calibrated_loss`, `calibrated_ece` and
+        `calibrated_brier`.
         """
         count = self.reliability.bins[:, 0].sum()
         if not count:
             return {}
         oracle = best_temperature(self.nats)
-        return {
+        summary = {
             "ece": self.reliability.ece,
             "brier": self.reliability.brier,
             "oracle_temperature": TEMPERATURES[oracle],
             "oracle_loss": loss_at(oracle, self.nats, count),
+        }
+        if self.place is None:
+            return summary
+        return summary | {
+            "temperature": TEMPERATURES[self.place],
+            "calibrated_loss": loss_at(self.place, self.nats, count),
+            "calibrated_ece": self.calibrated.ece,
+            "calibrated_brier": self.calibrated.brier,
         }

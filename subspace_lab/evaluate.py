@@ -14,7 +14,8 @@ was trained with.
 
 With --metric exact_match (of response tokens) or likelihood (of choices) the summary also has the
 expected calibration error (15 bins of equal width), the Brier score, and the temperature with the
-lowest loss on the examples themselves with that loss.
+lowest loss on the examples themselves with that loss, a bound. With --validation N also those at
+the temperature with the lowest loss on N validation examples.
 
 Writes RUN/evaluations/TASK.parquet, one row per example, and RUN/evaluations/summary.json; for
 other snapshots than the last, and for validation examples, into folders of their own beside them.
@@ -84,6 +85,14 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help="first examples only, shared equally by the tasks of a mixture (default: all; of the "
         "built-in task that a run was trained on, its eval_size)",
+    )
+    add(
+        "--validation",
+        type=int,
+        default=0,
+        metavar="N",
+        help="choose a temperature on N validation examples, and score test examples at it, too "
+        "(default: 0, none)",
     )
     add("--batch_size", type=int, default=16, help="examples in one forward pass (default: 16)")
     add("--max_new_tokens", type=int, help="tokens of one answer (default: by task)")

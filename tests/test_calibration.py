@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from subspace_lab.calibration import (
     BINS,
     TEMPERATURES,
+    Calibration,
     Reliability,
     best_temperature,
     loss_at,
@@ -118,3 +119,17 @@ def test_certain_predictions_are_in_the_last_bin_and_flat_ones_in_theirs() -> No
     scores.add(torch.zeros(1, 16).log_softmax(-1), torch.tensor([3]))
     assert scores.bins[-1, 0] == scores.bins[0, 0] == 1
     assert scores.brier == pytest.approx((0 + 1 - 1 / 16) / 2)
+
+
+def test_scores_at_a_chosen_temperature_are_those_of_softened_predictions() -> None:
+    logits, targets = drawn(400, 5)
+    place = TEMPERATURES.index(2.0)
+    scores, softened = Calibration(place=place), Reliability()
+    scores.add((3 * logits).log_softmax(-1), targets)
+    softened.add((1.5 * logits).log_softmax(-1), targets)
+    summary = scores.summary()
+    assert summary["temperature"] == 2
+    assert summary["calibrated_ece"] == pytest.approx(softened.ece, rel=1e-5)
+    assert summary["calibrated_brier"] == pytest.approx(softened.brier, rel=1e-5)
+    assert summary["calibrated_loss"] == pytest.approx(float(cross_entropy(1.5 * logits, targets)))
+    assert "temperature" not in Calibration().summary()

@@ -108,6 +108,19 @@ def test_a_runs_own_task_is_scored_as_its_training_scored_it(run, command):
     assert f"  ece {calibration['ece']:.4g}, brier {calibration['brier']:.4g}, oracle_temp" in said
 
 
+def test_validation_chooses_the_temperature_of_the_loss_on_test_examples(run, command):
+    command(run, "pocket", *EXACT, "--split", "validation", "--examples", 8)
+    (chosen,) = [one["calibration"] for one in summaries(run, "validation").values()]
+    command(run, "pocket", *EXACT)
+    plain = summaries(run)["pocket"]["calibration"]
+    command(run, "pocket", *EXACT, "--validation", 8)
+    calibration = summaries(run)["pocket"]["calibration"]
+    assert calibration["temperature"] == chosen["oracle_temperature"] != plain["oracle_temperature"]
+    assert plain["oracle_loss"] < calibration["calibrated_loss"] < 4 * plain["oracle_loss"]
+    assert calibration["calibrated_brier"] != plain["brier"]
+    assert plain.items() <= calibration.items()
+
+
 @pytest.mark.usefixtures("processor")
 def test_generated_answers_are_counted_right_whatever_the_batch_size(run, command):
     command(run, "pocket", "--batch_size", 1)
@@ -279,6 +292,7 @@ def test_lm_eval_at_0_percent_has_an_interval(run, command, monkeypatch, value, 
         (["pocket", "mt_bench"], ["--judge"]),
         (["mt_bench", "--split", "validation", "--judge", "j"], ["--split", "mt_bench"]),
         (["humaneval", "--metric", "exact_match"], ["--metric", "humaneval"]),
+        (["pocket", "--validation", "8"], ["--validation", "--metric"]),
         (["lm_eval:piqa", "--metric", "likelihood"], ["--metric", "lm_eval:piqa"]),
         (["lm_eval:piqa", "--max_new_tokens", "9"], ["--max_new_tokens", "lm_eval:piqa"]),
     ],

@@ -17,8 +17,12 @@ seed and tested at 5 % for all comparisons of a claim together (sign flips, Holm
 called better on the strength of one learning rate: that takes runs of both at several rates, of
 which validation examples choose each method's own, and scores on test examples. Runs that fail a
 prediction of `analyses.mask_theory` about their masks or their training were not trained as they
-say: they give no verdict, and are listed with the predictions that they fail. Writes claims.md and
-claims.html (a table without a page around it), too.
+say: they give no verdict, and are listed with the predictions that they fail.
+
+Beside each verdict of these runs stands what the registered experiments found
+(docs/why-rank-dropout.md), which no run of yours changes: effects with intervals and sample sizes,
+and a verdict by a rule of their own. Writes claims.md and claims.html (a table without a page
+around it), too.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analyses import kit, mask_theory
+from analyses.claims import registered
 from analyses.claims.evidence import Evidence
 from analyses.claims.paper import CLAIMS
 from analyses.claims.texts import to_html, to_markdown, to_text
@@ -43,8 +48,9 @@ def compute(runs: Sequence[Run]) -> pd.DataFrame:
         runs: the runs.
 
     Returns:
-        Columns name, claim (in our words), theory, statements (numbers of the theorems), shown
-        (measured numbers with their sample sizes, or what a test needs), verdict. The attribute
+        Columns name, claim (in our words), place (in the paper), theory, statements (numbers of the
+        theorems), shown (measured numbers with their sample sizes, or what a test needs), verdict,
+        registered (what the registered experiments found) and registered_verdict. The attribute
         `excluded` lists the failed predictions of each run that gives no verdict.
 
     Raises:
@@ -59,10 +65,13 @@ def compute(runs: Sequence[Run]) -> pd.DataFrame:
         {
             "name": claim.name,
             "claim": claim.claim,
+            "place": claim.place,
             "theory": claim.theory,
             "statements": claim.statements,
             "shown": finding.shown,
             "verdict": finding.verdict,
+            "registered": registered.found_of(claim.name),
+            "registered_verdict": registered.verdict_of(claim.name),
         }
         for claim, finding in findings
     )
@@ -86,8 +95,9 @@ ANALYSIS = kit.Analysis(
     summarize=summarize,
     texts={"md": to_markdown, "html": to_html},
     on_screen=to_text,
-    reading="What theory says of each claim, and what these few runs show. A verdict never says "
-    "more than the runs do: few seeds, a small model and a small task.",
+    reading="What theory says of each claim, what these few runs show, and what the registered "
+    "experiments found with ten seeds or five of a small model. A verdict never says more than "
+    "its runs do.",
     compares=True,
     selects=False,
     position=95,

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 from typing import Literal
 
 import pandas as pd
 
 from analyses.claims.differences import Difference, Measurement
 from analyses.claims.own_rates import own_rate_gains
+from analyses.comparisons.pairing import repetitions
 from analyses.mask_theory.against_lora import find_lora
 from analyses.mask_theory.prediction import Prediction
 from subspace_lab.configurations import label_configurations
@@ -110,28 +112,29 @@ class Evidence:
     ) -> list[Difference]:
         """Compare each masked configuration with the LoRA runs that differ in the mask only.
 
+        Masked runs that differ in their mask seed alone share a LoRA run: they are one repetition,
+        which has the mean of their differences.
+
         Args:
             measure: of a run; None where it was not measured.
             quantity: what it is, with its unit.
         """
         masked = {run.name: run for run in self.masked()}
         labels = label_configurations({name: run.config for name, run in masked.items()})
-        differences: dict[tuple[str, str], dict[Hashable, float]] = {}
-        for name, run in masked.items():
-            lora = find_lora(run, self.lora)
-            pair = None if lora is None else (measure(run), measure(lora))
-            if pair is None or pair[0] is None or pair[1] is None:
-                continue
-            if pair[0].conditions == pair[1].conditions:
-                # Rounded, so that equal accuracies differ by zero and not by a rounding error.
-                difference = round(pair[0].value - pair[1].value, 12)
-                key = labels[name], pair[0].conditions
-                differences.setdefault(key, {})[run.config["seed"]] = difference
+        pairs = [(run, lora) for run in masked.values() if (lora := find_lora(run, self.lora))]
+        seeds = repetitions([run for pair in pairs for run in pair])
+        differences: dict[tuple[str, str], dict[Hashable, list[float]]] = {}
+        for run, lora in pairs:
+            of_run, of_lora = measure(run), measure(lora)
+            if of_run and of_lora and of_run.conditions == of_lora.conditions:
+                by_seed = differences.setdefault((labels[run.name], of_run.conditions), {})
+                by_seed.setdefault(seeds[run], []).append(of_run.value - of_lora.value)
         return [
             Difference(
                 label=label if len(differences) > 1 else "masked",
                 quantity=quantity,
-                by_seed=by_seed,
+                # Rounded, so that equal accuracies differ by zero and not by a rounding error.
+                by_seed={seed: round(fmean(values), 12) for seed, values in by_seed.items()},
                 conditions=conditions,
                 config=next(run.config for name, run in masked.items() if labels[name] == label),
             )
@@ -147,6 +150,11 @@ class Evidence:
     def own_rate_gains(self) -> list[Difference]:
         """The gain over LoRA with each method at the rate that validation examples choose."""
         return own_rate_gains(self.masked(), self.lora)
+
+    @cached_property
+    def gains_at_loras_rate(self) -> list[Difference]:
+        """The same with both at the rate that validation examples choose for LoRA."""
+        return own_rate_gains(self.masked(), self.lora, at_loras=True)
 
 
 def _score(run: Run) -> Measurement | None:

@@ -8,7 +8,8 @@ by differences with each at its own learning rate; those at equal rate are shown
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,7 +22,8 @@ from subspace_lab.runs.run import Run
 from subspace_lab.stats.multiple import holm
 from subspace_lab.theory.mask_law import DEFAULT_LAW
 
-MIN_RANKS = 3
+MIN_VALUES = 3  # of a setting over which a slope is fitted
+BEST_KEPT = 0.7  # the keep_prob of the largest gain in the paper (Figure 2: 0.3 pruned)
 
 
 class Effect(Protocol):
@@ -115,45 +117,104 @@ def all_tasks(evidence: Evidence) -> Finding:
     return _finding(evidence, verdict)
 
 
+def at_loras_settings(evidence: Evidence) -> Finding:
+    """Compare exact match with LoRA's over seeds, with both at LoRA's own learning rate."""
+    found = evidence.gains_at_loras_rate
+    if not (counted := _with_enough_seeds(found)):
+        return needs(
+            "LoRA at several learning rates and masked runs at its own, "
+            f"{seeds_needed(len(found))} seeds each, evaluated on validation and on test examples"
+        )
+    return Finding(decide(counted), "; ".join(map(str, found)) + ".")
+
+
+def by_subspaces(evidence: Evidence) -> Finding:
+    """Ask whether token masks gain, too, of which no training step has a subspace of its own."""
+    found = [gain for gain in evidence.own_rate_gains if gain.config.get("granularity") == "token"]
+    if not (counted := _with_enough_seeds(found)):
+        return needs(
+            "LoRA and token masks, whose steps have no subspace of their own, at several learning "
+            f"rates, {seeds_needed(len(found))} seeds each, evaluated on validation and on test "
+            "examples"
+        )
+    return Finding(
+        "contradicted" if 1 in signs(counted) else "undecided",
+        f"Masks without a subspace a step, each at its own rate: {'; '.join(map(str, found))}.",
+    )
+
+
 def less_gain_at_small_rank(evidence: Evidence) -> Finding:
     """Test how the gain of one kind of mask changes with the rank, seed by seed."""
-    slopes = gain_slopes(evidence.gains)
+    slopes = gain_slopes(evidence.gains, RANK)
+    return _of_slopes(slopes, f"masked and LoRA runs at {MIN_VALUES} or more ranks")
+
+
+def milder_is_better(evidence: Evidence) -> Finding:
+    """Test how the gain changes with keep_prob up to the value that the paper found best."""
+    gains = [gain for gain in evidence.gains if gain.config.get("keep_prob", 1) <= BEST_KEPT]
+    return _of_slopes(
+        gain_slopes(gains, KEPT),
+        f"LoRA runs and masked runs at {MIN_VALUES} or more keep_probs up to {BEST_KEPT}",
+    )
+
+
+def _of_slopes(slopes: Sequence[Difference], needed: str) -> Finding:
     wanted = seeds_needed(len(slopes))
     enough = [slope for slope in slopes if slope.seeds >= wanted]
     if not enough:
-        return needs(
-            f"masked and LoRA runs at {MIN_RANKS} or more ranks, of one kind of mask, {wanted} "
-            "seeds each"
-        )
+        return needs(f"{needed}, of one kind of mask, {wanted} seeds each")
     return Finding(decide(enough), "; ".join(map(str, enough)) + ".")
 
 
-def gain_slopes(gains: Sequence[Difference]) -> list[Difference]:
-    """Slope of the gain over log2(rank) by seed, for each kind of mask with enough ranks."""
+@dataclass(frozen=True)
+class Setting:
+    """A setting over which gains have a slope.
+
+    Attributes:
+        name: in the configuration.
+        beside: settings that change with it.
+        scale: of its values.
+        step: what the slope is for each of.
+    """
+
+    name: str
+    beside: tuple[str, ...]
+    scale: Callable[[Any], Any]
+    step: str
+
+
+RANK = Setting("rank", ("alpha",), np.log2, "doubling of the rank")
+KEPT = Setting("keep_prob", (), np.asarray, "unit of keep_prob")
+
+
+def gain_slopes(gains: Sequence[Difference], setting: Setting) -> list[Difference]:
+    """Slope of the gain over a setting by seed, for each kind of mask with enough values of it."""
     kinds: dict[str, list[Difference]] = {}
     for gain in gains:
-        kind = identity(without_seed(gain.config, but=("rank", "alpha")))
+        kind = identity(without_seed(gain.config, but=(setting.name, *setting.beside)))
         kinds.setdefault(kind, []).append(gain)
     slopes = []
     for alike in kinds.values():
-        alike.sort(key=lambda gain: gain.config["rank"])
-        ranks = [gain.config["rank"] for gain in alike]
+        alike.sort(key=lambda gain: gain.config[setting.name])
+        values = [gain.config[setting.name] for gain in alike]
         common = set.intersection(*(set(gain.by_seed) for gain in alike))
-        if len(set(ranks)) < MIN_RANKS or not common:
+        if len(set(values)) < MIN_VALUES or not common:
             continue
+        x = setting.scale(values)
         by_seed = {
-            seed: round(
-                float(np.polyfit(np.log2(ranks), [gain.by_seed[seed] for gain in alike], 1)[0]), 12
-            )
+            seed: round(float(np.polyfit(x, [gain.by_seed[seed] for gain in alike], 1)[0]), 12)
             for seed in alike[0].by_seed
             if seed in common
         }
         means = ", ".join(
-            f"{gain.estimate:+.3f} at r = {rank}" for gain, rank in zip(alike, ranks, strict=True)
+            f"{gain.estimate:+.3f} at {setting.name} {value}"
+            for gain, value in zip(alike, values, strict=True)
         )
-        quantity = f"exact match for each doubling of the rank ({means})"
+        quantity = f"exact match for each {setting.step} ({means})"
         config = alike[0].config
-        mask = ", ".join(f"{name} {config[name]}" for name in MASK if name in config)
+        mask = ", ".join(
+            f"{name} {config[name]}" for name in MASK if name in config and name != setting.name
+        )
         slopes.append(Difference(mask or "masked", quantity, by_seed, alike[0].conditions, config))
     return slopes
 

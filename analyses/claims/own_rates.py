@@ -20,13 +20,16 @@ from subspace_lab.runs.run import Run
 RATE = "learning_rate"
 
 
-def own_rate_gains(masked: Sequence[Run], lora: Sequence[Run]) -> list[Difference]:
+def own_rate_gains(
+    masked: Sequence[Run], lora: Sequence[Run], *, at_loras: bool = False
+) -> list[Difference]:
     """Compare accuracies on test examples of masked runs and LoRA, each at its own rate.
 
     Args:
         masked: masked runs, at several learning rates; those of `method` droplora count.
         lora: runs of plain LoRA; those count that differ from a masked one in mask, rate and seed
             only.
+        at_loras: compare both at LoRA's own rate.
 
     Returns:
         A difference for each masked configuration, whatever its rate, of which both sides have a
@@ -49,7 +52,7 @@ def own_rate_gains(masked: Sequence[Run], lora: Sequence[Run]) -> list[Differenc
         if any(len({run.config[RATE] for run in side}) < 2 for side in (runs, beside)):
             continue
         label = labels[key] if len(groups) > 1 else "masked"
-        gain = _gain(label, read_configurations([*runs, *beside]), runs[0])
+        gain = _gain(label, read_configurations([*runs, *beside]), runs[0], at_loras)
         if gain is not None:
             gains.append(gain)
     return gains
@@ -59,12 +62,17 @@ def _problem(run: Run, *, but: Sequence[str]) -> str:
     return identity(without_seed(run.config, but=but))
 
 
-def _gain(label: str, configurations: Sequence[Configuration], run: Run) -> Difference | None:
+def _gain(
+    label: str, configurations: Sequence[Configuration], run: Run, at_loras: bool
+) -> Difference | None:
     """Compare a masked configuration with LoRA; None where one has no rate of its own."""
-    own: dict[bool, Configuration] = {}
-    for of_rates in by_method(configurations).values():
-        if (rate := own_rate(of_rates, ACCURACY)) is not None:
-            own[of_rates[rate].method == "LoRA"] = of_rates[rate]
+    by_rate = {
+        one.method == "LoRA": by_method(configurations)[one.method] for one in configurations
+    }
+    rates = {is_lora: own_rate(of_rates, ACCURACY) for is_lora, of_rates in by_rate.items()}
+    if at_loras:
+        rates[False] = rates[True] if rates[True] in by_rate[False] else None
+    own = {is_lora: by_rate[is_lora][rate] for is_lora, rate in rates.items() if rate is not None}
     tasks = tasks_scored(configurations, ACCURACY)
     if len(own) < 2:
         return None

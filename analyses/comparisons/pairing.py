@@ -78,7 +78,7 @@ def read_configurations(runs: Sequence[Run]) -> list[Configuration]:
         UserError: if runs differ in problem, evaluation or test examples.
     """
     groups = read_groups(runs)
-    repeated = _repetitions([one.run for *_, group in groups for one in group])
+    repeated = repetitions([one.run for *_, group in groups for one in group])
     return [
         Configuration(
             settings,
@@ -118,7 +118,7 @@ def _has_answers(group: Sequence[Scored]) -> bool:
     return any(one.values(task) for one in group for task in one.summaries)
 
 
-def _repetitions(runs: Sequence[Run]) -> dict[Run, Seeds]:
+def repetitions(runs: Sequence[Run]) -> dict[Run, Seeds]:
     """Give the seeds that a run is known by; its `seed` alone where the others are the same."""
     seeds = {run: seeds_in_effect(run.config) for run in runs}
     masks = [of_run.pop("mask", None) for of_run in seeds.values()]

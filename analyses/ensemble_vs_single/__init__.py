@@ -41,6 +41,7 @@ from dataclasses import replace
 import pandas as pd
 
 from analyses import kit
+from analyses.ensemble_vs_single import calibration
 from analyses.ensemble_vs_single.figure import draw, figure_table, scale_curve
 from analyses.ensemble_vs_single.predictors import predictions, predictors
 from analyses.ensemble_vs_single.scoring import score_predictors
@@ -171,14 +172,19 @@ ANALYSIS = kit.Analysis(
     question="is the full-rank model an ensemble of its masked parts?",
     needs=kit.Needs.FACTORS | kit.Needs.SNAPSHOTS | kit.Needs.MODEL,
     compute=compute,
-    plot=plot,
+    plot={
+        "ensemble_vs_single": plot,
+        "calibration": kit.Plot(calibration.draw, calibration.figure_table),
+    },
     summarize=summarize,
     reading="Top: loss on held-out examples when the update is scaled by c at inference (c = 1 is "
     "the usual choice, c = 0 is the base). A minimum beyond 1 says that masks shrank the "
     "update; dotted marks: the scale that theory predicts for a linear layer. Middle: how much "
     "single masks and two kinds of mask ensemble lose against the full model; the dark bar is "
     "an identity of theory (geometric ensemble plus Jensen gap) and must pass through the "
-    "single masks' mean. Bottom: exact match of each.",
+    "single masks' mean. Bottom: exact match of each. The second figure is the expected "
+    "calibration error of each as it is (hollow) and at the temperature that validation examples "
+    "choose, below 1 where a model is not sure enough.",
     options={
         "masks": kit.option(8, "masks drawn"),
         "examples": kit.option(64, "maximum number of test examples"),

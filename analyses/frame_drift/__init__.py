@@ -16,6 +16,8 @@ space of A; column: the column space of B), since the previous step and since th
 A GaLore run has no A and B: its frame is the projection that it draws at each refresh (see
 subspace_lab.adapters.galore), of one side only; the previous step is the previous refresh, and an
 orthonormal frame has no step norm. analyses.subspace_motion draws all three kinds of motion.
+After a restart the previous frame is the redrawn one, and the redraw shows in the angle to the
+start.
 
 Under plain SGD a dropped direction does not move: leakage 0. AdamW moves it by its momentum; the
 dotted line is the prediction for stationary gradients without weight decay (T16),

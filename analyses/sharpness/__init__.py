@@ -1,6 +1,6 @@
 """How sharp is the loss in A and B? The largest Hessian eigenvalue, which bounds learning rates.
 
-    python -m analyses.sharpness --run RUN [--run RUN2 ...] [--steps 0,last] [--modules q_proj]
+    python -m analyses.sharpness --run RUN [--run RUN2 ...] [--steps last] [--modules q_proj]
 
 lambda_max of the Hessian of the loss in the trained factors (A, B), of each module for itself (the
 others fixed) and of all modules together, at the start and over the snapshots. Gradient descent on

@@ -22,6 +22,8 @@ from torch import Tensor
 
 TOLERANCE = 1e-3
 """Relative accuracy asked of ARPACK; a product in fp32 rounds at some 1e-6."""
+LANCZOS_VECTORS = 8
+"""ARPACK looks at its accuracy after so many products; lambda_max stands out, so that few do."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,14 @@ class HessianBlock:
         if not self.product(start).any():  # a Hessian of zero, which ARPACK refuses
             return LargestEigenvalue(0.0, 0.0, self.products, self.size)
         operator = LinearOperator((self.size, self.size), matvec=self.product, dtype=np.float64)
-        (value,), vectors = eigsh(operator, k=1, which="LA", v0=start, tol=TOLERANCE)
+        (value,), vectors = eigsh(
+            operator,
+            k=1,
+            which="LA",
+            v0=start,
+            ncv=min(LANCZOS_VECTORS, self.size),
+            tol=TOLERANCE,
+        )
         vector = vectors[:, 0]
         residual = np.linalg.norm(self.product(vector) - value * vector) / abs(value)
         return LargestEigenvalue(float(value), float(residual), self.products, self.size)

@@ -45,8 +45,9 @@ def refuse_unmasked(hooks: Iterable[MaskHook], kept: Mapping[str, NDArray[np.boo
     """Refuse gradients that masked modules cannot have.
 
     Under a step mask a dropped direction has exactly zero gradient: its row of A's and its column
-    of B's. Under sample and token masks a module with a gradient must have called its hook. Where
-    the whole gradient is not available (DeepSpeed, sharded parameters) nothing is checked.
+    of B's. Under sample and token masks a module with a gradient must have called its hook. A
+    frozen factor has none, which leaves the other. Where the whole gradient is not available
+    (DeepSpeed, sharded parameters) nothing is checked.
 
     Args:
         hooks: the hooks of the masked modules, before an optimizer step.
@@ -60,20 +61,22 @@ def refuse_unmasked(hooks: Iterable[MaskHook], kept: Mapping[str, NDArray[np.boo
     """
     available = False
     for hook in hooks:
-        A_gradient, B_gradient = _whole(hook.A_module.weight), _whole(hook.B_module.weight)
-        if A_gradient is None or B_gradient is None:
+        factors = ((hook.A_module.weight, 0), (hook.B_module.weight, 1))  # with their rank axes
+        gradients = [(_whole(weight), axis) for weight, axis in factors if weight.requires_grad]
+        known = [(gradient, axis) for gradient, axis in gradients if gradient is not None]
+        if not known or len(known) < len(gradients):
             continue
         available = True
         if hook.module in kept:
-            dropped = torch.from_numpy(np.flatnonzero(~kept[hook.module])).to(A_gradient.device)
-            if _nonzero(A_gradient[dropped]) or _nonzero(B_gradient[:, dropped]):
+            dropped = torch.from_numpy(np.flatnonzero(~kept[hook.module])).to(known[0][0].device)
+            if any(_nonzero(gradient.index_select(axis, dropped)) for gradient, axis in known):
                 raise UserError(
                     f"{hook.module}: rank directions that the mask drops have a gradient, so the "
                     "mask is not applied: switch off fused LoRA kernels (Unsloth, axolotl) and "
                     "torch.compile; if the loss has a term in A or B themselves, pass "
                     "checked_steps=0 to RankMask"
                 )
-        elif hook.calls == 0 and _nonzero(B_gradient):
+        elif hook.calls == 0 and any(_nonzero(gradient) for gradient, _ in known):
             raise UserError(
                 f"{hook.module} has a gradient, but its forward pass did not go through lora_A, "
                 "so the rank mask is not applied: switch off fused LoRA kernels (Unsloth, axolotl)"

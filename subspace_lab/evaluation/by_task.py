@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, cast
 import pandas as pd
 
 from subspace_lab import tasks
-from subspace_lab.calibration import Calibration
+from subspace_lab.calibration import Calibration, best_temperature
 from subspace_lab.errors import UserError
 from subspace_lab.evaluation import (
     accuracy,
@@ -91,9 +91,26 @@ class ScoredTask:
         own = self.task == self.trained_with.get("task") and all(map(tasks.is_generated, parts))
         if size is None and own:
             size = self.trained_with.get("eval_size")
+        return self._load(config.split, size)
+
+    @cached_property
+    def validation(self) -> list[tasks.Example]:
+        """The examples that choose a temperature; none where no temperature is asked for.
+
+        Raises:
+            UserError: if the run was trained on them.
+        """
+        if not self.config.validation:
+            return []
+        if "validation" in self.trained_with.get("train_split", "train"):
+            raise UserError("the run was trained on validation examples: omit `validation`")
+        return self._load("validation", self.config.validation)
+
+    def _load(self, split: str, size: int | None) -> list[tasks.Example]:
+        config = self.config
         return tasks.load(
             self.task,
-            config.split,
+            split,
             size=size,
             seed=tasks.EVALUATION_SEED if config.seed is None else config.seed,
             data_dir=config.data_folder(self.trained_with),
@@ -103,30 +120,36 @@ class ScoredTask:
 
     def check(self) -> None:
         """Load the examples, and refuse those that are scored elsewhere."""
-        if not self.examples:
-            raise UserError(f"{self.task} has no {self.config.split} examples: use other data")
+        needed = {self.config.split: self.examples}
+        if self.config.validation:
+            needed["validation"] = self.validation
+        for split, examples in needed.items():
+            if not examples:
+                raise UserError(f"{self.task} has no {split} examples: use other data")
         if self.config.metric != "exact_match":
             for example in {example.task: example for example in self.examples}.values():
                 tasks.score(example, "")
 
     def run(self, trained: TrainedModel) -> Result:
         """Score every example by the metric."""
-        config, shared = self.config, (trained.model, trained.tokenizer, self.examples)
+        config = self.config
         settings = {"split": config.split, **config.recorded}
         calibration = Calibration()
         if config.metric == "generated":
             settings["max_new_tokens"] = config.new_tokens(self.task)
             table = accuracy.generated_accuracy(
-                *shared, max_new_tokens=settings["max_new_tokens"], batch_size=config.batch_size
-            )
-        elif config.metric == "likelihood":
-            table = likelihood.choose(
-                *shared, batch_size=config.batch_size, calibration=calibration
+                trained.model,
+                trained.tokenizer,
+                self.examples,
+                max_new_tokens=settings["max_new_tokens"],
+                batch_size=config.batch_size,
             )
         else:
-            table = likelihood.exact_match(
-                *shared, batch_size=config.batch_size, calibration=calibration
-            )
+            if self.validation:
+                chosen_on = Calibration()
+                self._score(trained, self.validation, chosen_on)
+                calibration = Calibration(place=best_temperature(chosen_on.nats))
+            table = self._score(trained, self.examples, calibration)
         summary = records.summarize(
             table,
             task=records.file_name(self.task),
@@ -135,6 +158,15 @@ class ScoredTask:
             settings=settings,
         )
         return table, replace(summary, calibration=calibration.summary())
+
+    def _score(
+        self, trained: TrainedModel, examples: list[tasks.Example], calibration: Calibration
+    ) -> pd.DataFrame:
+        shared = trained.model, trained.tokenizer, examples
+        size = self.config.batch_size
+        if self.config.metric == "likelihood":
+            return likelihood.choose(*shared, batch_size=size, calibration=calibration)
+        return likelihood.exact_match(*shared, batch_size=size, calibration=calibration)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from subspace_lab import tasks
-from subspace_lab.errors import check_counts
+from subspace_lab.errors import UserError, check_counts
 from subspace_lab.evaluation.mt_bench.answers import Template
 from subspace_lab.models import Precision
 
@@ -25,6 +25,8 @@ class EvaluationConfig:
         split: `test` or `validation` examples.
         metric: `generated` (greedy generation and the task's scorer), `likelihood` (the most likely
             choice) or `exact_match` (whether greedy decoding would write the response).
+        validation: validation examples that choose the temperature of test examples under
+            `exact_match` or `likelihood`; 0: none is chosen.
         examples: the first examples only, shared equally by the tasks of a mixture; None: all, or
             of the built-in task that a run was trained on, its eval_size.
         seed: of the examples of a built-in task; None: `tasks.EVALUATION_SEED`.
@@ -41,11 +43,12 @@ class EvaluationConfig:
         template: of MT-Bench's prompts.
 
     Raises:
-        UserError: if a count is below 1.
+        UserError: if a count is below 1, or `validation` has no temperature to choose.
     """
 
     split: Literal["test", "validation"] = "test"
     metric: Metric = "generated"
+    validation: int = 0
     examples: int | None = None
     seed: int | None = None
     difficulty: str | None = None
@@ -64,6 +67,12 @@ class EvaluationConfig:
         check_counts(
             examples=self.examples, batch_size=self.batch_size, max_new_tokens=self.max_new_tokens
         )
+        check_counts(0, validation=self.validation)
+        if self.validation and (self.split != "test" or self.metric == "generated"):
+            raise UserError(
+                "`validation` chooses a temperature for the loss on test examples: set `metric` to "
+                "exact_match or likelihood and `split` to test"
+            )
 
     def data_folder(self, run: Mapping[str, Any]) -> str | None:
         """Name the data folder, given the configuration of the run; None: the hub."""
@@ -82,6 +91,7 @@ class EvaluationConfig:
         values = {
             "dtype": self.dtype,
             "examples": self.examples,
+            "validation": self.validation or None,
             "seed": None if self.seed == tasks.EVALUATION_SEED else self.seed,
             "difficulty": self.difficulty,
             "base": self.base,

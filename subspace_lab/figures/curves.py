@@ -6,6 +6,7 @@ curves have intervals, these stand at the markers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -137,10 +138,11 @@ def _different_predictions(rows: pd.DataFrame, over: str) -> set[tuple[Hashable,
     return set(first.values())
 
 
-def limits_of(rows: pd.DataFrame, *, log: bool) -> tuple[float, float]:
+def limits_of(rows: pd.DataFrame, *, log: bool, whole: bool = False) -> tuple[float, float]:
     """Choose the ends of the vertical axis: all curves, and intervals a third as far again.
 
-    The wide intervals of two or three seeds would otherwise flatten what they are about.
+    The wide intervals of two or three seeds would otherwise flatten what they are about. With
+    `whole` all intervals lie inside.
     """
     predicted = rows[rows["kind"] == "predicted"]
     lines = pd.concat([rows["center"], predicted["low"], predicted["high"]])
@@ -148,8 +150,8 @@ def limits_of(rows: pd.DataFrame, *, log: bool) -> tuple[float, float]:
     if log:
         lines, ends = np.log10(lines[lines > 0]), np.log10(ends[ends > 0])
     low, high = float(lines.min()), float(lines.max())
-    room = 0.3 * (high - low) or 0.05 * abs(high) or 1.0
+    room = math.inf if whole else 0.3 * (high - low) or 0.05 * abs(high) or 1.0
     low, high = max(float(ends.min()), low - room), min(float(ends.max()), high + room)
-    margin = 0.05 * (high - low) or room
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     low, high = low - margin, high + margin
     return (10**low, 10**high) if log else (low, high)

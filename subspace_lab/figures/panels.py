@@ -12,7 +12,7 @@ from typing import Literal
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from subspace_lab.figures.curves import Styles, curve_styles, draw_curves, draw_points, limits_of
 from subspace_lab.figures.page import PANEL_WIDTH, Page, width_of
@@ -135,11 +135,17 @@ def _draw_panel(
         axis.plot([], [], label=panel.expected_label, **PREDICTION)
     if predicted["low"].notna().any():
         axis.fill_between([], [], [], color="0.85", lw=0, label=predicted["band"].iloc[0])
-    low, high = limits_of(rows, log=panel.scale == "log")
+    log = panel.scale == "log"
+    low, high = limits_of(rows, log=log, whole=log and points[panel.name])
     ends = [
         end if set_ is None else set_ for set_, end in zip(panel.limits, (low, high), strict=True)
     ]
     axis.set(ylabel=panel.unit, yscale=panel.scale, ylim=ends)
+    if log and ends[1] < 30 * ends[0]:  # hardly a power of ten would be labeled
+        multiples = (2, 4, 6, 8) if ends[1] < 5 * ends[0] else (2, 5)
+        axis.yaxis.set_minor_locator(LogLocator(subs=multiples))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
     if panel.scale == "linear":
         steps = [1, 1.5, 3, 6, 10] if panel.degrees else [1, 2, 2.5, 5, 10]
         axis.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=steps))

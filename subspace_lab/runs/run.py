@@ -44,6 +44,15 @@ from subspace_lab.runs.metrics import evaluations, read_metrics
 from subspace_lab.runs.observed_gates import Gates, read_gates
 
 
+def name_of(path: Path) -> str:
+    """Name a run by its folder, and the snapshots of one also by the run that they are of.
+
+    >>> name_of(Path("runs/lora")), name_of(Path("runs/restarts/snapshots"))
+    ('lora', 'restarts/snapshots')
+    """
+    return "/".join(path.parts[-2:] if path.name == "snapshots" else path.parts[-1:])
+
+
 class Run(Described):
     """Reads one run.
 
@@ -60,7 +69,7 @@ class Run(Described):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.name = self.path.resolve().name
+        self.name = name_of(self.path.resolve())
         file = self.path / "run.json"
         recorded = file.is_file()
         super().__init__(files.read_json(file) if recorded else {}, recorded=recorded)

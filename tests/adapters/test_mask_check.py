@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
+from subspace_lab.adapters.frozen import freeze
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.errors import UserError
@@ -127,6 +130,20 @@ def test_a_second_adapter_trains_without_the_first_ones_mask():
     mask.set_step(1)
     train_by_hand(model, [adamw(model)], 2)
     assert mask.step == 3
+
+
+@pytest.mark.parametrize("side", ["A", "B"])
+def test_the_factor_that_is_not_frozen_is_checked(side):
+    """Silence means that the check was made: warnings are errors here."""
+    models = [tiny_lora(), tiny_lora()]
+    for model, mask in zip(models, [RankMask(0.5, seed=1), Off(0.5, seed=1)], strict=True):
+        freeze(model, side, seed=0)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the adapter's B A is not zero")
+            mask.attach(model)
+    trainer(models[0], steps=5).train()
+    with pytest.raises(UserError, match="the mask is not applied"):
+        train_by_hand(models[1], [adamw(models[1])], 1)
 
 
 def test_a_trainer_that_hides_the_gradients_says_that_it_was_not_checked():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from analyses import mask_theory
 from analyses.claims import compute
 from analyses.claims.evidence import Evidence
-from analyses.claims.gains import better_than_lora
+from analyses.claims.gains import at_loras_settings, better_than_lora
 from analyses.claims.paper import CLAIMS
+from analyses.claims.registered import found_of, registered, verdict_of
 from analyses.claims.texts import to_html, to_markdown, to_text
 from analyses.mask_theory import COLUMNS
 from subspace_lab.adapters.mask import RankMask
@@ -42,7 +44,7 @@ def verdicts(*runs: Run) -> dict[str, str]:
 def test_every_claim_gets_a_verdict_with_its_evidence(runs):
     table = compute(list(runs.values()))
     assert list(table["name"]) == [claim.name for claim in CLAIMS]
-    assert len(table) == 13 and table["name"].is_unique
+    assert len(table) == 18 and table["name"].is_unique
     assert set(table["verdict"]) <= VERDICTS
     untested = table["verdict"] == "not tested"
     assert table.loc[untested, "shown"].str.contains("needs").all()
@@ -58,6 +60,8 @@ def test_verdicts_of_all_kinds_of_run_together(runs):
     assert found["a moving subspace"] == "contradicted"
     for name in ("two masks are one", "less rank is better", "significantly better"):
         assert found[name] == "not tested"
+    for name in ("more directions", "no extra cost", "at LoRA's settings", "by subspaces"):
+        assert found[name] == "not tested"  # one seed
 
 
 def test_one_run_alone_tests_what_it_can(runs):
@@ -88,15 +92,15 @@ def test_a_run_that_was_not_trained_as_it_says_gives_no_verdict_and_is_listed(ru
     assert compute([runs["step"]]).attrs["excluded"] == {}
 
 
-def scored(folder, scores: dict[str, list[float]], *, rank: int = 8) -> list[Run]:
+def scored(folder, scores: dict[str, list[float]], *, rank: int = 8, **settings) -> list[Run]:
     """Write runs with nothing but a last evaluation, one per method and seed."""
     runs = []
     for method, values in scores.items():
         for seed, score in enumerate(values):
-            config = {"method": method, "rank": rank, "seed": seed, "task": "pocket"}
+            config = {"method": method, "rank": rank, "seed": seed, "task": "pocket"} | settings
             mask = {"keep_prob": 0.5, "granularity": "step", "rescale": True}
             law = {"mask": mask} if method == "droplora" else {}
-            path = folder / f"{method}-{rank}-{seed}"
+            path = folder / "-".join(map(str, [method, rank, seed, *settings.values()]))
             module = {"module": "q", "layer": 0, "projection": "q", "m": 4, "n": 4, "r": rank}
             table = pd.DataFrame([module]).assign(scaling=2.0)
             writer = RunWriter(path, {"config": config} | law, table)
@@ -152,8 +156,13 @@ def test_each_at_its_own_rate_decides(best, verdict, tmp_path):
     finding = better_than_lora(known)
     assert finding.verdict == verdict
     assert "learning rate 0.002 against LoRA's 0.001" in finding.shown
+    (at_loras,) = known.gains_at_loras_rate  # where masks have half of LoRA's answers right
+    assert at_loras.estimate == pytest.approx(-10 / ROWS)
+    assert "learning rate 0.001 against LoRA's 0.001" in at_loras.conditions
+    assert at_loras_settings(known).verdict == "contradicted"
     one_rate = [run for run in runs if run.config["learning_rate"] == 2e-3]
     assert better_than_lora(evidence(one_rate)).verdict == "undecided"
+    assert at_loras_settings(evidence(one_rate)).verdict == "not tested"
 
 
 def test_gain_is_the_mean_difference_over_seeds(tmp_path):
@@ -163,13 +172,56 @@ def test_gain_is_the_mean_difference_over_seeds(tmp_path):
     assert gain.conditions == "100 test examples"
 
 
+@pytest.mark.parametrize("own", ["init_seed", "data_seed"])
+def test_runs_of_one_seed_that_differ_in_another_are_paired_each(own, tmp_path):
+    runs = [
+        run
+        for value, gain in enumerate((0.1, 0.2, 0.6))
+        for run in scored(tmp_path, {"lora": [0.3], "droplora": [0.3 + gain]}, **{own: value})
+    ]
+    (gain,) = evidence(runs).gains
+    assert gain.seeds == 3 and gain.estimate == pytest.approx(0.3)
+
+
+def test_mask_seeds_share_their_lora_run_and_are_one_repetition(tmp_path):
+    runs = scored(tmp_path, {"lora": [0.3, 0.3]})
+    for value, gains in enumerate([(0.1, 0.2), (0.3, 0.6)]):
+        masked = {"droplora": [0.3 + gain for gain in gains]}
+        runs += scored(tmp_path, masked, mask_seed=value)
+    (gain,) = evidence(runs).gains
+    assert gain.by_seed == pytest.approx({(0,): 0.2, (1,): 0.4})
+
+
+def test_runs_at_several_rates_are_compared_at_each(tmp_path):
+    runs = [
+        run
+        for rate, gain in ((1e-3, 0.1), (2e-3, 0.2))
+        for run in scored(tmp_path, {"lora": [0.3], "droplora": [0.3 + gain]}, learning_rate=rate)
+    ]
+    assert [gain.estimate for gain in evidence(runs).gains] == pytest.approx([0.1, 0.2])
+
+
 def test_tables_hold_a_row_per_claim_and_escape(runs):
     table = compute([runs["step"]])
     lines = [line for line in to_markdown(table).splitlines() if line.startswith("|")]
     assert len(lines) == len(CLAIMS) + 2
-    assert all(line.replace("\\|", "").count("|") == 5 for line in lines)
+    assert all(line.replace("\\|", "").count("|") == 6 for line in lines)
     page = to_html(table.assign(shown="a < b & c"))
     assert page.count("<tr>") == len(CLAIMS) + 1 and "a &lt; b &amp; c" in page
+
+
+def test_what_the_experiments_found_stands_beside(runs):
+    table = compute([runs["step"]]).set_index("name")
+    row = registered().set_index("claim").loc["at LoRA's settings"].iloc[0]
+    number = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    assert number in table.loc["at LoRA's settings", "registered"]
+    assert f"n = {row['n']:.0f}" in table.loc["at LoRA's settings", "registered"]
+    for render in (to_text, to_markdown, to_html):
+        page = " ".join(html.unescape(render(table.reset_index())).split())
+        assert number in page and verdict_of("at LoRA's settings") in page
+    for claim in CLAIMS:
+        assert verdict_of(claim.name) in VERDICTS
+        assert bool(found_of(claim.name)) == (verdict_of(claim.name) != "not tested")
 
 
 def test_command_prints_and_writes(command, runs, tmp_path):
@@ -177,7 +229,7 @@ def test_command_prints_and_writes(command, runs, tmp_path):
     assert found.code == 0, found.err
     assert "only the kept learn: contradicted" in found.out
     saved = json.loads((tmp_path / "claims.json").read_text())
-    assert len(saved["summary"]) == len(pd.read_parquet(tmp_path / "claims.parquet")) == 13
+    assert len(saved["summary"]) == len(pd.read_parquet(tmp_path / "claims.parquet")) == 18
     assert (tmp_path / "claims.md").read_text().startswith("| the paper says |")
     assert "<table>" in (tmp_path / "claims.html").read_text()
 

@@ -9,6 +9,7 @@ from scipy import stats
 
 from analyses import kit
 from analyses.kit.curves import curve_table, thin
+from subspace_lab.figures.curves import limits_of
 from tests.figures.listing import drawn
 from tests.figures.tables import make_table
 
@@ -113,3 +114,12 @@ def test_labels_that_would_crowd_a_comparison_are_left_out():
 
     assert names({"x": None}, 5) == {"a", "b"} and names({"x": None, "y": None}, 1) == {"a", "b"}
     assert names({"x": None, "y": None}, 5) == {"a"}
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_intervals_of_points_lie_inside_the_axis(log):
+    rows = pd.DataFrame({"kind": "measured", "center": [1.0, 1.1], "low": 0.1, "high": 9.0})
+    low, high = limits_of(rows, log=log, whole=True)
+    assert low < 0.1 and high > 9.0
+    low, high = limits_of(rows, log=log)  # of curves over steps they may end outside
+    assert low > 0.1 and high < 9.0

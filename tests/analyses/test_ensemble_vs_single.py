@@ -203,6 +203,27 @@ def test_columns_and_figures(pocket_run, table):
     assert len(learning_curves.plot(curves).axes) == 3
 
 
+def test_the_calibration_figure_shows_each_predictor_before_and_after(table):
+    plot = ensemble_vs_single.ANALYSIS.plots["calibration"]
+    seeds = [table.assign(run=f"seed {i}", ece=table["ece"] + i / 10) for i in range(2)]
+    points = plot.shown(pd.concat(seeds).assign(configuration="masks"))
+    assert len(points) == 15 and set(points["seeds"]) == {2}
+    place = ["panel", "kind", "predictor"]
+    before, after = (
+        points.set_index(place).loc["calibration error"].loc[kind]
+        for kind in ("as it is", "at the validated temperature")
+    )
+    full = table[table["predictor"] == "full"].iloc[0]
+    assert before.loc["full", "value"] == pytest.approx(full["ece"] + 0.05)
+    half = before.loc["full", "high"] - before.loc["full", "value"]
+    assert half == pytest.approx(12.706 * 0.05, rel=1e-3)  # t of one degree of freedom
+    assert after.loc["full", "value"] == pytest.approx(full["calibrated_ece"])
+    assert len(plot(table).axes) == 2
+    unvalidated = table.assign(temperature=float("nan"), calibrated_ece=float("nan"))
+    assert set(plot.shown(unvalidated)["kind"]) == {"as it is"}
+    assert len(plot(unvalidated).axes) == 1
+
+
 def test_what_the_model_computed_in_stands_in_every_result(pocket_run, table, command, tmp_path):
     assert set(table["dtype"]) == {"fp32"}
     few = [

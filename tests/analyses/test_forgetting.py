@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
@@ -85,3 +86,20 @@ def test_what_it_refuses(run):
         forgetting.compute(run, text="wiki")
     with pytest.raises(UserError, match="at least 1"):
         forgetting.compute(run, examples=0)
+
+
+def test_figure_shows_a_run_with_its_interval_and_seeds_with_theirs():
+    rows = [
+        (f"seed {seed}", 6, "trained", kept, "general text", kept + seed, 0.0, 9.0, 4, "fp32")
+        for seed in range(2)
+        for kept in KEPT
+    ]
+    columns = ["run", "step", "model", "kept", "of", "difference", "difference_low"]
+    table = pd.DataFrame(rows, columns=[*columns, "difference_high", "examples", "dtype"])
+    plot = forgetting.ANALYSIS.plots["forgetting"]
+    alone = plot.shown(table)
+    assert len(alone) == 10 and set(alone["low"]) == {0.0} and set(alone["high"]) == {9.0}
+    together = plot.shown(table.assign(configuration="both")).set_index("kept")
+    assert together["value"].to_dict() == {kept: kept + 0.5 for kept in KEPT}
+    assert together.loc[1.0, "high"] - 1.5 == pytest.approx(12.706 * 0.5, rel=1e-3)
+    assert len(plot(table).axes) == 1

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.seed_variance import as_markdown, compute
+from analyses.seed_variance import ANALYSIS, as_markdown, compute
 from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
 from subspace_lab.training.config import TrainConfig
@@ -69,3 +69,18 @@ def test_plain_seeds_differ_in_all_that_has_an_effect(tmp_path):
 def test_nothing_to_split_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="no two of these runs repeat a configuration"):
         compute([planted(tmp_path / "one", 1.0, method="lora")])
+
+
+def test_figure_has_a_panel_for_each_measure_and_a_place_for_each_set_of_seeds():
+    rows = [
+        ("LoRA", 1e-3, "flip", measure, seeds, deviation, 4)
+        for measure in ("accuracy", "loss")
+        for seeds, deviation in (("data+init", 0.3), ("init", 0.1), ("data", 0.2))
+    ]
+    names = ["configuration", "learning_rate", "task", "measure", "seeds", "standard_deviation"]
+    table = pd.DataFrame(rows, columns=[*names, "runs"])
+    figure = ANALYSIS.plots["seed_variance"](table)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["accuracy", "loss"]
+    (points,) = [line for line in figure.axes[0].lines if line.get_label() == "LoRA at 0.001"]
+    by_place = dict(zip(points.get_xdata(), points.get_ydata(), strict=True))
+    assert [by_place[place] for place in range(3)] == [0.2, 0.1, 0.3]  # data, init, data + init

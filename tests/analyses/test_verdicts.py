@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.claims import gains, verdicts
+from analyses.claims import beside_lora, gains, verdicts
 from analyses.claims.differences import Difference, seeds_needed
 from analyses.claims.evidence import Evidence
 from analyses.claims.paper import CLAIMS
@@ -310,6 +310,67 @@ def test_less_gain_at_small_rank(means, expected):
     assert gains.less_gain_at_small_rank(with_gains(*at_ranks(means))).verdict == expected
 
 
+@pytest.mark.parametrize(
+    ("means", "expected"),
+    [
+        ({0.3: 0.0, 0.5: 0.05, 0.7: 0.1, 0.9: -0.5}, "supported"),  # 0.9 is beyond the best
+        ({0.3: 0.1, 0.5: 0.05, 0.7: 0.0}, "contradicted"),
+        ({0.3: 0.1, 0.5: 0.1, 0.7: 0.1}, "undecided"),
+        ({0.5: 0.0, 0.7: 0.1, 0.9: 0.2}, "not tested"),
+    ],
+)
+def test_milder_is_better(means, expected):
+    by_kept = [
+        replace(gain, config={"rank": 16, "keep_prob": kept})
+        for gain, kept in zip(at_ranks(means), means, strict=True)
+    ]
+    assert gains.milder_is_better(with_gains(*by_kept)).verdict == expected
+
+
+@pytest.mark.parametrize(
+    ("token", "expected"),
+    [(BETTER, "contradicted"), (SAME, "undecided"), (WORSE, "undecided"), (None, "not tested")],
+)
+def test_by_subspaces(token, expected):
+    own = [comparison(BETTER, "step", granularity="step")]
+    own += [comparison(token, "token", granularity="token")] if token else []
+    assert gains.by_subspaces(with_gains(own=own)).verdict == expected
+
+
+def beside(monkeypatch, measured: dict[str, list[float]]) -> Evidence:
+    """Evidence whose differences to LoRA are these, by a word of the quantity."""
+
+    def against_lora(self, measure, *, quantity):
+        (values,) = [value for word, value in measured.items() if word in quantity]
+        return [comparison(values)] if values else []
+
+    monkeypatch.setattr(Evidence, "against_lora", against_lora)
+    return with_gains()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "expected"),
+    [(BETTER, "supported"), (WORSE, "contradicted"), (SAME, "undecided"), ([0.1], "not tested")],
+)
+def test_more_directions(monkeypatch, ranks, expected):
+    assert beside_lora.more_directions(beside(monkeypatch, {"rank": ranks})).verdict == expected
+
+
+@pytest.mark.parametrize(
+    ("parameters", "times", "expected"),
+    [
+        ([0.0] * 10, BETTER, "contradicted"),  # slower
+        ([0.0] * 10, WORSE, "supported"),
+        ([0.0] * 10, SAME, "undecided"),
+        ([8.0] * 10, WORSE, "contradicted"),
+        ([0.0] * 10, [], "not tested"),
+    ],
+)
+def test_no_extra_cost(monkeypatch, parameters, times, expected):
+    evidence = beside(monkeypatch, {"parameters": parameters, "s a step": times})
+    assert beside_lora.no_extra_cost(evidence).verdict == expected
+
+
 def test_gains_are_compared_within_one_kind_of_mask():
     """Token masks gain nothing and step masks 0.1 at every rank, so no gain depends on the rank."""
     kinds = {"token": 0.0, "step": 0.1}
@@ -320,7 +381,7 @@ def test_gains_are_compared_within_one_kind_of_mask():
     ]
     for order in (found, found[::-1]):
         assert gains.less_gain_at_small_rank(with_gains(*order)).verdict == "undecided"
-        assert len(gains.gain_slopes(order)) == 2
+        assert len(gains.gain_slopes(order, gains.RANK)) == 2
     one = at_ranks({4: 0.0, 8: 0.05, 16: 0.1}, granularity="step")
     same = at_ranks(dict.fromkeys((4, 8, 16), 0.0), granularity="token")
     assert gains.less_gain_at_small_rank(with_gains(*one, *same)).verdict == "supported in part"

@@ -55,7 +55,7 @@ def test_an_arm_is_trained_at_its_own_rate_and_where_asked_at_the_baselines():
 
 def test_an_arm_may_take_the_rate_of_another_one():
     design = read_design("x1")
-    own = some_rates(design) | {("B", "masks-8"): 8e-3}
+    own = some_rates(design) | {("B", "step"): 8e-3}
     assert design.rates_at("B", "masks-32", own) == {"own": 8e-3}
     assert not any(cell.arm == "masks-32" for cell in design.rate_cells())
     of_x6 = read_design("x6")

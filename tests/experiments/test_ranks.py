@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from experiments import ranks
+from experiments.design import read_design
 from experiments.ranks import rank_differences, ranks_of
 from experiments.trajectories import at_equal_norm
 
@@ -74,7 +75,7 @@ def test_ranks_are_compared_with_the_baselines_single_runs_of_the_same_seed():
             "mean_entropy": [5.0, 6.0, 7.0, 6.0, 4.5, 5.5],
         }
     )
-    rows = rank_differences(table, baseline="LoRA").set_index(["arm", "quantity"])
+    rows = rank_differences(table, read_design("x6")).set_index(["arm", "quantity"])
     assert rows.loc[("step", "single_entropy"), "difference"] == pytest.approx(2.5)
     assert rows.loc[("step", "mean_entropy"), "difference"] == pytest.approx(-2 / 3)
     assert rows.loc[("LoRA", "single_entropy"), "difference"] == 0
@@ -86,7 +87,24 @@ def test_arms_are_compared_at_the_norm_that_both_reach():
     table = pd.concat(
         [one.assign(regime="A", arm=arm, seed=20) for arm, one in (("LoRA", steps), ("step", far))]
     )
-    row = at_equal_norm(table, baseline="LoRA").set_index("arm").loc["step"]
+    row = at_equal_norm(table, read_design("x6")).set_index("arm").loc["step"]
     assert row["norm"] == 2.0
     assert row["entropy"] == pytest.approx(7.0)
     assert row["baseline_entropy"] == pytest.approx(4.0)
+
+
+def test_an_arm_of_another_optimizer_is_compared_with_that_optimizers_baseline():
+    arms = ["LoRA", "LoRA-sgd", "step-sgd"]
+    table = pd.DataFrame(
+        {"regime": "A", "arm": arms, "seed": 20, "single_entropy": [5.0, 7.0, 7.5]}
+    )
+    row = rank_differences(table, read_design("x6")).set_index("arm").loc["step-sgd"]
+    assert (row["against"], row["difference"]) == ("LoRA-sgd", 0.5)
+    steps = [{"step": t, "norm": float(t), "entropy": 1.0} for t in (0, 1, 2)]
+    rows = [
+        {**one, "regime": "A", "arm": arm, "seed": 20, "entropy": entropy}
+        for arm, entropy in zip(arms, (5.0, 7.0, 7.5), strict=True)
+        for one in steps
+    ]
+    row = at_equal_norm(pd.DataFrame(rows), read_design("x6")).set_index("arm").loc["step-sgd"]
+    assert (row["entropy"], row["baseline_entropy"]) == (7.5, 7.0)

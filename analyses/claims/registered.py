@@ -1,0 +1,78 @@
+"""What the registered experiments found of each claim (docs/experiments/REGISTER.md).
+
+`registered.csv` is a copy of docs/experiments/results/claims.csv, which `python -m experiments
+claims` writes; so an installed package has it, too.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+
+FILE = Path(__file__).with_name("registered.csv")
+
+
+def verdict_of(claim: str) -> str:
+    """Give the experiments' verdict on a claim."""
+    return str(_rows(claim)["verdict"].iloc[0])
+
+
+def found_of(claim: str) -> str:
+    """Say what the experiments found of a claim, with effects, intervals and sample sizes.
+
+    Where it does not say so, each method has its own learning rate; p-values are Holm's. Empty
+    where they did not test it.
+    """
+    rows = _rows(claim)
+    measured = rows[rows["difference"].notna()]
+    if measured.empty:
+        return ""
+    texts = []
+    for (experiment, comparison, outcome, rates), alike in measured.groupby(
+        ["experiment", "comparison", "outcome", "rates"], sort=False
+    ):
+        at = "" if rates == "own" else ", at LoRA's learning rate"
+        numbers = ", ".join(map(_difference, alike.itertuples()))
+        unit, n = alike["unit"].iloc[0], _range(alike["n"])
+        head = f"{str(experiment).upper()}, {comparison}, {outcome}{at}"
+        texts.append(f"{head}: {numbers} {unit} (n = {n})")
+    missing = len(rows) - len(measured)
+    left = f" {missing} more of its comparisons were not made." if missing else ""
+    return f"{'; '.join(texts)}.{left}"
+
+
+@cache
+def registered() -> pd.DataFrame:
+    """Read the experiments' verdicts, of `experiments.verdicts.verdict_table`."""
+    return pd.read_csv(FILE)
+
+
+def form_of(unit: str) -> str:
+    """Give the format of differences in a unit.
+
+    >>> f"{5.97:{form_of('points')}} points, {-0.0561:{form_of('nats per token')}} nats"
+    '+6.0 points, -0.056 nats'
+    """
+    return {"points": "+.1f", "directions": "+.2f"}.get(unit, "+.3f")
+
+
+def _rows(claim: str) -> pd.DataFrame:
+    table = registered()
+    return table[table["claim"] == claim]
+
+
+def _difference(row: object) -> str:
+    """Write a difference with its regime, interval and p-value."""
+    regime, unit, p_value = (getattr(row, name) for name in ("regime", "unit", "p_holm"))
+    form = form_of(str(unit))
+    difference, low, high = (
+        f"{getattr(row, name):{form}}" for name in ("difference", "low", "high")
+    )
+    return f"{regime} {difference} [{low}, {high}], p = {p_value:.2g}"
+
+
+def _range(counts: pd.Series[float]) -> str:
+    low, high = f"{counts.min():.0f}", f"{counts.max():.0f}"
+    return low if low == high else f"{low} to {high}"
