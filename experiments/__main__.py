@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from analyses import kit
-from experiments import inference, ranks, trajectories
+from experiments import against_theory, inference, ranks, trajectories
 from experiments.comparisons import compare
 from experiments.design import Design, Rates, part_of, read_design, with_data
 from experiments.figures import draw_experiment
@@ -101,11 +101,13 @@ def tables_of(design: Design, final: Path, own: Rates) -> dict[str, pd.DataFrame
     """Make the tables of an experiment, by kind."""
     table = results_table(design, final, own)
     tables = {"runs": table, "differences": compare(table, design)}
-    if design.measures == "ranks":
+    if design.measures in ("ranks", "theory"):
         tables["ranks"] = ranks.rank_table(design, final, own)
         tables["rank-differences"] = ranks.rank_differences(tables["ranks"], design)
         tables["trajectories"] = trajectories.trajectory_table(design, final, own)
         tables["equal-norm"] = trajectories.at_equal_norm(tables["trajectories"], design)
+    if design.measures == "theory":
+        tables["theory"] = against_theory.theory_table(design, final, own)
     if design.measures == "inference":
         tables["inference"] = inference.inference_table(design, final, own)
         tables["inference-differences"] = inference.inference_differences(tables["inference"])

@@ -94,8 +94,8 @@ class Design:
         primary_regimes: where the primary differences decide.
         slope: regimes by the value of a setting, over which the difference of `primary` arms has a
             slope that decides, too.
-        measures: what else is measured of the runs: `ranks` of the updates, or several ways of
-            `inference`.
+        measures: what else is measured of the runs: `ranks` of the updates, these and what
+            `theory` says of the factors, or several ways of `inference`.
     """
 
     name: str
@@ -117,7 +117,7 @@ class Design:
     repeat: Mapping[str, Mapping[str, Mapping[str, Sequence[Any]]]] = field(default_factory=dict)
     primary_regimes: Sequence[str] = ()
     slope: Mapping[str, float] = field(default_factory=dict)
-    measures: Literal["ranks", "inference"] | None = None
+    measures: Literal["ranks", "theory", "inference"] | None = None
 
     def rate_cells(self) -> list[Cell]:
         """List the runs from which the learning rates are chosen."""

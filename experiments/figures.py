@@ -71,7 +71,7 @@ def draw_experiment(
     if design.measures == "inference":
         draw_inference(tables["inference-differences"], page)
         return {"inference": page.figure}
-    if design.measures == "ranks":
+    if "ranks" in tables:
         draw_ranks(tables["ranks"], page)
         return {"ranks": page.figure}
     rows = tables["differences"]

@@ -127,7 +127,8 @@ def predicted_scale(run: Run, step: int) -> float:
 
     c* = s [q + (1 - q) rho], rho = sum ||b_i||^2 ||a_i||^2 / ||B A||^2, summed over modules;
     nan for a run without masks, or of a law that the formula does not cover. Exact for one linear
-    layer with squared loss, indicative here.
+    layer with a squared loss at a stationary point; under cross-entropy even the side of 1 is open
+    (`theory.inference_scale`), and on the standard bench the best scale is below 1.
     """
     if (law := run.mask_law) is None or not law.plain:
         return float("nan")

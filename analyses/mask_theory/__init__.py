@@ -9,7 +9,7 @@ Three kinds of comparison, distinguished in the table and the figure:
     sampling    true on average over random masks, within the limits that chance keeps in 9,999 of
                 10,000 correct runs, by the quantiles of the statistic's law: mean kept ...
     indicative  rests on assumptions that a real run does not meet, and gets no verdict: how much
-                AdamW's momentum moves masked directions, the best inference scale ...
+                AdamW's momentum moves masked directions, how far a factor moves beside LoRA's ...
 
 Only some of them test the training itself: what the layers did (the gates observed during
 training) and what the weights did (the cores), compared with what the run says of itself. Tests of
@@ -20,10 +20,11 @@ could notice none is not counted. Runs that share a seed may share masks and fir
 they `repeat` counts once.
 
 What a record cannot test is listed as `not testable`, with the reason: token masks do not belong to
-a step, so most of T1 needs step masks, and the steps of dropped directions need cores of every
-step. With a LoRA run among the runs that differs in the mask only, masked runs are compared to it.
-The tables of `analyses.ensemble_vs_single` and `analyses.gate_expansion` are used if they lie in
-the run's folder.
+a step, so most of T1 needs step masks; the steps of dropped directions need cores of every step;
+what holds under a squared loss only (T8, T9, T14) is beyond all runs of language models. With a
+LoRA run among the runs that differs in the mask only, masked runs are compared to it. The tables
+of `analyses.ensemble_vs_single` and `analyses.gate_expansion` are used if they lie in the run's
+folder.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from analyses.mask_theory import (
     masked_ranks,
     norms,
     observed_gates,
+    out_of_range,
 )
 from analyses.mask_theory.figure import compared, draw, summarize
 from analyses.mask_theory.prediction import Prediction, predictions_of
@@ -58,7 +60,7 @@ COLUMNS += ["evidence", "repeats"]
 
 TOPICS = (
     *(drawn_masks, observed_gates, angles, norms, masked_ranks),
-    *(first_steps, displacements, dropped_directions, against_lora),
+    *(first_steps, displacements, dropped_directions, against_lora, out_of_range),
 )
 
 

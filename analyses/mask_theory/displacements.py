@@ -92,16 +92,6 @@ def balance(group: Group) -> Comparison:
     return within_rounding(1, slope, tolerance=0.02, basis=basis, samples=pairs)
 
 
-@of_training(
-    "T13", "balance under AdamW", "Adam breaks the balance of A and B", DISPLACEMENTS, ADAMW
-)
-def balance_under_adamw(group: Group) -> Comparison:
-    """Under AdamW the same slope."""
-    slope, pairs = _balance(group)
-    why = "a law of gradient flow and SGD: Adam scales entries one by one and breaks it"
-    return indicative(1, slope, scale=0.1, why=why, samples=pairs)
-
-
 def _leakage(factor: str, side: str) -> Prediction:
     """Predict the share of the growth of ||X_t - X_0||² in masked steps: b1 (1 - q)."""
 

@@ -23,7 +23,6 @@ THEOREMS = {
     "T5": "size of masked updates",
     "T6": "ranks of masked updates",
     "T7": "gates and regularizer",
-    "T9": "best inference scale",
     "T11": "expansion in the gates",
     "T12": "masks as an ensemble",
     "T13": "balance of A and B",

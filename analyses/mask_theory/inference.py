@@ -1,13 +1,11 @@
-"""T9, T11 and T12: what masks do to the trained model, from the tables of two other analyses.
+"""T11 and T12: what masks do to the trained model, from the tables of two other analyses.
 
-The inference scale and the mask ensemble come from `ensemble_vs_single`, the cost of random gates
-from `gate_expansion`.
+The mask ensemble comes from `ensemble_vs_single`, the cost of random gates from `gate_expansion`.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -15,7 +13,6 @@ import scipy
 
 from analyses.mask_theory.comparison import (
     Comparison,
-    NotTestableError,
     indicative,
     no_exceptions,
     within_limits,
@@ -25,7 +22,6 @@ from analyses.mask_theory.laws import Law
 from analyses.mask_theory.prediction import Need, known, prediction
 from subspace_lab import files
 from subspace_lab.runs.run import Run
-from subspace_lab.theory.inference_scale import fit_inference_scale
 
 FLOAT32 = 1e-5  # relative, of losses summed over tokens
 PREDICTORS = {"full", "single", "geometric", "arithmetic"}
@@ -132,38 +128,6 @@ def jensen_alone(tables: Tables) -> Comparison:
         scale=0.25 * losses.jensen_gap,
         why="exact for adapters on the logits only, with rescaled masks",
         samples=losses.masks,
-    )
-
-
-@prediction(
-    "T9",
-    "best inference scale",
-    "the update is not shrunk as a linear layer's is",
-    ENSEMBLES,
-    tests="trained model",
-)
-def scale(tables: Tables) -> Comparison:
-    """The loss is smallest at the scale of a linear layer with a squared loss."""
-    table = known(tables.ensembles)
-    curve = table[table["predictor"].isin(["base", "scaled", "full"])]
-    curve = curve.dropna(subset="scale").sort_values("scale")
-    predicted = float(table["predicted_scale"].iloc[0])
-    if math.isnan(predicted) or len(curve) < 3:
-        raise NotTestableError(
-            "theory predicts no scale for this run, or fewer than three were tried"
-        )
-    best = int(curve["loss"].to_numpy().argmin())
-    near = curve.iloc[max(0, min(best - 1, len(curve) - 3)) :][:3]
-    try:
-        fit = fit_inference_scale(near["scale"].to_numpy(), near["loss"].to_numpy())
-    except ValueError as no_minimum:
-        raise NotTestableError("the loss has no minimum among these scales") from no_minimum
-    return indicative(
-        predicted,
-        fit.scale,
-        scale=0.25 * predicted,
-        why="exact for one linear layer with a squared loss at a stationary point",
-        samples=int(table["examples"].iloc[0]),
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from analyses.mask_theory import chance
-from analyses.mask_theory.comparison import Comparison, NotTestableError, indicative, no_exceptions
+from analyses.mask_theory.comparison import Comparison, NotTestableError, no_exceptions
 from analyses.mask_theory.needs import CORES, COVERED_LAW, STEP_MASKS
 from analyses.mask_theory.prediction import Need, Prediction, known, prediction
 from analyses.mask_theory.record import Group, once
@@ -171,34 +171,3 @@ def regularizer(group: Group) -> Comparison:
     core = known(_updates(group))
     B, A = core.column.R, core.row.R.mT
     return no_exceptions(explicit_regularizer(B, A) < nuclear_norm_bound(B, A) * (1 - ROUNDING))
-
-
-def _balance(name: str, *, last: bool) -> Prediction:
-    """Predict rho = R / ||B A||² >= ||B A||_*² / (r ||B A||²)."""
-
-    @prediction(
-        "T5",
-        f"balance ratio, {name} update",
-        "the gauge is not the equalized one",
-        UPDATES,
-        tests="trained model",
-    )
-    def balance(group: Group) -> Comparison:
-        core = known(_updates(group))
-        modules = min(len(group.modules), len(core.scaling))
-        core = core[slice(-modules, None) if last else slice(modules)]
-        B, A = core.column.R, core.row.R.mT
-        frobenius = (core.norm() / core.scaling.abs()) ** 2
-        bound = float((nuclear_norm_bound(B, A) / frobenius).mean())
-        return indicative(
-            bound,
-            float(masked_moments.balance_ratio(B, A).mean()),
-            scale=0.25 * bound,
-            why="a lower bound, attained where masks have equalized all directions (T14)",
-            samples=modules,
-        )
-
-    return balance
-
-
-first_balance, last_balance = _balance("first", last=False), _balance("last", last=True)

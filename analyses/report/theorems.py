@@ -17,9 +17,9 @@ THEOREMS = {
     "directions that are large in both B and A. The penalty does not depend on whether steps, "
     "samples or tokens share a mask.",
     "T8": "That penalty takes the same amount off every singular value of the solution, and "
-    "removes those that are smaller.",
+    "removes those that are smaller: of what the update does to its inputs, under a squared loss.",
     "T9": "By how much the trained update should be multiplied at inference to undo what masks "
-    "shrank.",
+    "shrank: of a linear layer under a squared loss, and not of a language model.",
     "T10": "How noisy masks make the gradient. A mask per step is noise that a larger batch does "
     "not reduce; a mask per token averages out.",
     "T11": "In a deep network, the cost of random gates starts with the curvature of the loss in "
@@ -27,11 +27,13 @@ THEOREMS = {
     "T12": "The full model as an ensemble of its masked parts: exactly their geometric mean where "
     "the adapter makes the logits; and what single masks lose on average.",
     "T13": "How a step changes the balance between the lengths of a direction in B and in A, and "
-    "that masks make directions more alike.",
-    "T14": "How the penalty shapes the course of training of a deep linear network.",
+    "that masks make directions more alike under a squared loss.",
+    "T14": "How the penalty shapes the course of training of a deep linear network under a squared "
+    "loss, by plain gradient descent in small steps.",
     "T15": "What one masked step can change: the rank of the step, and in which subspaces it lies.",
-    "T16": "What AdamW makes of masks: steps are shorter on average by the square root of "
-    "keep_prob, and a direction that is switched off still moves, by its momentum.",
+    "T16": "What AdamW makes of masks: the mean step is shorter by the square root of keep_prob, "
+    "the random part of the way is not, and a direction that is switched off still moves, by its "
+    "momentum.",
     "T17": "Two masks at once are one mask with the product of their keep probabilities.",
     "T18": "Which singular values of a random matrix stand out after an update of rank one.",
 }

@@ -9,7 +9,8 @@ Derived from the update rule of Kingma and Ba 2015 and, for decoupled weight dec
 Hutter 2019.
 
 Real gradients are correlated in time and react to the masks, so these are null predictions. They
-fail where (1-beta2) lam is not small: then the second moment is itself a random variable.
+fail where (1-beta2) lam is not small: then the second moment is itself a random variable. What a
+factor moves in all is not its mean step times the steps: `displacement_ratio`.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ def effective_step_ratio(*, keep_prob: float) -> float:
     """Mean step under step masks over LoRA's: sqrt(q), at every signal-to-noise ratio.
 
     E m = q mu and E v = q (mu^2 + sigma^2), so E m / sqrt(E v) has the factor q / sqrt(q). Leading
-    order in 1 - beta2; `adam_step` has the next. The control it implies is LoRA at learning rate
-    x sqrt(q).
+    order in 1 - beta2; `adam_step` has the next. It is about the mean step under gates that a
+    coordinate has to itself; masks per token average out (`token_step_ratio`), and the random part
+    of the steps does not shrink (`displacement_ratio`). The control it implies, LoRA at learning
+    rate x sqrt(q), is therefore the lower end of what masks may amount to.
 
     >>> effective_step_ratio(keep_prob=0.25)
     0.5
@@ -208,11 +211,30 @@ def token_step_ratio(*, keep_prob: float, tokens: int) -> float:
     return 1 / math.sqrt(1 + relative_variance(keep_prob=keep_prob) / tokens)
 
 
+def displacement_ratio(walk_share: float, *, step_ratio: float) -> float:
+    """Root mean square displacement of a factor over LoRA's, under gradients of the same law.
+
+        sqrt(kappa^2 + (1 - kappa^2) w),   w = n sum_t lr_t^2 / ||X_T - X_0||_F^2 of LoRA,
+
+    with kappa = `step_ratio`: sqrt(q) for step masks (`effective_step_ratio`), `token_step_ratio`
+    for token masks. w is the share of LoRA's squared displacement that n independent steps of
+    length lr_t would make: 0 where gradients drift, which leaves kappa, and 1 where they are
+    independent in time, which leaves 1. Gates are drawn anew in each step, so they lengthen the
+    random walk by as much as they shorten the mean: h_t may be correlated in time in any way, but
+    must have one second moment throughout and the same law as LoRA's. Leading order in 1 - beta2
+    and in 1 / ((1 - beta1) T).
+
+    >>> displacement_ratio(0.0, step_ratio=0.5), displacement_ratio(1.0, step_ratio=0.5)
+    (0.5, 1.0)
+    """
+    return math.sqrt(step_ratio**2 + (1 - step_ratio**2) * walk_share)
+
+
 def weight_decay_ratio(*, keep_prob: float) -> float:
     """Decay over learning, relative to LoRA under AdamW: 1 / sqrt(q).
 
     Decoupled decay multiplies every coordinate by 1 - lr x weight_decay at every step, masked or
-    not, while the mean step shrinks by sqrt(q).
+    not, while the mean step under step masks shrinks by sqrt(q).
 
     >>> weight_decay_ratio(keep_prob=0.25)
     2.0

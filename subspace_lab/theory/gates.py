@@ -13,7 +13,8 @@ independently, with mean g0 = s q. With z = s (d - q), Taylor's theorem about g0
 mu2 = (1-q)/q at s = 1/q; the third order is 0 at q = 1/2. The second order is the regularizer of
 dropout (Wager, Wang, Liang 2013; Wei, Kakade, Ma 2020); its Gauss-Newton part is that of the
 network linearised in its gates. Step and token gates give different traces where tokens mix after
-the gate (attention), the cross-token terms of the Hessian.
+the gate (attention), the cross-token terms of the Hessian. Gates that are drawn together, as those
+of exact-k masks, add pairs to the second order: `correlated_gates`.
 
 The closure must be deterministic, and differentiable as often as the order asks: fused attention
 has no second derivative, so a transformers model is loaded with attn_implementation="eager".

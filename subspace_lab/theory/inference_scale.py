@@ -1,16 +1,26 @@
 """T9: by how much training with masks under- or overshoots the update that inference should use.
 
-Training sees γ s B D A, inference uses c γ B A, and the best c is read off the trained factors.
+Training sees γ s B D A, inference uses c γ B A. For a squared loss and one linear layer the best c
+is read off the trained factors. For another loss it is not: with L(c) the loss of the update times
+c and H its Hessian in the gates, rescaled gates of variance λ = (1 - q) / q have to second order,
+at a stationary point of the masked loss,
+
+    c* = 1 + λ [tr H + (1/2) d tr H / dc] / (1^T H 1),   at c = 1.
+
+The squared loss has d tr H / dc = 0, and c* > 1. Under cross-entropy tr H falls as predictions
+grow confident, and c* may lie on either side of 1: `binary_inference_scale` has it in closed form.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
 from subspace_lab.theory._checks import check_keep_prob
+from subspace_lab.theory.mask_moments import relative_variance
 
 
 @dataclass(frozen=True)
@@ -32,14 +42,33 @@ def optimal_inference_scale(balance_ratio: float, *, keep_prob: float, rescale: 
 
     At stationarity along the direction of scaling, s q <M, W>_Σ = s^2 [q^2 + q (1 - q) ρ] ||W||_Σ^2
     for W = γ B A and the least-squares solution M, and c* = <M, W>_Σ / ||W||_Σ^2. Exact for one
-    linear layer with a squared loss and Bernoulli masks of any granularity, without weight decay;
-    indicative for cross-entropy.
+    linear layer with a squared loss and Bernoulli masks of any granularity, without weight decay.
+    Under cross-entropy not even the side of 1 is known (`binary_inference_scale`).
 
     >>> optimal_inference_scale(0.2, keep_prob=0.5, rescale=2.0)
     1.2
     """
     check_keep_prob(keep_prob)
     return rescale * (keep_prob + (1 - keep_prob) * balance_ratio)
+
+
+def binary_inference_scale(logit: float, *, rank: int, keep_prob: float) -> float:
+    """Optimal scale under cross-entropy of a logit u to which r directions contribute u / r each.
+
+        c* = 1 + (λ / r) [1 - (u / 2) tanh(u / 2)],
+
+    to second order in the gates, for two classes and rescaled masks. It is T9's 1 + λ ρ (ρ = 1 / r)
+    at u = 0, where cross-entropy is a squared loss, and below 1 from |u| = 2.40 on, a confidence
+    of .917: a masked margin is often too small where the full one is not, which training answers
+    by a larger update. The error grows with λ u^2 / r.
+
+    >>> round(binary_inference_scale(0.0, rank=16, keep_prob=0.5), 4)
+    1.0625
+    >>> round(binary_inference_scale(4.0, rank=16, keep_prob=0.5), 4)
+    0.942
+    """
+    strength = relative_variance(keep_prob=keep_prob) / rank
+    return 1 + strength * (1 - logit / 2 * math.tanh(logit / 2))
 
 
 def fit_inference_scale(

@@ -8,6 +8,12 @@ with the least-squares solution M = (Y X^T / N) Σ^{-1} and W = γ B A. Its mini
 the singular values of M Σ^{1/2}. Without the rescale (Eq. 2) the factors give W / q instead. The
 shrinkage form is that of Mianjy, Arora and Vidal 2018 and of Cavazza et al. 2018; the prune rate
 follows from it.
+
+Soft thresholding takes the larger share from the smaller value, so no effective rank of W Σ^{1/2}
+exceeds that of the unmasked solution. This is about W Σ^{1/2}, what the update does to the inputs
+it gets: W itself may gain effective rank where Σ is not the identity (`dropout_minimizer`). And it
+is about one linear layer under a squared loss, at the minimum: it says nothing about training under
+cross-entropy.
 """
 
 from __future__ import annotations
@@ -72,7 +78,14 @@ def dropout_minimizer(
     """The update W that minimizes the masked loss, for s = 1/q and any scaling γ.
 
     W Σ^{1/2} is M Σ^{1/2} with its spectrum replaced by `dropout_spectrum`; at s = 1 the trained
-    product γ B A is W / q. Σ (None: identity, a whitened design) must be positive definite.
+    product γ B A is W / q. Σ (None: identity, a whitened design) must be positive definite. The
+    threshold is in units of W Σ^{1/2}, and so W loses most where inputs are weak. A spectrum
+    (3, 1) becomes a flatter one if the first input is weak:
+
+    >>> M, Sigma = torch.diag(torch.tensor([3.0, 1.0])), torch.diag(torch.tensor([0.04, 1.0]))
+    >>> W = dropout_minimizer(M, rank=2, keep_prob=0.5, second_moment=Sigma)
+    >>> torch.linalg.svdvals(W)
+    tensor([1.0000, 0.6000], dtype=torch.float64)
     """
     # Any root with L L^T = Σ serves: it differs from Σ^{1/2} by a rotation on the right.
     root = None if second_moment is None else torch.linalg.cholesky(second_moment.double())

@@ -406,7 +406,7 @@ def test_pooling_keeps_all_draws_and_says_nothing_of_few():
 
 def test_an_adapter_of_another_tool_is_tested_on_what_it_has(adapter):
     table = compute(Run(adapter))
-    assert set(table["statement"]) == {"T5", "T7"}
+    assert set(table["statement"]) == {"T7"}
     assert not caught(table)
 
 
@@ -433,8 +433,10 @@ def test_what_a_record_cannot_test_says_why(tmp_path):
     table = mask_theory.compute(runs[0]).set_index("prediction")
     reasons = table.loc[table["kind"] == "not testable", "basis"]
     assert reasons["overlap of two tokens, mean"] == "the run has no masks per token"
-    assert reasons["best inference scale"] == "analyses.ensemble_vs_single was not run"
-    assert reasons["A's turn per step over LoRA's"].startswith("no LoRA run")
+    assert reasons["arithmetic ensemble <= single"] == "analyses.ensemble_vs_single was not run"
+    assert reasons["A's displacement over LoRA's"].startswith("no LoRA run")
+    for name in ("soft-thresholded spectrum", "best inference scale", "masks equalize directions"):
+        assert "squared loss" in reasons[name]  # all runs here minimize cross-entropy
     assert table.loc[reasons.index, ["measured", "agrees", "power"]].isna().all(axis=None)
     for run in runs[1:]:
         reasons = mask_theory.compute(run).set_index("prediction")["basis"]
@@ -454,13 +456,16 @@ def test_a_masked_run_is_compared_with_the_lora_run_of_its_configuration(tmp_pat
     half = len(B) // 2
     masked, plain = (torch.stack([b.norm() for b in part]).norm() for part in (B[:half], B[half:]))
     assert row["measured"] == pytest.approx(float(masked / plain), rel=1e-5)
-    assert row["predicted"] == pytest.approx(0.5**0.5)
+    squares = (runs[0].metrics["learning_rate"] ** 2).sum()
+    walk = sum(b.numel() for b in B[half:]) * squares / float(plain) ** 2
+    assert row["predicted"] == pytest.approx((0.5 + 0.5 * walk) ** 0.5, rel=1e-5)
+    assert row["predicted"] > 0.5**0.5 + 0.02  # LoRA's displacement is in part a random walk
     assert name not in set(compute(runs[1], others=runs)["prediction"])
 
 
 @pytest.fixture
 def ensemble_table(run, tmp_path):
-    """Write a table of `ensemble_vs_single` for a copy of the run's record, minimum at c = 1.25."""
+    """Write a table of `ensemble_vs_single` for a copy of the run's record."""
     folder = tmp_path / "copy"
     folder.mkdir()
     for path in run.path.iterdir():
@@ -484,7 +489,6 @@ def test_ensemble_identities_come_from_its_table(ensemble_table):
     folder, table = ensemble_table
     found = compute(Run(folder)).set_index("prediction")
     assert found.loc["single = geometric + Jensen gap", "agrees"]
-    assert found.loc["best inference scale", "measured"] == pytest.approx(1.25)
     table.loc[table["predictor"] == "geometric", "jensen_gap"] = 0.2
     table.to_parquet(folder / "analyses" / "ensemble_vs_single.parquet")
     assert "single = geometric + Jensen gap" in caught(compute(Run(folder)))

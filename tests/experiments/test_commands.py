@@ -7,6 +7,7 @@ import sys
 
 import matplotlib.image
 import pandas as pd
+import pytest
 
 
 def experiments(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -40,6 +41,11 @@ def test_small_versions_of_experiments_write_their_tables_and_figures(tmp_path):
         "LoRA": 1,
         "step": 2,
     }
+    entropy = [
+        pd.read_csv(results / f"x6-{kind}.csv").query("arm == 'LoRA'")[column].tolist()
+        for kind, column in (("ranks", "single_entropy"), ("theory", "entropy"))
+    ]
+    assert entropy[0] == pytest.approx(entropy[1], rel=1e-4)
     assert sorted(path.name for path in results.glob("*.pdf")) == [
         "x2-differences.pdf",
         "x4-inference.pdf",

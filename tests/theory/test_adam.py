@@ -7,6 +7,7 @@ from scipy.stats import binom
 
 from subspace_lab.theory.adam import (
     adam_step,
+    displacement_ratio,
     dropped_step,
     effective_step_ratio,
     first_activation_step,
@@ -108,6 +109,35 @@ def test_mean_step_is_sqrt_q_of_loras(simulated, deviation):
         abs(ratio / effective_step_ratio(keep_prob=0.5) - 1),
         0.01,
     )
+
+
+@pytest.mark.parametrize(("drift", "memory"), [(0.0, 0.0), (0.1, 0.0), (0.0, 0.9)])
+def test_displacement_is_not_sqrt_q_where_gradients_wander(drift, memory, deviation):
+    """torch's AdamW with and without step masks, under the same gradients of some memory."""
+    q, coordinates, burn, steps = 0.5, 2000, 200, 150
+    draw = torch.Generator().manual_seed(6)
+    noise = torch.zeros(coordinates, dtype=torch.float64)
+    X = torch.zeros(2, coordinates, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.AdamW([X], lr=1.0, betas=BETAS, eps=1e-30, weight_decay=0)
+    for t in range(burn + steps):
+        if t == burn:
+            start = X.detach().clone()
+        fresh = torch.randn(coordinates, dtype=torch.float64, generator=draw)
+        noise = memory * noise + math.sqrt(1 - memory**2) * fresh
+        kept = torch.rand(coordinates, generator=draw) < q
+        X.grad = torch.stack([torch.ones_like(kept), kept]) * (drift + noise)
+        optimizer.step()
+    plain, masked = (X.detach() - start).square().sum(1).tolist()
+    measured = math.sqrt(masked / plain)
+    kappa = effective_step_ratio(keep_prob=q)
+    predicted = displacement_ratio(coordinates * steps / plain, step_ratio=kappa)
+    deviation(
+        "T16: displacement over LoRA's, gradients with any memory, leading order (simulation)",
+        displacement_ratio,
+        abs(measured / predicted - 1),
+        0.04,
+    )
+    assert (measured > 1.1 * kappa) == (memory == 0)
 
 
 def test_decay_to_learning_ratio(simulated, deviation):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from subspace_lab.linalg import effective_rank
 from subspace_lab.theory import mask_moments
 from subspace_lab.theory.regularizer import equalised_factors, expected_squared_loss
 from subspace_lab.theory.shrinkage import dropout_minimizer, dropout_spectrum, optimal_prune_prob
@@ -84,6 +85,28 @@ def test_equalised_minimizer_is_stationary(deviation):
     expected_squared_loss(B, A, X, Y, law, rescale=2.0).total.backward()
     error = max(B.grad.abs().max(), A.grad.abs().max())
     deviation("T8: gradient at the equalised minimizer", dropout_minimizer, error, 1e-11)
+
+
+@pytest.mark.parametrize("measure", ["entropy", "entropy_squared", "stable", "participation"])
+def test_no_effective_rank_of_the_weighted_update_rises(deviation, measure):
+    """It is dW Σ^½ whose ranks fall; those of dW may rise, where a strong target has weak input."""
+
+    def change(M, scale, weights):
+        masked = dropout_minimizer(M, rank=2, keep_prob=0.5, second_moment=scale.square().diag())
+        before, after = (torch.linalg.svdvals(W * weights) for W in (M, masked))
+        after, before = (effective_rank(sigma[:2], measure=measure) for sigma in (after, before))
+        return float(after - before)
+
+    draw = torch.Generator().manual_seed(6)
+    rises = []
+    for _ in range(20):
+        M = torch.randn(5, 2, generator=draw, dtype=torch.float64)
+        scale = torch.rand(2, generator=draw, dtype=torch.float64)
+        rises.append(change(M, scale, scale))
+    statement = "T8: effective ranks of dW Σ^½ do not rise, excess over the unmasked ones"
+    deviation(statement, dropout_minimizer, max(0.0, *rises), 1e-9)
+    M, scale = torch.tensor([3.0, 1.0]).double().diag(), torch.tensor([0.2, 1.0]).double()
+    assert change(M, scale, scale) < 0 < change(M, scale, torch.ones(2))
 
 
 @pytest.mark.parametrize("held_out", [False, True])
