@@ -97,7 +97,10 @@ def test_no_rank_is_given_at_a_norm_that_the_baseline_was_never_seen_at():
     steps = pd.DataFrame({"step": [0, 10], "norm": [0.0, 1.0], "entropy": [0.0, 3.0]})
     small = steps.assign(norm=[0.0, 0.5])
     table = pd.concat(
-        [one.assign(regime="A", arm=arm, seed=20) for arm, one in (("LoRA", steps), ("step", small))]
+        [
+            one.assign(regime="A", arm=arm, seed=20)
+            for arm, one in (("LoRA", steps), ("step", small))
+        ]
     )
     assert list(at_equal_norm(table, read_design("x6"))["arm"]) == ["LoRA"]
 
