@@ -195,9 +195,13 @@ def legend_entries(axes: Axes | Iterable[Axes]) -> list[tuple[str, LegendHandle]
 
 
 def broken_labels(entries: Iterable[tuple[str, LegendHandle]], width: float) -> list[str]:
-    """Break the labels of a legend into lines that fit a column of a width, in inches."""
+    """Break the labels of a legend into lines that fit a column of a width, in inches.
+
+    A number stays beside the word before it: "keep_prob 0.5".
+    """
     fitting = int((width - HANDLE_WIDTH) / CHARACTER_WIDTH)
-    return [textwrap.fill(label, fitting) for label, _ in entries]
+    joined = (re.sub(r" (?=\d)", "\xa0", label) for label, _ in entries)
+    return [textwrap.fill(label, fitting).replace("\xa0", " ") for label in joined]
 
 
 def _is_colored(handle: LegendHandle) -> bool:
