@@ -91,7 +91,7 @@ def test_the_headline_says_what_differs_and_what_does_not(page):
     )
     assert within.startswith("It is not for step masks on flip, 64 examples (+0.033 [-0.726, ")
     assert equal.startswith("At equal learning rates, 2 of 4 differences are beyond")
-    assert "at 0.001; step masks" in equal and "do not say which method is better" in equal
+    assert "at 0.001; step masks" in equal and "does not say which method is better" in equal
     assert many.startswith("None of these 6 intervals") and "0.3 of them" in many
     assert cost.endswith("1.50 under step masks.")
     assert theory.startswith("No prediction was tested")
