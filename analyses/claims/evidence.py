@@ -110,7 +110,10 @@ class Evidence:
         texts = []
         for label, alike in rows.groupby(rows["run"].astype(str).map(labels), sort=False):
             names = list(alike["run"].unique())
-            who = names[0] if len(names) == 1 else f"{label} ({len(names)} runs)"
+            seeds = f"{len(names)} runs"
+            if len(set(labels.values())) > 1:
+                seeds = f"{label} ({seeds})"
+            who = names[0] if len(names) == 1 else seeds
             each = " each" * (len(alike) > 1)
             numbers = _range(alike["measured"], ".3g")
             texts.append(f"{who}: {numbers} (n = {_range(alike['samples'], ',')}{each})")

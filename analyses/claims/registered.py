@@ -73,7 +73,7 @@ def _difference(row: object) -> str:
     difference, low, high = (
         f"{getattr(row, name):{form}}" for name in ("difference", "low", "high")
     )
-    return f"{regime} {difference} [{low}, {high}], p = {p_value:.2g}"
+    return f"in {regime} {difference} [{low}, {high}] (p = {p_value:.2g})"
 
 
 def _range(counts: pd.Series[float]) -> str:

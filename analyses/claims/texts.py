@@ -58,12 +58,9 @@ def to_html(table: pd.DataFrame) -> str:
 
 
 def _block(row: Any) -> str:
-    claim, place, theory, statements, shown, found = (
-        html.escape(str(text))
-        for text in (
-            row.claim, row.place, row.theory, row.statements, row.shown, row.registered,
-        )
-    )  # fmt: skip
+    texts = (row.claim, row.place, row.theory, row.statements, row.shown)
+    claim, place, theory, statements, shown = (html.escape(str(text)) for text in texts)
+    found = "<br>".join(map(html.escape, str(row.registered).split("; ")))
     return (
         f"<div class='claim'><h3>{claim} <small>{place}</small></h3>\n<ul>"
         f"<li>These runs: {verdict_html(row.verdict)} {shown}</li>\n"

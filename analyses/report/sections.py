@@ -79,7 +79,7 @@ def _links(sources: Sequence[Path], folder: Path) -> str:
 
 
 def _not_computed(analysis: kit.Analysis, parts: Sequence[Part]) -> str:
-    """Give the command, of all runs of the first part or of the first run that has what it takes."""
+    """Give the command, for all runs of the first part or the first run that the analysis reads."""
     if analysis.compares:
         runs = [run for part in parts[:1] for run in part.runs]
     else:

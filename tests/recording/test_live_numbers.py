@@ -156,7 +156,7 @@ def test_one_module_that_is_far_away_does_not_move_the_medians():
         pd.DataFrame(
             {
                 "projection": ["q_proj"] * 3 + ["v_proj"] * 3,
-                **dict.fromkeys(NAMES, [1.0, 2.0, 90.0, 4.0, 6.0, 800.0]),
+                **{name: [1.0, 2.0, 90.0, 4.0, 6.0, 800.0] for name in NAMES},
                 "kept_share": math.nan,
             }
         ),
