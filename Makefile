@@ -24,8 +24,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: setup ## a sweep of three regimes, two runs on SmolLM2-135M, all analyses, runs/demo/report.html
 	$(BIN)/python scripts/demo.py --out runs/demo
 
-experiments: setup ## run all registered experiments (some 10 h on 2 cores; resumes)
-	$(BIN)/python -m experiments x1 x2 x3 x4 x5 x6 claims --jobs 2
+experiments: setup ## run all registered experiments (some 3 h on 2 idle cores; resumes)
+	$(BIN)/python -m experiments x1 x2 x3 x4 x5 x6 finer claims --jobs 2
 
 test: setup ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 # more threads would only fight

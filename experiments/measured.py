@@ -23,6 +23,7 @@ COLUMNS = (
     "difference", "low", "high", "p_value", "pairs", "holm",
 )  # fmt: skip
 GAIN_OVER_SINGLES = "gain_over_single_masks"
+WEIGHTED = "weighted_entropy"
 SLOPE_OVER_RANK = "slope_over_log2_rank"
 EQUAL_NORM = "entropy_at_equal_norm"
 AT_LORAS_RATE = ("x6",)
@@ -74,8 +75,8 @@ def between_predictors(table: pd.DataFrame) -> pd.DataFrame:
 
 def between_ranks(table: pd.DataFrame) -> pd.DataFrame:
     """Read a table of `ranks.rank_differences`, of runs at their arm's rate."""
-    table = table[table["arm"] != table.get("against", "LoRA")]
-    comparison = table["arm"] + " - " + table.get("against", "LoRA")
+    table = table[table["arm"] != table["against"]]
+    comparison = table["arm"] + " - " + table["against"]
     return table.assign(comparison=comparison, outcome=table["quantity"], rates="own")
 
 
@@ -119,15 +120,26 @@ def between_runs(table: pd.DataFrame) -> pd.DataFrame:
 def at_equal_norm(table: pd.DataFrame) -> pd.DataFrame:
     """Compare effective ranks at equal norm of dW, of `trajectories.at_equal_norm`."""
     table = table.assign(
-        comparison=table["arm"] + " - " + table.get("against", "LoRA"),
+        comparison=table["arm"] + " - " + table["against"],
         gain=table["entropy"] - table["baseline_entropy"],
     )
-    table = table[table["arm"] != table.get("against", "LoRA")]
+    table = table[table["arm"] != table["against"]]
     return pd.DataFrame(
         _row(str(regime), str(comparison), EQUAL_NORM, gains)
         for (regime, comparison), gains in table.groupby(["regime", "comparison"], sort=False)[
             "gain"
         ]
+    )
+
+
+def beside_theory(table: pd.DataFrame) -> pd.DataFrame:
+    """Compare the effective rank of dW Σ^½ with LoRA's, of `against_theory.theory_table`."""
+    ranks = table.pivot(index=["regime", "seed"], columns="arm", values=WEIGHTED)
+    return pd.DataFrame(
+        _row(str(regime), f"{arm} - LoRA", WEIGHTED, (of_regime[arm] - of_regime["LoRA"]).dropna())
+        for regime, of_regime in ranks.groupby("regime", sort=False)
+        for arm in ranks.columns
+        if arm != "LoRA"
     )
 
 
@@ -138,6 +150,7 @@ READERS = {
     "inference": gains_over_singles,
     "runs": between_runs,
     "equal-norm": at_equal_norm,
+    "theory": beside_theory,
 }
 
 

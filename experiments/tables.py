@@ -74,6 +74,20 @@ def grid_table(rows: pd.DataFrame) -> str:
     return kit.markdown_table(lines)
 
 
+def pilot_table(rows: pd.DataFrame) -> str:
+    """Write the means over seeds of single runs, by arm and learning rate."""
+    columns = {
+        "test_calibrated_loss": "test loss at the validated temperature",
+        "eval_response_loss_at_50": "validation loss after 50 steps",
+        "train_exchanged_response_loss": "training loss on exchanged examples",
+    }
+    lines = [["regime", "arm", "rate", "runs", *columns.values()]]
+    for (regime, arm, rate), group in rows.groupby(["regime", "arm", "learning_rate"]):
+        means = [f"{group[column].mean():.3f}" for column in columns]
+        lines.append([str(regime), str(arm), f"{rate:g}", str(len(group)), *means])
+    return kit.markdown_table(lines)
+
+
 def inference_table(rows: pd.DataFrame) -> str:
     """Write the differences of ways of inference to the full update, at validated temperatures."""
     head = ["regime", "arm", "inference", "loss at the validated temperature", "p (Holm)"]
@@ -186,6 +200,7 @@ WRITERS = {
     "ranks": rank_table,
     "claims": claims_table,
     "equal-norm": equal_norm_table,
+    "pilot": pilot_table,
 }
 FILES = {
     "primary": "differences",

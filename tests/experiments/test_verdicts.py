@@ -21,6 +21,7 @@ from experiments.measured import (
     EQUAL_NORM,
     GAIN_OVER_SINGLES,
     SLOPE_OVER_RANK,
+    WEIGHTED,
     measured_differences,
 )
 from experiments.tables import table_text
@@ -171,11 +172,16 @@ def test_differences_that_no_table_compares(tmp_path):
         for name, loss in (("full", 1.0), ("singles", single), ("geometric", 9.0))
     ]
     pd.DataFrame(inference).to_csv(tmp_path / "x4-inference.csv", index=False)
-    norms = {"regime": "A", "arm": "step", "seed": SEEDS, "entropy": 9 + NOISE}
+    norms = {"regime": "A", "arm": "step", "against": "LoRA", "seed": SEEDS, "entropy": 9 + NOISE}
     norms = pd.DataFrame(norms).assign(baseline_entropy=7.0)
     norms.to_csv(tmp_path / "x6-equal-norm.csv", index=False)
+    weighted = [
+        pd.DataFrame({"regime": "A", "arm": arm, "seed": SEEDS, "weighted_entropy": values})
+        for arm, values in (("LoRA", 2.0), ("step", 2.5 + NOISE))
+    ]
+    pd.concat(weighted).to_csv(tmp_path / "x6-theory.csv", index=False)
     found = measured_differences(tmp_path).set_index("outcome")
-    assert len(found) == 4
+    assert len(found) == 5
     x = np.array([2.0, 4.0, 5.0])
     gains = np.array([losses[place, "token"] - 1 for place in ("A-rank-4", "A", "A-rank-32")])
     expected = {
@@ -183,6 +189,7 @@ def test_differences_that_no_table_compares(tmp_path):
         SLOPE_OVER_RANK: [np.polyfit(x, of_seed, 1)[0] for of_seed in gains.T],
         GAIN_OVER_SINGLES: 0.2 + 0.1 * NOISE,
         EQUAL_NORM: 2 + NOISE,
+        WEIGHTED: 0.5 + NOISE,
     }
     for outcome, values in expected.items():
         row = found.loc[outcome]
