@@ -195,13 +195,20 @@ def legend_entries(axes: Axes | Iterable[Axes]) -> list[tuple[str, LegendHandle]
 
 
 def broken_labels(entries: Iterable[tuple[str, LegendHandle]], width: float) -> list[str]:
-    """Break the labels of a legend into lines that fit a column of a width, in inches.
-
-    A number stays beside the word before it: "keep_prob 0.5".
-    """
+    """Break the labels of a legend into lines that fit a column of a width, in inches."""
     fitting = int((width - HANDLE_WIDTH) / CHARACTER_WIDTH)
-    joined = (re.sub(r" (?=\d)", "\xa0", label) for label, _ in entries)
-    return [textwrap.fill(label, fitting).replace("\xa0", " ") for label in joined]
+    return [broken(label, fitting) for label, _ in entries]
+
+
+def broken(text: str, most: int) -> str:
+    """Break a text into lines of at most so many characters; a number stays beside its word.
+
+    >>> print(broken("step mask, keep_prob 0.5", 22))
+    step mask,
+    keep_prob 0.5
+    """
+    joined = re.sub(r" (?=\d)", "\xa0", text)
+    return textwrap.fill(joined, most).replace("\xa0", " ")
 
 
 def _is_colored(handle: LegendHandle) -> bool:

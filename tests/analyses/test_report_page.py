@@ -122,13 +122,13 @@ def test_a_headline_of_one_comparison_counts_nothing(overview, folder, tmp_path)
 
 
 def test_the_command_of_a_missing_analysis_names_a_run_that_it_can_read(run, tmp_path):
-    plain = write_run(tmp_path / "plain", seed=0, losses={}, method="lora")
+    plain = write_run(tmp_path / "plain", seed=0, losses={}, method="lora", validation=(0.5, 1.0))
     sections = [
         render(compute(runs)).partition("<h2 id='subspace_angles'>")[2].partition("<h2")[0]
         for runs in ([plain, run], [plain])
     ]
     assert f"subspace_angles --run {run.path}</code>" in sections[0]
-    assert "Not available" in sections[1] and "has no step masks" in sections[1]
+    assert f"Not available: {plain.path} has no" in sections[1]
 
 
 def test_a_failed_prediction_is_in_the_headline_and_below(run, command, tmp_path):

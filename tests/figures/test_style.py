@@ -1,14 +1,12 @@
-"""The legend's columns, and where its labels break."""
+"""The legend's columns."""
 
 from __future__ import annotations
 
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from subspace_lab.figures.style import (
     PALETTE,
-    broken_labels,
     legend_below,
     new_figure,
     paper_style,
@@ -25,13 +23,6 @@ def legend_of(name: str) -> Figure:
         legend_below(figure, axes[:, 0])
         figure.canvas.draw()
     return figure
-
-
-def test_a_number_stays_beside_its_word_where_a_label_breaks():
-    label = "DropLoRA (step mask, rescaled, keep_prob 0.5)"
-    broken = {broken_labels([(label, Line2D([], []))], width / 20)[0] for width in range(20, 80)}
-    assert len(broken) > 5 and all("keep_prob 0.5" in one for one in broken)
-    assert {one.replace("\n", " ") for one in broken} == {label}
 
 
 @pytest.mark.parametrize(("name", "columns"), [("lora", 2), (LONG, 1)])
