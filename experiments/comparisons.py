@@ -31,7 +31,7 @@ AT = ("own", "equal")
 
 
 def compare(table: pd.DataFrame, design: Design) -> pd.DataFrame:
-    """Compare every arm with the baseline, and the primary pairs.
+    """Compare every arm with the baseline, and the primary and secondary pairs.
 
     Args:
         table: of `results_table`.
@@ -46,7 +46,8 @@ def compare(table: pd.DataFrame, design: Design) -> pd.DataFrame:
     rows = []
     for regime, arms in design.arms_of.items():
         others = [(arm, design.baseline) for arm in arms if arm != design.baseline]
-        others += [pair for pair in design.primary if pair not in others]
+        pairs = [*design.primary, *design.secondary]
+        others += [pair for pair in pairs if pair not in others]
         for arm, against in others:
             for at in AT:
                 first, second = (runs_by_seed(table, regime, name, at) for name in (arm, against))

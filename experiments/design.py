@@ -85,6 +85,7 @@ class Design:
         rate_seeds: seeds of that choice.
         seeds: seeds of the final cells.
         primary: pairs of arms whose difference decides.
+        secondary: further pairs of arms that are compared.
         equal_rate: arms that are also trained at the baseline's rate.
         baseline_rates: at which the baseline is also trained.
         fields: of the final runs.
@@ -108,6 +109,7 @@ class Design:
     rate_seeds: Sequence[int]
     seeds: Sequence[int]
     primary: Sequence[tuple[str, str]] = ()
+    secondary: Sequence[tuple[str, str]] = ()
     equal_rate: Sequence[str] = ()
     baseline_rates: Sequence[float] = ()
     baseline_of: Mapping[str, str] = field(default_factory=dict)
@@ -221,6 +223,7 @@ def read_design(name: str, *, smoke: bool = False) -> Design:
         rate_seeds=content["rate_seeds"],
         seeds=content["seeds"],
         primary=[(first, second) for first, second in content.get("primary", [])],
+        secondary=[(first, second) for first, second in content.get("secondary", [])],
         equal_rate=content.get("equal_rate", []),
         baseline_rates=content.get("baseline_rates", []),
         baseline_of=content.get("baseline_of", {}),
