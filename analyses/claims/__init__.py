@@ -21,8 +21,8 @@ say: they give no verdict, and are listed with the predictions that they fail.
 
 Beside each verdict of these runs stands what the registered experiments found
 (docs/why-rank-dropout.md), which no run of yours changes: effects with intervals and sample sizes,
-and a verdict by a rule of their own. Writes claims.md and claims.html (a table without a page
-around it), too.
+and a verdict by a rule of their own. Writes claims.md and claims.html (without a page around
+it), too.
 """
 
 from __future__ import annotations

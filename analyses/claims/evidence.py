@@ -38,7 +38,7 @@ class Finding:
 
 def needs(text: str) -> Finding:
     """Say that a claim was not tested, and what that would need."""
-    return Finding("not tested", f"Not tested by these runs: needs {text}.")
+    return Finding("not tested", f"This needs {text}.")
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,23 @@ class Evidence:
         return self.rows(prediction, runs)["measured"]
 
     def quote(self, prediction: Prediction, runs: Sequence[Run]) -> str:
-        """Quote measured numbers with their sample sizes, `NAME 0.51 (n = 6,400), ...`."""
-        return ", ".join(
-            f"{row.run} {row.measured:.3g} (n = {row.samples:,})"
-            for row in self.rows(prediction, runs).itertuples()
-        )
+        """Quote measured numbers with their sample sizes, `NAME: 0.51 (n = 6,400); ...`.
+
+        Runs of one configuration are quoted together, from the lowest to the highest number.
+        """
+        rows = self.rows(prediction, runs)
+        labels = label_configurations({run.name: run.config for run in runs})
+        texts = []
+        for label, alike in rows.groupby(rows["run"].astype(str).map(labels), sort=False):
+            names = list(alike["run"].unique())
+            seeds = f"{len(names)} runs"
+            if len(set(labels.values())) > 1:
+                seeds = f"{label} ({seeds})"
+            who = names[0] if len(names) == 1 else seeds
+            each = " each" * (len(alike) > 1)
+            numbers = _range(alike["measured"], ".3g")
+            texts.append(f"{who}: {numbers} (n = {_range(alike['samples'], ',')}{each})")
+        return "; ".join(texts)
 
     def against_lora(
         self, measure: Callable[[Run], Measurement | None], *, quantity: str
@@ -155,6 +167,11 @@ class Evidence:
     def gains_at_loras_rate(self) -> list[Difference]:
         """The same with both at the rate that validation examples choose for LoRA."""
         return own_rate_gains(self.masked(), self.lora, at_loras=True)
+
+
+def _range(values: pd.Series[float], form: str) -> str:
+    low, high = f"{values.min():{form}}", f"{values.max():{form}}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _score(run: Run) -> Measurement | None:

@@ -237,9 +237,7 @@ def _finding(evidence: Evidence, verdict: Callable[[Sequence[Difference]], Verdi
     ]
     text = " ".join(shown)
     if not counted and not equal_counted:
-        return Finding(
-            "not tested", f"Not tested by these runs: needs {wanted} seeds each. Seen: {text}"
-        )
+        return Finding("not tested", f"This needs {wanted} seeds each. Seen: {text}")
     if not counted:
         return Finding(
             "undecided",

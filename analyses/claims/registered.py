@@ -12,6 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 FILE = Path(__file__).with_name("registered.csv")
+NAMES = {"finer": "the finer grid of rates"}
+"""Of experiments that have no number."""
 
 
 def verdict_of(claim: str) -> str:
@@ -36,10 +38,11 @@ def found_of(claim: str) -> str:
         at = "" if rates == "own" else ", at LoRA's learning rate"
         numbers = ", ".join(map(_difference, alike.itertuples()))
         unit, n = alike["unit"].iloc[0], _range(alike["n"])
-        head = f"{str(experiment).upper()}, {comparison}, {outcome}{at}"
+        name = NAMES.get(str(experiment), str(experiment).upper())
+        head = f"{name}, {comparison}, {outcome}{at}"
         texts.append(f"{head}: {numbers} {unit} (n = {n})")
     missing = len(rows) - len(measured)
-    left = f" {missing} more of its comparisons were not made." if missing else ""
+    left = f" Registered, but not yet made: {missing} more." if missing else ""
     return f"{'; '.join(texts)}.{left}"
 
 
@@ -70,7 +73,7 @@ def _difference(row: object) -> str:
     difference, low, high = (
         f"{getattr(row, name):{form}}" for name in ("difference", "low", "high")
     )
-    return f"{regime} {difference} [{low}, {high}], p = {p_value:.2g}"
+    return f"in {regime} {difference} [{low}, {high}] (p = {p_value:.2g})"
 
 
 def _range(counts: pd.Series[float]) -> str:

@@ -72,7 +72,7 @@ def combine(verdicts: Sequence[Verdict]) -> Verdict:
     {
         "Gates that differ between the tokens of an example": gates.over_tokens,
         "Directions that two tokens share, token masks": gates.tokens_differ,
-        "Kept gates": gates.rescale,
+        "Value of a kept gate": gates.rescale,
     },
     otherwise_needs="a run with a mask per step and one with a mask per token, with their gates",
 )
@@ -132,8 +132,8 @@ def never_twice(evidence: Evidence) -> Finding:
                 total += len(masks)
         verdicts.append("contradicted" if again else "supported")
         ranks = "/".join(str(rank) for rank in run.modules["r"].unique())
-        shown.append(f"{run.name} {again / total:.1%} (r = {ranks}, n = {total:,})")
-    text = f"Masks that the same module had in an earlier step: {', '.join(shown)}."
+        shown.append(f"{run.name}: {again / total:.1%} (r = {ranks}, n = {total:,})")
+    text = f"Masks that the same module had in an earlier step: {'; '.join(shown)}."
     return Finding(combine(verdicts), text)
 
 
@@ -181,8 +181,8 @@ def only_the_kept(evidence: Evidence, runs: Sequence[Run]) -> list[Verdict]:
 
 @rests_on(
     {
-        "Kept gates": gates.rescale,
-        "Gates kept": gates.share,
+        "Value of a kept gate": gates.rescale,
+        "Number of gates kept": gates.share,
         "Directions that two tokens share (token masks)": gates.tokens_differ,
         "Examples whose tokens have different gates (other masks)": gates.over_tokens,
     },
@@ -213,8 +213,8 @@ def static_subspace(evidence: Evidence) -> Finding:
     )
     if not plain or not masked:
         return needs("a LoRA run and a masked run with cores")
-    shown = ", ".join(
-        f"{run.name} {degrees:.1f}° (n = {modules} modules, update of rank {rank} of r = {most})"
+    shown = "; ".join(
+        f"{run.name}: {degrees:.1f}° (n = {modules} modules, update of rank {rank} of r = {most})"
         for run, (degrees, modules, rank, most) in known.items()
     )
     return Finding(

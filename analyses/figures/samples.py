@@ -56,7 +56,8 @@ def of_points(shown: pd.DataFrame) -> tuple[str, str]:
 def of_layers(shown: pd.DataFrame) -> tuple[str, str]:
     """Give the sample size of a map of layers."""
     n = f"median over up to {int(shown['modules'].max())} modules of a layer"
-    return f"{n}, mean over {_range(shown['seeds'])} seeds", "none"
+    seeds = shown["seeds"]
+    return n + (f", mean over {_range(seeds)} seeds" if (seeds > 1).any() else ""), "none"
 
 
 def of_overlaps(shown: pd.DataFrame) -> tuple[str, str]:

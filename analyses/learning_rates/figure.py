@@ -38,7 +38,7 @@ def draw(table: pd.DataFrame, page: kit.Page) -> None:
         page.set_title(scores, title.lower())
         scores.set_ylabel(unit)
         baseline = rows["baseline"].iloc[0]
-        page.set_title(differences, f"difference to {baseline}, at equal and own rate")
+        page.set_title(differences, f"difference to {baseline}")
         differences.set_ylabel("points" if unit == "%" else unit)
         differences.axhline(0, color="0.6", linewidth=0.6)
         differences.axvline((rates[-1] * own_place) ** 0.5, color="0.6", linewidth=0.6)
@@ -68,7 +68,7 @@ def draw(table: pd.DataFrame, page: kit.Page) -> None:
     seeds = int(table["seeds"].min())
     page.title(
         f"{seeds} seeds, 95 % t intervals; {int(table['examples'].min())} test examples\n"
-        "ring: each method's own rate, chosen on validation"
+        "ring, own: each method's own rate, chosen on validation"
     )
     page.legend({panels[0]: axes[panels[0]]})
 

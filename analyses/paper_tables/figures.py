@@ -16,6 +16,7 @@ from subspace_lab.figures.style import LINES, MARKERS, PALETTE
 FAMILIES = {1: "commonsense", 2: "math", 3: "code"}
 KIND = ["other_settings", "sampling", "granularity", "rescale"]
 PUBLISHED: dict[str, Any] = {"color": "0.5", "markersize": 4, "linestyle": "", "zorder": 3}
+DODGE = 0.012, 0.08  # between neighboring curves: of the pruning rate, in doublings of the rank
 
 
 def measured_averages(table: pd.DataFrame) -> pd.DataFrame:
@@ -50,10 +51,13 @@ def draw_pruning_rates(averages: pd.DataFrame, page: kit.Page) -> None:
                 first = runs.iloc[0].to_dict()
                 kind = ", ".join(filter(None, [first["other_settings"], mask_text(first)]))
                 label = f"{model}, r {rank}: {kind}"
-                _draw_line(panel, runs, "prune_prob", label, color=g, line=k)
+                places = runs["prune_prob"] + DODGE[0] * k
+                _draw_line(panel, places, runs, label, color=g, line=k + 1)  # LoRA is line 0
         rows = TABLES[numbers[name] - 1].rows
         level = next(row for row in rows if (row.model, row.label) == (LLAMA2, "LoRA")).scores[-1]
-        panel.axhline(level, color="0.5", linewidth=0.8, label="published LoRA, LLaMA2-7B")
+        panel.axhline(
+            level, color="0.5", linewidth=0.8, linestyle=":", label="published LoRA, LLaMA2-7B"
+        )
         if name == "commonsense":
             drop = TABLE_5.rows[-1]
             published = {"label": "published DropLoRA, LLaMA2-7B", "marker": "*", **PUBLISHED}
@@ -75,15 +79,17 @@ def draw_ranks(averages: pd.DataFrame, page: kit.Page) -> None:
     axes = page.panels(["commonsense"], row_height=1.9)
     panel = axes["commonsense"]
     curves = averages.groupby(["model", "method", "keep_prob", *KIND], sort=False, dropna=False)
+    middle = (curves.ngroups - 1) / 2
     for i, (_, members) in enumerate(curves):
         first = members.iloc[0].to_dict()
         law = settings_text(first, with_rank=False)
         label = f"{first['model']}: {first['method']}" + (f", {law}" if law else "")
-        _draw_line(panel, members, "rank", label, color=i, line=i)
-    for marker, method in (("o", "LoRA"), ("*", "DropLoRA")):
+        places = members["rank"] * 2 ** (DODGE[1] * (i - middle))
+        _draw_line(panel, places, members, label, color=i, line=i)
+    for marker, size, method in (("_", 9, "LoRA"), ("*", 4, "DropLoRA")):
         stated = [(row.rank, row.scores[0]) for row in TABLE_5.rows if row.method == method]
         style = {"label": f"published {method}, {LLAMA2}", "marker": marker, **PUBLISHED}
-        panel.plot(*zip(*stated, strict=True), **style)
+        panel.plot(*zip(*stated, strict=True), **style | {"markersize": size})
     panel.set_xscale("log", base=2)
     ticks = sorted({8, 16, 32, 64, *averages["rank"]})
     panel.set_xticks(ticks, [str(rank) for rank in ticks])
@@ -95,20 +101,23 @@ def draw_ranks(averages: pd.DataFrame, page: kit.Page) -> None:
 def _draw_level(axes: Axes, rows: pd.DataFrame, label: str, place: int) -> None:
     color = PALETTE[place % len(PALETTE)]
     for mean, low, high in rows[["mean", "low", "high"]].to_numpy(dtype=float):
-        axes.axhline(mean, color=color, linestyle="--", label=f"{label}: LoRA")
+        axes.axhline(mean, color=color, linestyle=LINES[0], label=f"{label}: LoRA")
         if np.isfinite(low):
             axes.axhspan(low, high, color=color, alpha=0.12, linewidth=0)
 
 
 def _draw_line(
-    axes: Axes, rows: pd.DataFrame, x: str, label: str, *, color: int, line: int
+    axes: Axes, places: pd.Series[float], rows: pd.DataFrame, label: str, *, color: int, line: int
 ) -> None:
-    rows = rows.sort_values(x)
     spread = np.nan_to_num(np.stack([rows["mean"] - rows["low"], rows["high"] - rows["mean"]]))
+    order = np.argsort(places.to_numpy())
     style: dict[str, Any] = {
         "color": PALETTE[color % len(PALETTE)],
         "linestyle": LINES[line % len(LINES)],
-        "marker": MARKERS[(color + line) % len(MARKERS)],
+        "marker": MARKERS[line % len(MARKERS)],
         "label": label,
     }
-    axes.errorbar(rows[x], rows["mean"], yerr=spread, capsize=2, elinewidth=0.8, **style)
+    axes.errorbar(
+        places.iloc[order], rows["mean"].iloc[order], yerr=spread[:, order], capsize=2,
+        elinewidth=0.8, **style,
+    )  # fmt: skip

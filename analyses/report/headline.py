@@ -89,17 +89,31 @@ def _differences(compared: Sequence[tuple[str, pd.DataFrame]]) -> Iterator[str]:
             least = "It is not" if beyond else f"{head}, no difference {of} is beyond its interval"
             yield f"{least} for {_listed([_difference(*one) for one in within])}."
     if equal:
-        beyond = _listed([f"{_difference(*one)} at {one[1].learning_rate:g}"
-                          for one in _beyond(equal)])  # fmt: skip
+        yield _at_equal_rates(equal, of="" if own else f" {of}")
+    if (total := len(own) + len(equal)) > 1:
         yield (
-            f"At equal learning rates, {len(_beyond(equal))} of {len(equal)} differences are "
-            f"beyond their intervals{': ' * bool(beyond)}{beyond}; they do not say which method "
-            "is better, since methods have different best rates."
+            f"None of these {total} intervals is corrected for the number of comparisons: were "
+            f"there no difference at all, {total / 20:.1f} of them would exclude zero on average."
         )
-    total = len(own) + len(equal)
-    yield (
-        f"None of these {total} intervals is corrected for the number of comparisons: were there "
-        f"no difference at all, {total / 20:.1f} of them would exclude zero on average."
+
+
+def _at_equal_rates(rows: Sequence[tuple[str, Any]], *, of: str) -> str:
+    """Say how many differences are beyond their intervals, and which; of one alone how large it is.
+
+    Args:
+        rows: of which runs, and the difference.
+        of: between what and in what the differences are, where no sentence said so before.
+    """
+    beyond = _beyond(rows)
+    if len(rows) == 1:
+        count = f"the difference{of} is {'' if beyond else 'not '}beyond its 95 % interval"
+    else:
+        count = f"{len(beyond)} of {len(rows)} differences{of} are beyond their 95 % intervals"
+    named = beyond if len(rows) > 1 else rows
+    listed = _listed([f"{_difference(*one)} at {one[1].learning_rate:g}" for one in named])
+    return (
+        f"At equal learning rates, {count}{': ' * bool(listed)}{listed}; this does not say which "
+        "method is better, since methods have different best rates."
     )
 
 

@@ -12,6 +12,8 @@ from analyses.report.evaluations import differences_table
 from analyses.report.parts import Exhibit, Part, exhibits
 from analyses.report.pictures import picture
 from analyses.report.predictions import theorems_table
+from subspace_lab.errors import UserError
+from subspace_lab.runs.run import Run
 
 NAMED = 3  # runs, of many
 TABLES = {"paired_differences": differences_table, "mask_theory": theorems_table}
@@ -77,10 +79,26 @@ def _links(sources: Sequence[Path], folder: Path) -> str:
 
 
 def _not_computed(analysis: kit.Analysis, parts: Sequence[Part]) -> str:
-    runs = [run for part in parts[:1] for run in part.runs]
-    named = " ".join(f"--run {run.path}" for run in runs[: len(runs) if analysis.compares else 1])
+    """Give the command, for all runs of the first part or the first run that the analysis reads."""
+    if analysis.compares:
+        runs = [run for part in parts[:1] for run in part.runs]
+    else:
+        lacks = {run: _lacks(run, analysis.needs) for part in parts for run in part.runs}
+        runs = [run for run, reason in lacks.items() if not reason][:1]
+        if not runs:
+            return f"<p>Not available: {html.escape(next(iter(lacks.values())))}.</p>"
+    named = " ".join(f"--run {run.path}" for run in runs)
     command = html.escape(f"python -m analyses.{analysis.name} {named}")
     return f"<p>Not computed: run <code>{command}</code>.</p>"
+
+
+def _lacks(run: Run, needs: kit.Needs) -> str:
+    """Say what a run lacks for an analysis; empty where it lacks nothing."""
+    try:
+        kit.check_needs(run, needs)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _names(names: Iterable[str]) -> str:

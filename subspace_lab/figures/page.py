@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ from subspace_lab.figures.style import (
     MARKERS,
     PALETTE,
     PaperFigure,
+    broken,
     broken_labels,
     legend_below,
     legend_entries,
@@ -124,17 +124,17 @@ class Page:
     def set_title(self, axes: Axes, text: str, *, names: float = 0.0) -> None:
         """Title a panel, in lines that fit it beside names of a width at its axis, in inches."""
         width = width_of(axes) - names
-        axes.set_title(textwrap.fill(text, max(12, int(width / TITLE_CHARACTER))))
+        axes.set_title(broken(text, max(12, int(width / TITLE_CHARACTER))))
 
     def title(self, text: str) -> None:
         """Write the title above the panels of a new figure, in lines that fit it."""
         if self.titled and self.axes is None:
             width = int(self.width / SUBTITLE_CHARACTER)
-            broken = "\n".join(textwrap.fill(line, width) for line in text.splitlines())
-            self.figure.suptitle(broken, fontsize="medium")
+            lines = "\n".join(broken(line, width) for line in text.splitlines())
+            self.figure.suptitle(lines, fontsize="medium")
             if self.columns == self._count:  # a single row, which would lose most of its height
-                lines = broken.count("\n") + 1
-                self.figure.set_figheight(self.figure.get_figheight() + LINE_HEIGHT * lines)
+                added = LINE_HEIGHT * (lines.count("\n") + 1)
+                self.figure.set_figheight(self.figure.get_figheight() + added)
 
     def legend(self, panels: Mapping[str, Axes], *, columns: int = 2) -> None:
         """Draw the legend of all panels under a new figure."""

@@ -197,7 +197,18 @@ def legend_entries(axes: Axes | Iterable[Axes]) -> list[tuple[str, LegendHandle]
 def broken_labels(entries: Iterable[tuple[str, LegendHandle]], width: float) -> list[str]:
     """Break the labels of a legend into lines that fit a column of a width, in inches."""
     fitting = int((width - HANDLE_WIDTH) / CHARACTER_WIDTH)
-    return [textwrap.fill(label, fitting) for label, _ in entries]
+    return [broken(label, fitting) for label, _ in entries]
+
+
+def broken(text: str, most: int) -> str:
+    """Break a text into lines of at most so many characters; a number stays beside its word.
+
+    >>> print(broken("step mask, keep_prob 0.5", 22))
+    step mask,
+    keep_prob 0.5
+    """
+    joined = re.sub(r" (?=\d)", "\xa0", text)
+    return textwrap.fill(joined, most).replace("\xa0", " ")
 
 
 def _is_colored(handle: LegendHandle) -> bool:

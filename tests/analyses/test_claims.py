@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from analyses.claims.paper import CLAIMS
 from analyses.claims.registered import found_of, registered, verdict_of
 from analyses.claims.texts import to_html, to_markdown, to_text
 from analyses.mask_theory import COLUMNS
+from analyses.mask_theory.drawn_masks import jaccard
 from subspace_lab.adapters.mask import RankMask
 from subspace_lab.recording.writer import RunWriter
 from subspace_lab.runs.run import Run
@@ -77,6 +79,20 @@ def test_quoted_numbers_are_those_of_mask_theory(runs):
     row = mask_theory.compute(runs["step"]).set_index("prediction").loc["Jaccard of next masks"]
     shown = compute([runs["step"]]).set_index("name").loc["a subspace a step", "shown"]
     assert f"{row['measured']:.3g} (n = {row['samples']:,})" in shown
+
+
+def test_seeds_are_quoted_together():
+    runs = [
+        SimpleNamespace(name=name, config={"rank": rank, "seed": seed})
+        for name, rank, seed in (("a", 8, 0), ("b", 8, 1), ("c", 4, 0))
+    ]
+    table = pd.DataFrame({
+        "prediction": jaccard.name, "run": ["a", "b", "c"], "measured": [0.331, 0.335, 0.5],
+        "samples": [2000, 2000, 100],
+    })  # fmt: skip
+    assert Evidence(runs, table).quote(jaccard, runs) == (
+        "rank 8 (2 runs): 0.331 to 0.335 (n = 2,000 each); c: 0.5 (n = 100)"
+    )
 
 
 def test_a_run_that_was_not_trained_as_it_says_gives_no_verdict_and_is_listed(runs, tmp_path):
@@ -207,7 +223,7 @@ def test_tables_hold_a_row_per_claim_and_escape(runs):
     assert len(lines) == len(CLAIMS) + 2
     assert all(line.replace("\\|", "").count("|") == 6 for line in lines)
     page = to_html(table.assign(shown="a < b & c"))
-    assert page.count("<tr>") == len(CLAIMS) + 1 and "a &lt; b &amp; c" in page
+    assert page.count("<h3>") == len(CLAIMS) and "a &lt; b &amp; c" in page
 
 
 def test_what_the_experiments_found_stands_beside(runs):
@@ -231,7 +247,7 @@ def test_command_prints_and_writes(command, runs, tmp_path):
     saved = json.loads((tmp_path / "claims.json").read_text())
     assert len(saved["summary"]) == len(pd.read_parquet(tmp_path / "claims.parquet")) == 18
     assert (tmp_path / "claims.md").read_text().startswith("| the paper says |")
-    assert "<table>" in (tmp_path / "claims.html").read_text()
+    assert "<h3>" in (tmp_path / "claims.html").read_text()
 
 
 def test_an_evaluation_before_the_end_of_training_is_no_result(tmp_path):

@@ -300,6 +300,9 @@ def test_figures_hold_measured_and_published(make_run):
     assert drawn.lines[0].get_xdata().tolist() == pytest.approx([0.3, 0.5])
     assert drawn.lines[0].get_ydata().tolist() == pytest.approx([70, 50])
     ranks = figures["figure3"].axes[0]
+    curves = [curve.lines[0] for curve in ranks.containers]
+    for apart in ([curve.get_xdata()[0] for curve in curves], [c.get_marker() for c in curves]):
+        assert len(set(apart)) == 3  # of one rank, none hides another
     assert [curve.get_label() for curve in ranks.containers] == [
         "LLaMA2-7B: LoRA",
         *(f"LLaMA2-7B: DropLoRA, step mask, rescaled, keep_prob {keep}" for keep in (0.5, 0.7)),

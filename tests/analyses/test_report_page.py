@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import re
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,6 +15,7 @@ import pytest
 
 from analyses import kit, paired_differences
 from analyses.claims.paper import CLAIMS
+from analyses.comparisons.rates import EQUAL
 from analyses.mask_theory.figure import THEOREMS as TESTED
 from analyses.registry import all_analyses
 from analyses.report import compute
@@ -91,7 +93,7 @@ def test_the_headline_says_what_differs_and_what_does_not(page):
     )
     assert within.startswith("It is not for step masks on flip, 64 examples (+0.033 [-0.726, ")
     assert equal.startswith("At equal learning rates, 2 of 4 differences are beyond")
-    assert "at 0.001; step masks" in equal and "do not say which method is better" in equal
+    assert "at 0.001; step masks" in equal and "does not say which method is better" in equal
     assert many.startswith("None of these 6 intervals") and "0.3 of them" in many
     assert cost.endswith("1.50 under step masks.")
     assert theory.startswith("No prediction was tested")
@@ -104,6 +106,29 @@ def test_without_comparisons_the_headline_says_that_nothing_was_tested(overview,
     plain = overview[overview["method"] == "droplora"]
     _, cost, _ = headline(plain, parts, [tmp_path])
     assert "is not known" in cost
+
+
+def test_a_headline_of_one_comparison_counts_nothing(overview, folder, tmp_path):
+    parts = parts_of([Run(path) for path in overview["path"]])
+    shutil.copytree(folder / "compared" / "apart", tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "paired_differences.parquet"
+    table = pd.read_parquet(path)
+    table[(table["rates"] == EQUAL) & (table["learning_rate"] == RATES[0])].to_parquet(path)
+    equal, _, _ = headline(overview, parts, [tmp_path])
+    assert equal.startswith(
+        "At equal learning rates, the difference to LoRA in the loss of the right response "
+        "(nats/token) is beyond its 95 % interval: step masks on flip, 128 examples (better: -0.200"
+    )
+
+
+def test_the_command_of_a_missing_analysis_names_a_run_that_it_can_read(run, tmp_path):
+    plain = write_run(tmp_path / "plain", seed=0, losses={}, method="lora", validation=(0.5, 1.0))
+    sections = [
+        render(compute(runs)).partition("<h2 id='subspace_angles'>")[2].partition("<h2")[0]
+        for runs in ([plain, run], [plain])
+    ]
+    assert f"subspace_angles --run {run.path}</code>" in sections[0]
+    assert f"Not available: {plain.path} has no" in sections[1]
 
 
 def test_a_failed_prediction_is_in_the_headline_and_below(run, command, tmp_path):

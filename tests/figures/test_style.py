@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 from matplotlib.figure import Figure
 
-from subspace_lab.figures.style import PALETTE, legend_below, new_figure, paper_style
+from subspace_lab.figures.style import (
+    PALETTE,
+    legend_below,
+    new_figure,
+    paper_style,
+)
 
 LONG = "method droplora, learning_rate 0.004, granularity token"
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 
+import pandas as pd
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments, trainer
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments, trainer
 
 from analyses import effective_rank, frame_drift, regulariser
 from subspace_lab.errors import UserError
 from subspace_lab.recording.recorder import SubspaceRecorder
-from subspace_lab.recording.trainer_logs import IN_LOGS
+from subspace_lab.recording.trainer_logs import IN_LOGS, NumbersInLogs
 from subspace_lab.runs.run import Run
 from subspace_lab.runs.step_numbers import NAMES, medians, step_numbers
 from tests.recording.conftest import train_tiny
@@ -126,12 +127,44 @@ def test_a_trainer_logs_at_these_steps_whatever_its_own_interval_in_every_proces
     assert metrics["loss"].dropna().index.tolist() == [3, 4]
 
 
+def test_numbers_wait_for_the_next_log_of_a_loss_and_are_in_one_only():
+    model, state, numbers = torch.nn.Linear(1, 1), TrainerState(), NumbersInLogs()
+
+    def logged(**logs: float) -> dict[str, float]:
+        state.log_history.append(dict(logs))
+        numbers.on_log(None, state, None, logs=logs, model=model)
+        assert logs == state.log_history[-1]
+        return logs
+
+    numbers.on_train_begin(None, state, None, model=model)
+    numbers.add(model, {"effective_rank": 2.0})
+    assert logged(eval_loss=1.0) == {"eval_loss": 1.0}
+    assert logged(loss=1.0) == {"loss": 1.0, "effective_rank": 2.0}
+    assert logged(loss=0.5) == {"loss": 0.5}
+
+
 def test_a_trainer_whose_logs_are_out_of_reach_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "DEFAULT_CALLBACKS", trainer.DEFAULT_CALLBACKS[:1])
     with pytest.raises(UserError, match="import it first"):
         train_tiny(tmp_path / "run", log_every=1)
     assert not (tmp_path / "run" / "run.json").exists()
     assert IN_LOGS not in trainer.DEFAULT_CALLBACKS
+
+
+def test_one_module_that_is_far_away_does_not_move_the_medians():
+    found = medians(
+        pd.DataFrame(
+            {
+                "projection": ["q_proj"] * 3 + ["v_proj"] * 3,
+                **{name: [1.0, 2.0, 90.0, 4.0, 6.0, 800.0] for name in NAMES},
+                "kept_share": math.nan,
+            }
+        ),
+        by_projection=True,
+    )
+    expected = {"": 5.0, "/q_proj": 2.0, "/v_proj": 6.0}
+    names = set(NAMES) - {"kept_share"}
+    assert found == {f"{name}{of}": value for name in names for of, value in expected.items()}
 
 
 def test_modules_that_are_not_finite_are_left_out(logged):
