@@ -36,8 +36,8 @@ OF_REGIMES = ("learning_rates", "paired_differences")
 
 OPTIONS = {
     "merged_spectra": ["--modules", "*.layers.*[05].*"],
-    "ensemble_vs_single": ["--masks", "5", "--examples", "24", "--validation", "0"],
-    "gate_expansion": ["--masks", "4", "--examples", "1"],
+    "ensemble_vs_single": ["--masks", "4", "--examples", "16", "--validation", "0"],
+    "gate_expansion": ["--masks", "2", "--examples", "1"],
 }
 """What keeps the demo short: spectra of every fifth layer, few masks and examples."""
 
@@ -62,8 +62,8 @@ def main() -> None:
     sweep(arguments.sweep, regimes)
     folders = {name: arguments.out / name for name in RUNS}
     for name, folder in folders.items():
-        command = ["--config", arguments.preset, *RUNS[name], "--out", str(folder)]
-        sys.argv = ["subspace_lab.train", *command, "--resume", "true"]
+        command = ["--config", arguments.preset, *RUNS[name], "--eval_every", "28"]
+        sys.argv = ["subspace_lab.train", *command, "--out", str(folder), "--resume", "true"]
         announce(*sys.argv)
         train.main()
     comparisons = arguments.out / "comparisons"

@@ -69,7 +69,7 @@ def test_the_demos_sweep_trains_each_regime_alike():
         problem = (config.train_size, config.label_noise)
         mask = config.granularity if config.masked else None
         of_regimes.setdefault(problem, []).append((mask, config.learning_rate, config.seed))
-        assert (config.test_size, config.steps, config.rank) == (300, 200, 16)
+        assert (config.test_size, config.steps, config.rank) == (200, 200, 16)
     assert set(of_regimes) == {(128, 0.4), (64, 0.0), (1600, 0.0)}
     (same,) = {frozenset(cells) for cells in of_regimes.values()}
     masks, rates, seeds = (None, "step", "token"), (1e-3, 2e-3), (0, 1, 2)
