@@ -37,12 +37,11 @@ def theory_table(design: Design, final: Path, own: Rates) -> pd.DataFrame:
     Returns:
         Columns regime, arm, seed and those of `measure`.
     """
-    first: dict[tuple[str, str, int], Path] = {}
-    for cell in design.final_cells(own):
-        first.setdefault((cell.regime, cell.arm, cell.fields["seed"]), final / cell.name)
+    first = design.first_cells(own)
     rows = []
-    for (regime, arm, seed), path in tqdm(first.items(), desc="theory", disable=None):
-        rows.append({"regime": regime, "arm": arm, "seed": seed, **measure(Run(path))})
+    for (regime, arm, seed), cell in tqdm(first.items(), desc="theory", disable=None):
+        measured = measure(Run(final / cell.name))
+        rows.append({"regime": regime, "arm": arm, "seed": seed, **measured})
     return pd.DataFrame(rows)
 
 

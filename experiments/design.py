@@ -163,6 +163,13 @@ class Design:
             if cell.learning_rate == self.rates_at(cell.regime, cell.arm, own)["own"]
         ]
 
+    def first_cells(self, own: Rates) -> dict[tuple[str, str, int], Cell]:
+        """Give the first run at its arm's own rate of each regime, arm and seed."""
+        first: dict[tuple[str, str, int], Cell] = {}
+        for cell in self.own_cells(own):
+            first.setdefault((cell.regime, cell.arm, cell.fields["seed"]), cell)
+        return first
+
     def rates_at(self, regime: str, arm: str, own: Rates) -> dict[str, float]:
         """Give an arm's rates: `own`, `equal` to the baseline's, and others of the baseline."""
         fixed = self.arms[arm].fields.get("learning_rate")

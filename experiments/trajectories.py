@@ -30,12 +30,8 @@ def trajectory_table(design: Design, final: Path, own: Rates) -> pd.DataFrame:
         Columns regime, arm, seed, step, entropy (effective rank of dW) and norm (Frobenius), as
         medians over modules.
     """
-    first = {
-        (cell.regime, cell.arm, cell.fields["seed"]): cell
-        for cell in reversed(design.own_cells(own))
-    }
     parts = []
-    for (regime, arm, seed), cell in reversed(first.items()):
+    for (regime, arm, seed), cell in design.first_cells(own).items():
         of_run = trajectory(Run(final / cell.name))
         parts.append(of_run.assign(regime=regime, arm=arm, seed=seed))
     return pd.concat(parts, ignore_index=True)[["regime", "arm", "seed", *parts[0].columns[:3]]]
