@@ -244,8 +244,8 @@ def train_and_die(config: TrainConfig, folder) -> None:
 def test_a_killed_run_resumes_to_what_it_would_have_been(
     config, bf16_run, device, tmp_path
 ) -> None:
-    # A forked process could not use a GPU that this process uses.
-    context = multiprocessing.get_context("spawn" if device.type == "cuda" else "fork")
+    # A forked process can use neither this process's GPU nor, safely, its torch threads.
+    context = multiprocessing.get_context("spawn")
     process = context.Process(target=train_and_die, args=(config, tmp_path / "run"))
     process.start()
     process.join()
