@@ -41,6 +41,7 @@ from torch import Tensor
 from analyses import kit
 from subspace_lab import linalg, models
 from subspace_lab.errors import UserError
+from subspace_lab.figures.style import REFERENCE
 from subspace_lab.linalg.dora import DoraUpdate, dora_whole_update
 from subspace_lab.linalg.factors import Factors
 from subspace_lab.peft_files.adapter_folder import AdapterFolder
@@ -271,7 +272,7 @@ plot = kit.curves_over_steps(
     kit.Panel(
         "singular_values", rows=_updates_beside_bases, over="index",
         title="singular values of the update", unit="σ", scale="log",
-        expected="base", expected_label="base weight W₀"
+        expected="base", expected_label="base weight W₀", expected_style=REFERENCE
     ),
     kit.Panel(
         "change", rows=_changes, over="index",

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analyses import kit
-from subspace_lab.figures.style import slant_names
+from subspace_lab.figures.page import slant_names
 from subspace_lab.stats.intervals import mean_interval
 
 PREDICTORS = ("base", "full", "singles", "geometric", "arithmetic")

@@ -10,7 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analyses import kit
-from subspace_lab.figures.style import PREDICTION, slant_names
+from subspace_lab.figures.page import slant_names
+from subspace_lab.figures.style import PREDICTION
 from subspace_lab.stats.intervals import accuracy_interval
 
 COSTS = ("single", "geometric", "arithmetic")

@@ -20,7 +20,7 @@ Names = Mapping[str, str]
 Source = Callable[[Sequence[Run], Names], pd.DataFrame]
 """Makes a table of runs, given their configurations' names. Its attribute `left_out` has a sentence
 for each run that is not in it. Raises UserError where there is nothing to make it of."""
-MAX_SNAPSHOTS = 5  # at which a whole model is evaluated
+MAX_SNAPSHOTS = 3  # at which a whole model is evaluated
 
 
 def configuration_names(runs: Sequence[Run]) -> dict[str, str]:

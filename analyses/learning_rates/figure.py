@@ -12,9 +12,7 @@ from matplotlib.ticker import NullLocator
 from analyses import kit
 from analyses.comparisons.rates import EQUAL, OWN
 from analyses.comparisons.texts import MEASURES
-from subspace_lab.figures.curves import NAME_WIDTH
-from subspace_lab.figures.page import width_of
-from subspace_lab.figures.style import slant_names
+from subspace_lab.figures.page import slant_names
 
 DODGE = 0.09  # of the grid's spacing, between the intervals of two methods
 
@@ -59,10 +57,8 @@ def draw(table: pd.DataFrame, page: kit.Page) -> None:
     for panel in axes.values():
         panel.set_xscale("log")
         panel.xaxis.set_minor_locator(NullLocator())
-        names_at = [*(f"{rate:g}" for rate in rates), "own"]
-        panel.set_xticks([*rates, own_place], names_at)
-        if NAME_WIDTH * (max(map(len, names_at)) + 1) > width_of(panel) / len(names_at):
-            slant_names(panel)
+        panel.set_xticks([*rates, own_place], [*(f"{rate:g}" for rate in rates), "own"])
+        slant_names(panel)
         if panel.xaxis.get_tick_params()["labelbottom"]:
             panel.set_xlabel("peak learning rate")
     seeds = int(table["seeds"].min())

@@ -15,13 +15,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from subspace_lab.figures.page import Page, width_of
-from subspace_lab.figures.style import LINES, MARKERS, PALETTE, PREDICTION, slant_names
+from subspace_lab.figures.page import Page, slant_names
+from subspace_lab.figures.style import LINES, MARKERS, PALETTE
 
 FEW_STEPS = 12  # up to here each point gets its marker
 MARKED = 6  # markers of a longer curve
 MAX_BANDS = 2  # more hide each other
-NAME_WIDTH = 0.058  # of a character at an axis, in inches, on average
 MAX_LABELS = 8  # of curves by layer, in the legend
 Styles = Mapping[tuple[Hashable, Hashable], Mapping[str, Any]]
 
@@ -75,9 +74,24 @@ def _styles_of_parts(parts: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def draw_curves(
-    axis: Axes, rows: pd.DataFrame, over: str, styles: Styles, *, faint: Sequence[str] = ()
+    axis: Axes,
+    rows: pd.DataFrame,
+    over: str,
+    styles: Styles,
+    *,
+    expected: Mapping[str, Any],
+    faint: Sequence[str] = (),
 ) -> None:
-    """Draw the curves of a panel over a column, with bands or intervals."""
+    """Draw the curves of a panel over a column, with bands or intervals.
+
+    Args:
+        axis: where to draw.
+        rows: the curves.
+        over: column of the horizontal axis.
+        styles: of the measured curves.
+        expected: style of the predicted ones; where several differ, each has its curve's color.
+        faint: names of curves that are drawn pale and thin.
+    """
     curves = list(rows.groupby(["kind", "group", "shown"], sort=False))
     measured = [curve for (kind, *_), curve in curves if kind == "measured"]
     banded = sum(bool(curve["low"].notna().any()) for curve in measured)
@@ -87,8 +101,8 @@ def draw_curves(
         x, low, high = curve[over], curve["low"], curve["high"]
         if kind == "predicted":
             if (group, name) in different:
-                color = style["color"] if len(different) > 1 else PREDICTION["color"]
-                axis.plot(x, curve["center"], **PREDICTION | {"color": color})
+                color = style["color"] if len(different) > 1 else expected["color"]
+                axis.plot(x, curve["center"], **{**expected, "color": color})
                 if low.notna().any():
                     axis.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
             continue
@@ -106,15 +120,17 @@ def draw_curves(
             axis.fill_between(x, low, high, color=style["color"], alpha=0.15, lw=0)
 
 
-def draw_points(axis: Axes, rows: pd.DataFrame, styles: Styles) -> None:
-    """Draw names side by side, with medians and bands."""
+def draw_points(
+    axis: Axes, rows: pd.DataFrame, styles: Styles, *, expected: Mapping[str, Any]
+) -> None:
+    """Draw names side by side, with medians and bands; `expected` is the style of predictions."""
     names, groups = list(dict.fromkeys(rows["shown"])), list(dict.fromkeys(rows["group"]))
     several = len(groups) > 1 or len({style["color"] for style in styles.values()}) > len(names)
     for (kind, group, name), point in rows.groupby(["kind", "group", "shown"], sort=False):
         x = names.index(name) + 0.6 * ((groups.index(group) + 0.5) / len(groups) - 0.5)
         if kind == "predicted":
             half = max(0.1, 0.3 / len(groups))
-            axis.hlines(point["center"], x - half, x + half, **PREDICTION)
+            axis.hlines(point["center"], x - half, x + half, **expected)
             continue
         style: dict[str, Any] = {"color": "0.2", "marker": "o", "label": None}
         if several:
@@ -123,8 +139,7 @@ def draw_points(axis: Axes, rows: pd.DataFrame, styles: Styles) -> None:
         style |= {"yerr": np.nan_to_num(ends), "elinewidth": 0.8, "capsize": 2}
         axis.errorbar([x], point["center"], linestyle="", **style)
     axis.set_xticks(range(len(names)), names)
-    if NAME_WIDTH * sum(len(name) + 1 for name in names) > width_of(axis):
-        slant_names(axis)
+    slant_names(axis)
     axis.set_xlim(-0.6, len(names) - 0.4)
 
 

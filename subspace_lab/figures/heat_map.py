@@ -8,7 +8,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from pandas.api.types import is_numeric_dtype
 
-from subspace_lab.figures.style import slant_names
+from subspace_lab.figures.page import slant_names
 
 MAX_LABELS, MAX_NUMBERS = 8, 5  # at an axis; of numbers side by side
 

@@ -38,6 +38,7 @@ VENUES = {
 PANEL_WIDTH = 2.6  # inches; two panels stand side by side where both are as wide
 TITLE_CHARACTER, SUBTITLE_CHARACTER = 0.059, 0.054  # of panels and figures, inches on average
 AXIS_WIDTH = 0.45  # inches beside a panel
+NAME_WIDTH = 0.058  # of a character at an axis, in inches, on average
 
 GivenAxes = Axes | Sequence[Axes] | Mapping[str, Axes]
 
@@ -188,3 +189,12 @@ def width_of(axes: Axes) -> float:
     if spec is None:
         return float(figure.get_figwidth() * axes.get_position().width)
     return float(figure.get_figwidth() / spec.get_gridspec().ncols - AXIS_WIDTH)
+
+
+def slant_names(axes: Axes) -> None:
+    """Turn the names at the horizontal axis if the longest does not fit between two of them."""
+    labels = axes.get_xticklabels()
+    longest = max((len(label.get_text()) for label in labels), default=0)
+    if NAME_WIDTH * (longest + 1) * len(labels) > width_of(axes):
+        for label in labels:
+            label.set(rotation=35, horizontalalignment="right", rotation_mode="anchor")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -45,6 +45,7 @@ class Panel:
             value's column.
         expected_band: columns of the ends of the prediction's band.
         expected_label: how the legend names the prediction.
+        expected_style: of its line; `REFERENCE` where it is measured, too.
     """
 
     value: str | Mapping[str, str]
@@ -63,6 +64,7 @@ class Panel:
     expected: str | None = None
     expected_band: tuple[str, str] | None = None
     expected_label: str = "predicted"
+    expected_style: Mapping[str, Any] = field(default_factory=lambda: PREDICTION)
 
     @property
     def name(self) -> str:
@@ -123,16 +125,16 @@ def _draw_panel(
     axis: Axes, panel: Panel, rows: pd.DataFrame, styles: Styles, points: Mapping[str, bool]
 ) -> None:
     if points[panel.name]:
-        draw_points(axis, rows, styles)
+        draw_points(axis, rows, styles, expected=panel.expected_style)
     else:
         over = panel.over or ""
-        draw_curves(axis, rows, over, styles, faint=panel.faint)
+        draw_curves(axis, rows, over, styles, expected=panel.expected_style, faint=panel.faint)
         step_axis(axis, label=NAMES.get(over, over), ticks=4 if width_of(axis) < NARROW else 6)
         if not axis.xaxis.get_tick_params()["labelbottom"]:  # a panel below has the same axis
             axis.set_xlabel("")
     predicted = rows[rows["kind"] == "predicted"]
     if not predicted.empty:
-        axis.plot([], [], label=panel.expected_label, **PREDICTION)
+        axis.plot([], [], label=panel.expected_label, **panel.expected_style)
     if predicted["low"].notna().any():
         axis.fill_between([], [], [], color="0.85", lw=0, label=predicted["band"].iloc[0])
     log = panel.scale == "log"

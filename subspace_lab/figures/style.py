@@ -36,6 +36,7 @@ PALETTE = ("#0072B2", "#E69F00", "#000000", "#CC79A7", "#D55E00", "#56B4E9", "#0
 LINES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 PREDICTION: dict[str, Any] = {"color": "0.35", "linestyle": (0, (1, 1)), "linewidth": 1.2}
+REFERENCE: dict[str, Any] = {"color": "0.6", "linestyle": "-", "linewidth": 1.2}
 
 LegendHandle = Artist | Container
 
@@ -140,12 +141,6 @@ def step_axis(axes: Axes, *, label: str = "optimizer step", ticks: int = 6) -> N
     """Label the horizontal axis as optimizer steps, or others that are whole numbers."""
     axes.set_xlabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=True))
-
-
-def slant_names(axes: Axes) -> None:
-    """Turn the names at the horizontal axis, so that they do not touch."""
-    for label in axes.get_xticklabels():
-        label.set(rotation=35, horizontalalignment="right", rotation_mode="anchor")
 
 
 CHARACTER_WIDTH, HANDLE_WIDTH, LINE_HEIGHT = 0.055, 0.45, 0.14  # of a legend, inches, on average

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from analyses import kit
 from subspace_lab.figures.curves import curve_styles
-from subspace_lab.figures.heat_map import draw_heat_map
+from subspace_lab.figures.heat_map import draw_heat_map, draw_named_heat_map
 from subspace_lab.figures.page import Page
 from subspace_lab.figures.panels import Panel, sample_note
-from subspace_lab.figures.style import COLUMN_WIDTH, new_figure, save
+from subspace_lab.figures.style import COLUMN_WIDTH, REFERENCE, new_figure, save
 from tests.figures.listing import drawn
 from tests.figures.tables import make_table
 
@@ -84,3 +85,26 @@ def test_a_legend_in_two_columns_has_colors_left_and_greys_right():
     figure = drawn(kit.curves_of([panel], table), panel)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["a", "b", "c", "theory", "", ""]
+
+
+def test_a_reference_has_a_style_of_its_own_in_panel_and_legend():
+    table = make_table({"a": None})
+    panel = Panel("value", expected="expected", expected_label="base", expected_style=REFERENCE)
+    figure = drawn(kit.curves_of([panel], table), panel)
+    (axis,) = figure.axes
+    references = [line for line in axis.lines if line.get_color() == REFERENCE["color"]]
+    assert [len(line.get_xdata()) > 0 for line in references] == [True, False]  # line, legend entry
+    assert {line.get_linestyle() for line in references} == {"-"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "slanted"),
+    [([0, 14, 28], False), ([100_000, 200_000, 300_000, 400_000, 500_000], True)],
+)
+def test_names_at_a_heat_map_are_slanted_only_where_they_would_touch(columns, slanted):
+    _, axes = new_figure(1, columns=2)
+    table = pd.DataFrame([np.linspace(0, 1, len(columns))], columns=columns)
+    draw_named_heat_map(axes[0, 0], table, limits=(0, 1))
+    labels = axes[0, 0].get_xticklabels()
+    assert [label.get_text() for label in labels] == [str(step) for step in columns]
+    assert all((label.get_rotation() > 0) == slanted for label in labels)
