@@ -4,6 +4,7 @@
     python -m experiments x6 --regimes A --arms step noise-only
     python -m experiments x1 --smoke --out /tmp/smoke
     python -m experiments x7 --jobs 8 --data_dir DATA    # a GPU; DATA/math/gsm8k_train.jsonl
+    python -m experiments x7-short --jobs 2 --data_dir FOLDER    # experiments.short_gsm8k's FOLDER
     python -m experiments claims
 
 Finished runs are skipped, and shared among experiments, so the same command continues. Tables and
@@ -40,7 +41,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="+", metavar="NAME", help="x1 to x7, finer, claims")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="x1 to x7, x7-short, finer, claims")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/experiments"), help="the folder of runs and results"
     )

@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
 
 from subspace_lab import tasks
 from subspace_lab.errors import exit_code_2_on_user_error
 from subspace_lab.files import replacing
 from subspace_lab.models import find_base, load_tokenizer
 from subspace_lab.tasks.encoding import encode_prompt, encode_response
+from subspace_lab.tasks.examples import Example
 from subspace_lab.tasks.prompts import STEP_BY_STEP, alpaca_instruction, plain
 
 MAX_TOKENS = 96
@@ -35,28 +39,35 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, help="holds math/gsm8k_*.jsonl (default: the hub)")
     parser.add_argument("--out", type=Path, required=True, help="the folder of the file")
     arguments = parser.parse_args()
-    tokenizer = load_tokenizer(find_base("smollm2"))
-    problems = [
-        {
-            "prompt": plain(alpaca_instruction(example.prompt.removesuffix(STEP_BY_STEP))),
-            "response": example.response,
-        }
+    examples = [
+        example
         for split in ("train+validation", "test")
         for example in tasks.load("gsm8k", split, data_dir=arguments.data_dir)
     ]
-    short = [
-        problem
-        for problem in problems
-        if len(encode_prompt(tokenizer, problem["prompt"]))
-        + len(encode_response(tokenizer, problem["response"], with_eos=True))
-        <= MAX_TOKENS
-    ]
+    short = short_problems(examples, load_tokenizer(find_base("smollm2")))
     arguments.out.mkdir(parents=True, exist_ok=True)
     with replacing(arguments.out / NAME) as unfinished:
-        unfinished.write_text(
-            "".join(json.dumps(problem) + "\n" for problem in short), encoding="utf-8"
-        )
-    print(f"wrote {len(short)} of {len(problems)} problems to {arguments.out / NAME}")
+        lines = "".join(json.dumps(problem) + "\n" for problem in short)
+        unfinished.write_text(lines, encoding="utf-8")
+    print(f"wrote {len(short)} of {len(examples)} problems to {arguments.out / NAME}")
+
+
+def short_problems(
+    examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, *, most: int = MAX_TOKENS
+) -> list[dict[str, str]]:
+    """Choose the problems of at most `most` tokens, prompt, solution and end of sequence.
+
+    Returns:
+        Of each `prompt`, in the short template, and `response`.
+    """
+    chosen = []
+    for example in examples:
+        prompt = plain(alpaca_instruction(example.prompt.removesuffix(STEP_BY_STEP)))
+        tokens = encode_prompt(tokenizer, prompt)
+        tokens += encode_response(tokenizer, example.response, with_eos=True)
+        if len(tokens) <= most:
+            chosen.append({"prompt": prompt, "response": example.response})
+    return chosen
 
 
 if __name__ == "__main__":

@@ -217,8 +217,8 @@ def table_text(name: str, results: Path) -> str:
         name: experiment and kind; of all together the kind alone.
         results: the folder of the CSV files.
     """
-    experiment, dash, kind = name.partition("-") if "-" in name else ("", "", name)
-    rows = pd.read_csv(results / f"{experiment}{dash}{FILES.get(kind, kind)}.csv")
+    kind = next(kind for kind in WRITERS if name == kind or name.endswith(f"-{kind}"))
+    rows = pd.read_csv(results / f"{name.removesuffix(kind)}{FILES.get(kind, kind)}.csv")
     return WRITERS[kind](rows)
 
 
