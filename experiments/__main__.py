@@ -41,7 +41,9 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="+", metavar="NAME", help="x1 to x7, x7-short, finer, claims")
+    parser.add_argument(
+        "names", nargs="+", metavar="NAME", help="x1 to x7, x7-short, finer, claims"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("runs/experiments"), help="the folder of runs and results"
     )
