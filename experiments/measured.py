@@ -54,8 +54,10 @@ def measured_differences(results: Path) -> pd.DataFrame:
 
 def _rows(results: Path) -> Iterator[pd.DataFrame]:
     for path in sorted(results.glob("*.csv")):
-        experiment, _, kind = path.stem.partition("-")
-        if kind in READERS:
+        kinds = [kind for kind in READERS if path.stem.endswith(f"-{kind}")]
+        if kinds:  # "rank-differences" is one of "differences", too
+            kind = max(kinds, key=len)
+            experiment = path.stem.removesuffix(f"-{kind}")
             table = READERS[kind](pd.read_csv(path)).assign(experiment=experiment)
             yield table.assign(rates="equal") if experiment in AT_LORAS_RATE else table
 

@@ -201,6 +201,20 @@ def test_differences_that_no_table_compares(tmp_path):
     assert found.loc[EQUAL_NORM, "rates"] == "equal"  # X6's, whatever its tables call it
 
 
+def test_tables_are_read_by_the_end_of_their_name(tmp_path):
+    """`x7-short` has a dash; `rank-differences` ends as `differences` does."""
+    differences = pd.DataFrame([compared("step", "LoRA", -0.05, primary=True, learning_rate=1.0,
+                                         detectable=0.02, holm=0.01)])  # fmt: skip
+    differences.to_csv(tmp_path / "x7-short-differences.csv", index=False)
+    ranks = pd.DataFrame([compared("step", "LoRA", 2.0, quantity="single_entropy")])
+    ranks.to_csv(tmp_path / "x7-short-rank-differences.csv", index=False)
+    found = measured_differences(tmp_path).set_index("outcome")
+    assert set(found["experiment"]) == {"x7-short"}
+    assert found.loc[PRIMARY, "difference"] == -0.05
+    assert found.loc["single_entropy", "difference"] == 2.0
+    assert "step - LoRA" in table_text("x7-short-primary", tmp_path)
+
+
 def test_the_table_of_claims_has_each_verdict_once():
     rows = pd.read_csv(RESULTS / "claims.csv")
     _, _, *lines, untested = table_text("claims", RESULTS).splitlines()
