@@ -137,11 +137,12 @@ def at_equal_norm(table: pd.DataFrame) -> pd.DataFrame:
 def beside_theory(table: pd.DataFrame) -> pd.DataFrame:
     """Compare the effective rank of dW Σ^½ with LoRA's, of `against_theory.theory_table`."""
     ranks = table.pivot(index=["regime", "seed"], columns="arm", values=WEIGHTED)
+    rises = ranks.drop(columns="LoRA").sub(ranks["LoRA"], axis=0)
     return pd.DataFrame(
-        _row(str(regime), f"{arm} - LoRA", WEIGHTED, (of_regime[arm] - of_regime["LoRA"]).dropna())
-        for regime, of_regime in ranks.groupby("regime", sort=False)
-        for arm in ranks.columns
-        if arm != "LoRA"
+        _row(str(regime), f"{arm} - LoRA", WEIGHTED, of_arm.dropna())
+        for regime, of_regime in rises.groupby("regime", sort=False)
+        for arm, of_arm in of_regime.items()
+        if of_arm.notna().any()  # not every regime has every arm
     )
 
 

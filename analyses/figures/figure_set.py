@@ -124,7 +124,7 @@ FIGURES = (
             gate_expansion.ANALYSIS,
             all_snapshots=True,
             examples=gate_expansion.figure.MIN_EXAMPLES,
-            masks=2,  # of two, gap and second order are known within a few percent
+            masks=4,
         ),
         over_seeds(gate_expansion.plot, keys=["step", "quantity"]),
         samples.of_points,

@@ -176,8 +176,12 @@ def test_differences_that_no_table_compares(tmp_path):
     norms = pd.DataFrame(norms).assign(baseline_entropy=7.0)
     norms.to_csv(tmp_path / "x6-equal-norm.csv", index=False)
     weighted = [
-        pd.DataFrame({"regime": "A", "arm": arm, "seed": SEEDS, "weighted_entropy": values})
-        for arm, values in (("LoRA", 2.0), ("step", 2.5 + NOISE))
+        pd.DataFrame({"regime": regime, "arm": arm, "seed": SEEDS, "weighted_entropy": values})
+        for regime, arm, values in (
+            ("A", "LoRA", 2.0),
+            ("A", "step", 2.5 + NOISE),
+            ("B", "LoRA", 3.0),
+        )
     ]
     pd.concat(weighted).to_csv(tmp_path / "x6-theory.csv", index=False)
     found = measured_differences(tmp_path).set_index("outcome")
