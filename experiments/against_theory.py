@@ -52,8 +52,8 @@ def measure(run: Run) -> dict[str, float]:
         `entropy` and `weighted_entropy`, effective ranks of dW and of dW Σ^½ with Σ the second
         moment of the module's inputs over test examples; `product_cv`, the coefficient of variation
         of ||b_i|| ||a_i||; `balance`, sum_i ||b_i||² ||a_i||²_Σ / ||dW Σ^½||²; of each factor X the
-        displacement `moved_X`, ||X_T - X_0||_F, and `walked_X`, that of a random walk with as many
-        steps, sqrt(n sum_t lr_t²) of n entries.
+        displacement `moved_X`, ||X_T - X_0||_F, and `walked_X`, that of a random walk of AdamW with
+        as many steps, sqrt(n sum_t lr_t²) of n entries; under SGD it says nothing.
     """
     trained = load_trained(run)
     rows = [_module(module, moment) for module, moment in _input_moments(run, trained)]
