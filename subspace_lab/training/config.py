@@ -102,6 +102,8 @@ class TrainConfig:
             masks are on a linear layer; or `second-order`, the masked loss to second order.
         penalty_strength: factor of `penalty` and `second-order` (unset: (1 - keep_prob) /
             keep_prob, as masks of keep_prob have it).
+        training_loss: `cross_entropy`, or `brier`, a squared loss of the predicted distribution
+            (see `training.loss`). What evaluations report stays in nats.
         task: name of the task (see `subspace_lab.tasks`), a .jsonl file of your own, or a single
             generator (`reasoning_gym:gcd`); several joined by "+" share the examples equally.
         data_dir: folder with task files in LLM-Adapters' layout; unset: generated, or the hub.
@@ -200,6 +202,7 @@ class TrainConfig:
     masks_per_step: int = 1
     objective: Kind = "loss"
     penalty_strength: float | None = None
+    training_loss: Literal["cross_entropy", "brier"] = "cross_entropy"
     task: str = "pocket"
     data_dir: str | None = None
     difficulty: str = "easy"

@@ -120,6 +120,10 @@ RULES = (
         lambda c: c.objective == "second-order" and c.granularity != "step",
         "`objective` second-order is that of step masks: set `granularity` to step",
     ),
+    Rule(
+        lambda c: _own_gates(c) and c.training_loss != "cross_entropy",
+        "`objective` and `masks_per_step` are of the cross-entropy: omit `training_loss`",
+    ),
     # Which step is chosen.
     Rule(
         lambda c: c.test_size is not None and c.eval_split == "test",

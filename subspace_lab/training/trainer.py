@@ -43,6 +43,7 @@ from subspace_lab.training.examples import (
 )
 from subspace_lab.training.final_scores import TEST, FinalScores
 from subspace_lab.training.initialization_batches import initialization_batches
+from subspace_lab.training.loss import brier_loss
 from subspace_lab.training.objective_trainer import make_trainer
 from subspace_lab.training.optimizers import lora_plus_optimizer
 from subspace_lab.training.preparation import Prepared, prepare, restrict_to_shards
@@ -163,6 +164,7 @@ def build(
         train_dataset=tokenized[config.train_split],
         eval_dataset=tokenized.get(config.eval_split),
         data_collator=RightPadding(pad_token_id),
+        compute_loss_func=brier_loss if config.training_loss == "brier" else None,
         compute_metrics=_metrics,
         preprocess_logits_for_metrics=response_statistics,
         callbacks=[*[EvaluateTheEnd()] * (config.eval_split != "none")],

@@ -26,6 +26,7 @@ EXAMPLES = [  # in the order of the rules
     MASKED | {"masks_per_step": 2, "keep_prob_schedule": "early", "schedule_steps": 2},
     MASKED | {"objective": "penalty", "sampling": "exact-k"},
     MASKED | {"objective": "second-order", "granularity": "token"},
+    MASKED | {"masks_per_step": 2, "training_loss": "brier"},
     {"test_size": 4, "eval_split": "test"},
     {"early_stopping": True},
     {"method": "full", "freeze": "A"},
