@@ -28,6 +28,7 @@ from subspace_lab.stats.multiple import holm
 PRIMARY = "test_calibrated_loss"
 LEVEL, POWER = 0.95, 0.8
 AT = ("own", "equal")
+AT_ARMS_RATE = "arm"
 
 
 def compare(table: pd.DataFrame, design: Design) -> pd.DataFrame:
@@ -39,9 +40,10 @@ def compare(table: pd.DataFrame, design: Design) -> pd.DataFrame:
 
     Returns:
         Columns regime, arm, against, at (`own`: each at its own rate; `equal`: both at the
-        baseline's), learning_rate and against_rate, outcome, difference (arm minus against), low,
-        high, p_value, pairs, spread (standard deviation of the differences), detectable, primary,
-        and holm (the adjusted p-value of primary comparisons, else nan).
+        baseline's; `arm`: both at the arm's, where the baseline has another), learning_rate and
+        against_rate, outcome, difference (arm minus against), low, high, p_value, pairs, spread
+        (standard deviation of the differences), detectable, primary, and holm (the adjusted p-value
+        of primary comparisons, else nan).
     """
     rows = []
     for regime, arms in design.arms_of.items():
@@ -49,8 +51,8 @@ def compare(table: pd.DataFrame, design: Design) -> pd.DataFrame:
         pairs = [*design.primary, *design.secondary]
         others += [pair for pair in pairs if pair not in others]
         for arm, against in others:
-            for at in AT:
-                first, second = (runs_by_seed(table, regime, name, at) for name in (arm, against))
+            for at in (*AT, *[AT_ARMS_RATE] * (against == design.baseline)):
+                first, second = _compared(table, regime, (arm, against), at)
                 if first.empty or second.empty:
                     continue
                 for outcome in OUTCOMES:
@@ -79,6 +81,18 @@ def compare(table: pd.DataFrame, design: Design) -> pd.DataFrame:
                     )
     rows += [slope_row(table, design, arms) for arms in design.primary if design.slope]
     return corrected(pd.DataFrame(rows))
+
+
+def _compared(
+    table: pd.DataFrame, regime: str, arms: tuple[str, str], at: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Give the runs by seed of two arms."""
+    if at != AT_ARMS_RATE:
+        first, second = (runs_by_seed(table, regime, arm, at) for arm in arms)
+        return first, second
+    own = runs_by_seed(table, regime, arms[0], "own")
+    at_its_rate = ~table["own"] & table["learning_rate"].isin(own["learning_rate"])
+    return own, runs_by_seed(table.assign(arm_rate=at_its_rate), regime, arms[1], "arm_rate")
 
 
 def slope_row(table: pd.DataFrame, design: Design, arms: tuple[str, str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from analyses import kit
 from analyses.claims.registered import form_of
-from experiments.comparisons import PRIMARY, difference
+from experiments.comparisons import AT_ARMS_RATE, PRIMARY, difference
 
 ACCURACY = "test_exact_match"
 MARKED = re.compile(r"<!-- table (?P<name>\S+) -->\n(?P<table>.*?)<!-- end -->", re.DOTALL)
@@ -24,25 +24,25 @@ def difference_table(rows: pd.DataFrame, *, baseline: str) -> str:
         rows: of `comparisons.compare`.
         baseline: the arm compared with.
     """
-    lines = [["regime", "arm", "rate", "loss, own rates", "loss, equal rates", "exact match, own"]]
     rows = rows[rows["against"] == baseline]
     rows = rows[~rows["regime"].str.startswith("slope")]
+    columns = {
+        "loss, own rates": (PRIMARY, "own"),
+        "loss, equal rates": (PRIMARY, "equal"),
+        "loss, both at the arm's rate": (PRIMARY, AT_ARMS_RATE),
+        "exact match, own": (ACCURACY, "own"),
+    }
+    if AT_ARMS_RATE not in set(rows["at"]):
+        del columns["loss, both at the arm's rate"]
+    lines = [["regime", "arm", "rate", *columns]]
     for (regime, arm), group in rows.groupby(["regime", "arm"], sort=False):
         cells = {
             (outcome, at): interval_text(one.iloc[0], scale=100 if outcome == ACCURACY else 1)
             for (outcome, at), one in group.groupby(["outcome", "at"])
         }
         rate = group.loc[group["at"] == "own", "learning_rate"].iloc[0]
-        lines.append(
-            [
-                str(regime),
-                str(arm),
-                f"{rate:g}",
-                cells.get((PRIMARY, "own"), ""),
-                cells.get((PRIMARY, "equal"), ""),
-                cells.get((ACCURACY, "own"), ""),
-            ]
-        )
+        numbers = [cells.get(place, "") for place in columns.values()]
+        lines.append([str(regime), str(arm), f"{rate:g}", *numbers])
     return kit.markdown_table(lines)
 
 

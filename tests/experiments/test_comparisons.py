@@ -44,6 +44,21 @@ def table() -> pd.DataFrame:
     )
 
 
+def test_the_baseline_at_the_arms_rate_is_compared_where_it_was_trained_there():
+    step = runs("A", "step", STEP, rate=4e-3)
+    others = [runs("A", "LoRA", LORA)]
+    for rate, factor in ((4e-3, 2), (2e-3, 3)):
+        losses = {seed: factor * loss for seed, loss in LORA.items()}
+        others.append(runs("A", "LoRA", losses, rate=rate).assign(own=False, equal=False))
+    rows = compare(pd.concat([step, *others]), small_design()).set_index(["against", "at"])
+    row = rows.loc["LoRA", "arm"]
+    assert (row["learning_rate"], row["against_rate"]) == (4e-3, 4e-3)
+    assert row["difference"] == pytest.approx(np.mean([*STEP.values()]) - 2 * 0.6)
+    assert not row["primary"]
+    plain = compare(pd.concat([step, others[0]]), small_design())
+    assert set(plain["at"]) == {"own"}
+
+
 def test_differences_are_paired_by_seed_and_tested_as_scipy_does():
     rows = compare(table(), small_design()).set_index(["arm", "against"])
     for first, second, pair in (
