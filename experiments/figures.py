@@ -10,17 +10,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analyses import kit
-from experiments.comparisons import AT, PRIMARY
+from experiments.comparisons import AT_ARMS_RATE, PRIMARY
 from experiments.design import Design
 from subspace_lab.figures.style import PALETTE
 from subspace_lab.stats.intervals import mean_interval
 
 OUTCOME = "Test loss at the validated temperature"
 INTERVALS = "95 % t intervals"
-WORDS = {"own": "each at its own rate", "equal": "at the baseline's rate"}
+WORDS = {
+    "own": "each at its own rate",
+    "equal": "at the baseline's rate",
+    AT_ARMS_RATE: "at the arm's rate",
+}
 STYLES: dict[str, dict[str, Any]] = {
     "own": {"marker": "o", "color": PALETTE[0]},
     "equal": {"marker": "s", "color": PALETTE[1], "markerfacecolor": "white"},
+    AT_ARMS_RATE: {"marker": "^", "color": PALETTE[4], "markerfacecolor": "white"},
 }
 PREDICTOR_NAMES = {
     "arithmetic": "arithmetic mean\nof 16 masks",
@@ -28,6 +33,7 @@ PREDICTOR_NAMES = {
     "singles": "mean of\nsingle masks",
 }
 ABOVE, BELOW = -0.17, 0.17  # of an arm's place
+SHIFTS = {"own": ABOVE, "equal": BELOW, AT_ARMS_RATE: 0.0}
 RANK_STYLES: dict[str, tuple[float, dict[str, Any]]] = {
     "single_entropy": (ABOVE, {"label": "of single runs", "marker": "o", "color": PALETTE[0]}),
     "mean_entropy": (
@@ -61,7 +67,7 @@ FAR = 4.0  # times the usual distance of intervals' farther ends from 0
 def draw_experiment(
     design: Design, tables: Mapping[str, pd.DataFrame], page: kit.Page
 ) -> dict[str, Figure]:
-    """Draw an experiment's figure, by kind.
+    """Draw an experiment's figures, by kind.
 
     Args:
         design: the experiment.
@@ -71,9 +77,12 @@ def draw_experiment(
     if design.measures == "inference":
         draw_inference(tables["inference-differences"], page)
         return {"inference": page.figure}
+    figures = {}
     if "ranks" in tables:
         draw_ranks(tables["ranks"], page)
-        return {"ranks": page.figure}
+        figures["ranks"] = page.figure
+        if design.rates_of is not None:  # no arm has a rate of its own
+            return figures
     rows = tables["differences"]
     rows = rows[(rows["outcome"] == PRIMARY) & (rows["against"] == design.baseline)]
     if design.slope:
@@ -81,7 +90,7 @@ def draw_experiment(
         draw_grid(rows[of_arm & rows["regime"].isin(list(design.arms_of))], page)
     else:
         draw_differences(rows, page)
-    return {"differences": page.figure}
+    return figures | {"differences": page.figure}
 
 
 def draw_differences(rows: pd.DataFrame, page: kit.Page) -> None:
@@ -99,7 +108,7 @@ def draw_differences(rows: pd.DataFrame, page: kit.Page) -> None:
     far = rows["difference"].abs() > FAR * usual
     for regime, panel in panels.items():
         here = rows["regime"] == regime
-        for at, shift in zip(AT, (ABOVE, BELOW), strict=True):
+        for at, shift in SHIFTS.items():
             shown = rows[here & (rows["at"] == at) & ~far]
             _draw_intervals(panel, shown, arms, shift=shift, label=WORDS[at], **STYLES[at])
         _write_beyond(panel, rows[here & far], arms)

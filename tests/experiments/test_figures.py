@@ -85,3 +85,28 @@ def test_ranks_of_means_are_drawn_only_where_runs_differ_in_their_masks():
     (panel,) = page.figure.axes
     drawn = [tuple(map(float, point)) for c in panel.containers for point in c[0].get_xydata()]
     assert sorted(drawn) == [(4.5, 1.17), (5.5, -0.17), (9.5, 0.83)]
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("x7-short", {"ranks", "differences"}), ("x6", {"ranks"})]
+)
+def test_losses_are_drawn_beside_ranks_where_arms_have_rates_of_their_own(name, kinds):
+    ranks = pd.DataFrame(
+        {
+            "regime": "noise",
+            "arm": ["LoRA", "step"],
+            "seed": 10,
+            "runs": 1,
+            "single_entropy": [5, 6],
+        }
+    )
+    rows = differences(("noise", "step", "own", 0.1), ("noise", "step", "arm", -0.1))
+    drawn = draw_experiment(read_design(name), {"ranks": ranks, "differences": rows}, Page())
+    assert set(drawn) == kinds
+    assert len({id(figure) for figure in drawn.values()}) == len(kinds)
+    if "differences" in kinds:
+        labels = drawn["differences"].legends[0].get_texts()
+        assert [text.get_text() for text in labels] == [
+            "each at its own rate",
+            "at the arm's rate",
+        ]
