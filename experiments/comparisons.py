@@ -51,7 +51,7 @@ def compare(table: pd.DataFrame, design: Design) -> pd.DataFrame:
         pairs = [*design.primary, *design.secondary]
         others += [pair for pair in pairs if pair not in others]
         for arm, against in others:
-            for at in (*AT, *[AT_ARMS_RATE] * (against == design.baseline)):
+            for at in (*AT, AT_ARMS_RATE) if against == design.baseline else AT:
                 first, second = _compared(table, regime, (arm, against), at)
                 if first.empty or second.empty:
                     continue

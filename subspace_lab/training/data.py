@@ -90,6 +90,20 @@ def data_hash(examples: Sequence[Example]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
+def response_tokens(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Select the response tokens of a batch, and the logits from which each is predicted.
+
+    Args:
+        logits: (batch, length, vocabulary).
+        labels: (batch, length) of the same positions; prompt and padding are `IGNORED`.
+
+    Returns:
+        Logits (tokens, vocabulary), tokens (tokens,), and the example of each, (tokens,).
+    """
+    rows, places = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+    return logits[rows, places], labels[rows, places + 1], rows
+
+
 def response_statistics(logits: Tensor, labels: Tensor) -> Tensor:
     """Reduce logits (batch, length, vocabulary) to what evaluation needs, on their device.
 
@@ -97,10 +111,8 @@ def response_statistics(logits: Tensor, labels: Tensor) -> Tensor:
         (batch, 3): negative log-likelihood of the response in nats, its tokens, and 1 if greedy
         decoding would write it.
     """
-    rows, places = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-    scores = score_responses(
-        log_probabilities(logits[rows, places]), labels[rows, places + 1], rows, count=len(labels)
-    )
+    predicting, targets, rows = response_tokens(logits, labels)
+    scores = score_responses(log_probabilities(predicting), targets, rows, count=len(labels))
     return torch.stack([scores.nats, scores.tokens, scores.exact], dim=-1).to(logits.device).float()
 
 
@@ -111,8 +123,8 @@ def statistics_with_temperatures(logits: Tensor, labels: Tensor) -> Tensor:
         (batch, 3 + temperatures): the statistics, and the nats of the response at each of
         `calibration.TEMPERATURES`.
     """
-    rows, places = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-    by_token = nats_at_temperatures(logits[rows, places], labels[rows, places + 1])
+    predicting, targets, rows = response_tokens(logits, labels)
+    by_token = nats_at_temperatures(predicting, targets)
     by_example = by_token.new_zeros(len(labels), by_token.shape[-1]).index_add(0, rows, by_token)
     return torch.cat([response_statistics(logits, labels), by_example.float()], dim=-1)
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from subspace_lab.teacher_forcing import log_probabilities
-from subspace_lab.training.data import IGNORED
+from subspace_lab.training.data import response_tokens
 
 
 def brier_loss(
@@ -21,11 +21,11 @@ def brier_loss(
 
     Args:
         outputs: of a causal language model, with `logits` (batch, length, vocabulary).
-        labels: (batch, length) of the same positions; prompt and padding are `IGNORED`.
+        labels: (batch, length) of the same positions; prompt and padding are `data.IGNORED`.
         num_items_in_batch: response tokens of the whole step; None: those of `labels`.
     """
-    rows, places = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-    p = log_probabilities(outputs.logits[rows, places]).exp()
-    right = p.gather(-1, labels[rows, places + 1][:, None]).squeeze(-1)
+    logits, targets, _ = response_tokens(outputs.logits, labels)
+    p = log_probabilities(logits).exp()
+    right = p.gather(-1, targets[:, None]).squeeze(-1)
     scores = p.square().sum(-1) - 2 * right + 1
     return scores.sum() / (len(scores) if num_items_in_batch is None else num_items_in_batch)
