@@ -21,6 +21,9 @@ from subspace_lab.runs.stored_cores import stored_names, unpacked
 
 CORES_PER_BATCH = 512
 """Cores that are read at once: work on them stays in the processor's cache."""
+MODULES_PER_BATCH = 8
+"""Modules of an adapter whose cores are computed in one go: few enough to occupy many processors,
+and so many that the tables made of them cost less than the cores."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def computed_batches(
     steps: Collection[int] | None = None,
     ranks: Mapping[str, int],
 ) -> Iterator[PendingBatch]:
-    """List cores that are computed from the adapters themselves, one module at a time.
+    """List cores that are computed from the adapters themselves, `MODULES_PER_BATCH` at a time.
 
     The module table is each adapter's own: ranks differ from step to step in AdaLoRA.
 
@@ -141,22 +144,25 @@ def computed_batches(
             continue
         table = adapters[step].modules[MODULE_COLUMNS]
         table = table[table["module"].isin(list(modules))]
-        for place in range(len(table)):
-            row = table.iloc[[place]].reset_index(drop=True)
-            yield PendingBatch(1, functools.partial(_compute, adapters[step], step, row, ranks))
+        stored = zip(table["module"], table["r"], strict=True)
+        table = table.assign(r=[min(rank, ranks.get(name, rank)) for name, rank in stored])
+        for rank in table["r"].unique():
+            same_rank = table[table["r"] == rank].reset_index(drop=True)
+            for start in range(0, len(same_rank), MODULES_PER_BATCH):
+                chosen = same_rank[start : start + MODULES_PER_BATCH].reset_index(drop=True)
+                load = functools.partial(_compute, adapters[step], step, chosen)
+                yield PendingBatch(len(chosen), load)
 
 
-def _compute(
-    adapter: AdapterFolder, step: int, module: pd.DataFrame, ranks: Mapping[str, int]
-) -> CoreBatch:
-    factors = adapter.factors(module["module"].iloc[0])
-    rank = min(factors.rank, ranks.get(factors.module, factors.rank))
-    core = RankCore(
-        Frame(linalg.triangular_factor(factors.A[:rank].mT)),
-        Frame(linalg.triangular_factor(factors.B[:, :rank])),
-        torch.tensor(factors.scaling, dtype=torch.float64),
-    )
-    return CoreBatch(np.array([step]), module.assign(r=rank), core[None, None])
+def _compute(adapter: AdapterFolder, step: int, modules: pd.DataFrame) -> CoreBatch:
+    cores = []
+    for name, rank in zip(modules["module"], modules["r"], strict=True):
+        factors = adapter.factors(name)
+        row = linalg.triangular_factor(factors.A[:rank].mT)
+        column = linalg.triangular_factor(factors.B[:, :rank])
+        scaling = torch.tensor(factors.scaling, dtype=torch.float64)
+        cores.append(RankCore(Frame(row), Frame(column), scaling))
+    return CoreBatch(np.array([step]), modules, RankCore.stack(cores)[None])
 
 
 def _read(stored: Any, steps: NDArray[np.int64], modules: NDArray[np.bool_]) -> torch.Tensor:

@@ -100,19 +100,30 @@ def write_adalora(folder, ranks: dict[str, int]) -> None:
     save_file(tensors, folder / "adapter_model.safetensors")
 
 
-def test_ranks_that_change_between_snapshots(tmp_path):
-    ranks = {1: {"layers.0.q": 4, "layers.1.q": 4}, 2: {"layers.0.q": 2, "layers.1.q": 3}}
+@pytest.mark.parametrize("modules_per_batch", [1, 2, 8])
+def test_ranks_that_change_between_snapshots(tmp_path, monkeypatch, modules_per_batch):
+    monkeypatch.setattr(core_batches, "MODULES_PER_BATCH", modules_per_batch)
+    names = [f"layers.{layer}.q" for layer in range(4)]
+    ranks = {
+        1: dict.fromkeys(names, 4),
+        2: dict(zip(names, (3, 2, 3, 3), strict=True)),
+    }
     for step, of_step in ranks.items():
         write_adalora(tmp_path / f"checkpoint-{step}", of_step)
     run = Run(tmp_path)
-    found = {}
+    found: dict[int, dict[str, int]] = {}
     for batch in run.cores():
-        step, row = int(batch.steps[0]), batch.modules.iloc[0]
-        assert row.r == batch.core.row.R.shape[-1]
-        found.setdefault(step, {})[row.module] = int(row.r)
-        factors = run.factors(step, row.module)
-        truth = torch.linalg.svdvals(factors.scaling * factors.B.double() @ factors.A.double())
-        torch.testing.assert_close(batch.core[0, 0].singular_values(), truth[: row.r])
+        assert batch.core.row.R.shape[:2] == (1, len(batch.modules))
+        assert len(batch.modules) <= modules_per_batch
+        for place, row in enumerate(batch.modules.itertuples()):
+            step = int(batch.steps[0])
+            assert row.r == batch.core.row.R.shape[-1]
+            assert row.module not in found.setdefault(step, {})
+            found[step][row.module] = int(row.r)
+            factors = run.factors(step, row.module)
+            truth = torch.linalg.svdvals(factors.scaling * factors.B.double() @ factors.A.double())
+            sigma = batch.core[0, place].singular_values()
+            torch.testing.assert_close(sigma, truth[: row.r])
     assert found == ranks
 
 
