@@ -75,12 +75,13 @@ def grid_table(rows: pd.DataFrame) -> str:
 
 
 def pilot_table(rows: pd.DataFrame) -> str:
-    """Write the means over seeds of single runs, by arm and learning rate."""
+    """Write the means over seeds of single runs, by arm and learning rate, of what was measured."""
     columns = {
         "test_calibrated_loss": "test loss at the validated temperature",
         "eval_response_loss_at_50": "validation loss after 50 steps",
         "train_exchanged_response_loss": "training loss on exchanged examples",
     }
+    columns = {name: title for name, title in columns.items() if name in rows}
     lines = [["regime", "arm", "rate", "runs", *columns.values()]]
     for (regime, arm, rate), group in rows.groupby(["regime", "arm", "learning_rate"]):
         means = [f"{group[column].mean():.3f}" for column in columns]
