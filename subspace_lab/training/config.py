@@ -114,7 +114,7 @@ class TrainConfig:
         eval_split: what is evaluated during training: `validation` (held out of the training
             examples), `test` or `none`. Whatever is chosen by these numbers must be chosen on
             `validation`.
-        train_size: training examples (unset: all).
+        train_size: training examples, before `drop_long_rows` drops some (unset: all).
         eval_size: examples for evaluations during training (unset: all).
         test_size: test examples that are scored once, when training is over: the last step, and
             the one that validation chose, `chosen_step` (unset: none).
