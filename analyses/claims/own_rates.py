@@ -8,13 +8,7 @@ from analyses.claims.differences import Difference
 from analyses.comparisons.pairing import Configuration, read_configurations, tasks_scored
 from analyses.comparisons.rates import by_method, own_rate
 from analyses.comparisons.scores import ACCURACY
-from subspace_lab.configurations import (
-    MASK,
-    METHOD,
-    identity,
-    label_configurations,
-    without_seed,
-)
+from subspace_lab.configurations import MASK, METHOD, identity, label_configurations, without_seed
 from subspace_lab.runs.run import Run
 
 RATE = "learning_rate"

@@ -57,6 +57,9 @@ from subspace_lab.runs.run import Run
 COLUMNS = ["run", "prediction", "where", "statement", "tests", "kind", "predicted", "measured"]
 COLUMNS += ["tolerance", "agrees", "power", "unit", "probability", "samples", "basis", "meaning"]
 COLUMNS += ["evidence", "repeats"]
+DTYPES = dict.fromkeys(["run", "where", "statement", "tests", "kind", "unit"], "category")
+DTYPES |= dict.fromkeys(["predicted", "measured", "tolerance", "power", "probability"], "float")
+DTYPES |= {"agrees": "boolean"}
 
 TOPICS = (
     *(drawn_masks, observed_gates, angles, norms, masked_ranks),
@@ -91,37 +94,22 @@ def compute(
         (hash of the masks or first weights tested), repeats (whether an earlier run has the same,
         see `join`).
     """
-    table = pd.DataFrame(
-        _records(run, steps=steps, modules=modules, others=others), columns=COLUMNS
-    )
-    for column in ("run", "where", "statement", "tests", "kind", "unit"):
-        table[column] = table[column].astype("category")
-    table["agrees"] = table["agrees"].astype("boolean")
-    return table
-
-
-def _records(
-    run: Run,
-    *,
-    steps: Collection[int] | None,
-    modules: Collection[str] | None,
-    others: Sequence[Run],
-) -> Iterator[dict[str, Any]]:
     lora = against_lora.find_lora(run, others)
+    rows: list[dict[str, Any]] = []
     for group in groups_of(run, steps=steps, modules=modules, lora=lora):
         where = f"r = {group.rank}, {len(group.modules)} modules"
         evidence = {tests: group.evidence(tests) for tests in ("masks drawn", "initialization")}
         for row in _rows(predictions_of(*TOPICS), group):
             known = evidence.get(row["tests"], "") if row["kind"] != "not testable" else ""
-            yield {"run": run.name, "where": where, **row, "evidence": known}
-    for row in _rows(predictions_of(inference), inference.read_tables(run)):
-        yield {"run": run.name, "where": "whole model", **row}
+            rows.append(row | {"where": where, "evidence": known})
+    of_model = _rows(predictions_of(inference), inference.read_tables(run))
+    rows += [row | {"where": "whole model", "evidence": ""} for row in of_model]
+    table = pd.DataFrame(rows, columns=COLUMNS).assign(run=run.name, repeats=False)
+    return table.astype(DTYPES)
 
 
 def _rows(predictions: Iterable[Prediction], subject: object) -> Iterator[dict[str, Any]]:
-    for prediction in predictions:
-        if (row := prediction.row(subject)) is not None:
-            yield {"evidence": "", "repeats": False, **row}
+    return filter(None, (prediction.row(subject) for prediction in predictions))
 
 
 def join(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analyses.mask_theory import chance
+from analyses.mask_theory import chance, needs
 from analyses.mask_theory.comparison import Comparison, NotTestableError, no_exceptions
-from analyses.mask_theory.needs import ADAMW, LEARNING_RATES, SGD, STEP_MASKS
 from analyses.mask_theory.optimizer import Optimizer
 from analyses.mask_theory.prediction import known, prediction
 from analyses.mask_theory.record import Directions, Group, once
@@ -33,7 +32,9 @@ VANISHING = 0.1  # norm of a gradient beside earlier ones, below which it may no
 
 UNRESOLVED = "the rounding of the weights hides the steps"
 
-of_every_step = functools.partial(prediction, always=(STEP_MASKS, LEARNING_RATES), tests="training")
+of_every_step = functools.partial(
+    prediction, always=(needs.STEP_MASKS, needs.LEARNING_RATES), tests="training"
+)
 
 
 @of_every_step(
@@ -41,7 +42,7 @@ of_every_step = functools.partial(prediction, always=(STEP_MASKS, LEARNING_RATES
     "steps of dropped directions",
     "directions that the record says were dropped got a gradient: the layers were not masked, or "
     "by other masks than the recorded ones",
-    ADAMW,
+    needs.ADAMW,
 )
 def dropped(group: Group) -> Comparison:
     """Under AdamW dropped directions repeat their last step, shortened."""
@@ -57,7 +58,7 @@ def dropped(group: Group) -> Comparison:
     "kept directions without a gradient",
     "directions that the record says were kept got no gradient: the layers were masked by other "
     "masks than the recorded ones, or the loss has no gradient any more",
-    ADAMW,
+    needs.ADAMW,
 )
 def kept(group: Group) -> Comparison:
     """Kept directions do not repeat their last step."""
@@ -75,7 +76,7 @@ def kept(group: Group) -> Comparison:
     "T15",
     "masked directions stand still",
     "SGD moved directions whose gradient should be zero",
-    SGD,
+    needs.SGD,
 )
 def still(group: Group) -> Comparison:
     """Without momentum a dropped direction moves by -lr wd X_{t-1}: not at all without decay."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -64,12 +64,8 @@ def cauchy(group: Group) -> Comparison:
     return _within_bounds(factor_interlacing, sigma, of_kept, masked.masks)
 
 
-class _Interlacing(Protocol):
-    def __call__(self, singular_values: Tensor, *, kept: int) -> InterlacingBounds: ...
-
-
 def _within_bounds(
-    bounds_of: _Interlacing, sigma: Tensor, masked: Tensor, masks: Tensor
+    bounds_of: Callable[..., InterlacingBounds], sigma: Tensor, masked: Tensor, masks: Tensor
 ) -> Comparison:
     kept = masks.sum(-1)
     violated = torch.zeros(len(kept), dtype=torch.bool)
@@ -102,8 +98,8 @@ def _shrinking_rank(measure: linalg.Measure, name: str) -> Prediction:
         return indicative(
             q,
             float((shrunk / full).mean()),
-            scale=0.25 * q,
-            why="exact only for orthogonal directions of equal norm",
+            tolerance=0.25 * q,
+            basis="exact only for orthogonal directions of equal norm",
             samples=len(masks),
         )
 

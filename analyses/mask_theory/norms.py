@@ -7,7 +7,6 @@ for the core of step t. (The mask of step t is not: that state came about under 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -28,8 +27,7 @@ MIN_CORES = 12  # whose mean has a law that three cumulants describe
 DRAWS = 64  # of masks for each state, to estimate the skewness of squared norms
 
 
-@dataclass(frozen=True)
-class Masked:
+class Masked(NamedTuple):
     """Cores (N modules of N states) and the masks (N, r) that came next, without dW = 0."""
 
     core: RankCore
