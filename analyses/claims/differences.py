@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -83,3 +83,9 @@ def seeds_needed(comparisons: int) -> int:
     [6, 7, 8, 9]
     """
     return math.ceil(1 + math.log2(max(comparisons, 1) / LEVEL))
+
+
+def with_enough_seeds(differences: Sequence[Difference]) -> list[Difference]:
+    """Keep those that a test of all of them together could call a difference."""
+    wanted = seeds_needed(len(differences))
+    return [difference for difference in differences if difference.seeds >= wanted]

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analyses.claims.evidence import Evidence, Finding, Verdict, needs
+from analyses.claims.evidence import Evidence, Finding, Verdict, last_cores, needs
 from analyses.mask_theory import (
     displacements,
     drawn_masks,
@@ -149,10 +149,8 @@ def never_twice(evidence: Evidence) -> Finding:
 )
 def half_the_rank(evidence: Evidence, runs: Sequence[Run]) -> list[Verdict]:
     """Ask which ranks of masked updates are half of the full update's at keep_prob 0.5."""
-    exceptions, kept = (
-        evidence.measured(masked_ranks.rank, runs),
-        evidence.rows(drawn_masks.kept, runs),
-    )
+    exceptions = evidence.measured(masked_ranks.rank, runs)
+    kept = evidence.rows(drawn_masks.kept, runs)
     if exceptions.empty or kept.empty:
         return []
     # The rank is that of the mask, so its mean is half of r where that of the masks is.
@@ -205,12 +203,9 @@ def unlike_dropout(evidence: Evidence, runs: Sequence[Run]) -> list[Verdict]:
 
 def static_subspace(evidence: Evidence) -> Finding:
     """Ask whether LoRA's row space of A stands still, and a masked run's does not."""
-    turns = {run: _turned(run) for run in evidence.lora + evidence.masked()}
-    known = {run: turn for run, turn in turns.items() if turn is not None}
-    plain, masked = (
-        [known[run][0] for run in runs if run in known]
-        for runs in (evidence.lora, evidence.masked())
-    )
+    lora, of_masks = evidence.lora, evidence.masked()
+    known = {run: turn for run in lora + of_masks if (turn := _turned(run)) is not None}
+    plain, masked = ([known[run][0] for run in runs if run in known] for runs in (lora, of_masks))
     if not plain or not masked:
         return needs("a LoRA run and a masked run with cores")
     shown = "; ".join(
@@ -267,16 +262,16 @@ def _is_half(ratios: pd.Series[float]) -> bool:
 
 def _turned(run: Run) -> tuple[float, int, int, int] | None:
     """Median largest angle of row(A) since the start in degrees, modules, largest rank, and r."""
-    if not run.recorded or not run.steps or run.steps[-1] == 0:
-        return None
     angles: list[float] = []
     ranks: list[int] = []
-    for batch in run.cores(steps=[run.steps[-1]]):
+    for batch in last_cores(run):
         row = batch.core.row
-        if row.start is None or not batch.finite.all():
+        if row.start is None:
             return None
         turned = linalg.principal_angles(row.now(), row.before("start"))
         angles += torch.rad2deg(turned[..., -1]).flatten().tolist()
         sigma = batch.core.singular_values()
         ranks.append(int(linalg.effective_rank(sigma, measure="numerical").max()))
+    if not angles:
+        return None
     return float(np.median(angles)), len(angles), max(ranks), int(run.modules["r"].max())

@@ -115,8 +115,6 @@ def _rows(predictions: Iterable[Prediction], subject: object) -> Iterator[dict[s
 def join(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     """Join the tables of several runs, and mark rows whose evidence an earlier run has as well."""
     table = kit.concatenate(tables)
-    if table.empty:
-        return table
     same = table.duplicated(["prediction", "where", "evidence", "measured"])
     table["repeats"] = same & (table["evidence"] != "")
     return table
@@ -127,10 +125,7 @@ def compare(
 ) -> pd.DataFrame:
     """Compute the table of several runs together; masked ones are compared to a LoRA among them.
 
-    Args:
-        runs: the runs.
-        steps: cores of which steps, as --steps names them; None: all.
-        modules: which modules, as --modules names them; None: all.
+    `steps` (of cores) and `modules` are as the command line names them; None: all.
 
     Raises:
         UserError: if no run recorded anything that a prediction is about.
@@ -144,7 +139,7 @@ def compare(
         )
         for run in runs
     )
-    if table.empty or compared(table).empty:
+    if compared(table).empty:
         raise UserError("these runs recorded nothing that a prediction is about")
     return kit.label(table, runs)
 

@@ -31,9 +31,7 @@ VANISHES = "the gradient vanishes, or is not finite"
 
 BATCH_KNOWN = Need(lambda group: _samples(group) is not None, "the batch size is not known")
 
-of_first_steps = functools.partial(
-    prediction, always=(needs.FROM_ZERO, needs.MASKS_KNOWN), tests="training"
-)
+of_first_steps = functools.partial(prediction, always=(needs.FROM_ZERO, needs.MASKS_KNOWN))
 
 
 first_columns = of_first_steps(
@@ -68,7 +66,7 @@ def untouched(group: Group) -> Comparison:
     return chance.at_most(stayed, probability=probability, why=why)
 
 
-def _first_moves_of(factor: str, which: int, side: str, *needs: Need) -> Prediction:
+def _first_moves_of(factor: str, which: int, side: str, *also: Need) -> Prediction:
     """Predict the step in which each direction of a factor first moves: its first or second kept.
 
     The gradient of a_i has b_i in it.
@@ -79,7 +77,7 @@ def _first_moves_of(factor: str, which: int, side: str, *needs: Need) -> Predict
         "T16",
         f"{factor}'s first moves: {kept} kept step",
         "steps were not taken under the recorded masks",
-        *needs,
+        *also,
     )
     def first_moves(group: Group) -> Comparison:
         due = _first_moves(group)[which]
@@ -115,13 +113,8 @@ def first_length(group: Group) -> Comparison:
         t = due[m, i]
         entry = rates[t] * first_activation_step(int(t) + 1, beta1=beta1, beta2=beta2)
         ratios.append(displacements.column.step[t, m, i] / (lengths[m] * entry))
-    return within_rounding(
-        1,
-        float(np.median(ratios)),
-        tolerance=0.02,
-        basis="median over directions; Adam's eps and entries without a gradient",
-        samples=len(ratios),
-    )
+    basis = "median over directions; Adam's eps and entries without a gradient"
+    return within_rounding(1, np.median(ratios), tolerance=0.02, basis=basis, samples=len(ratios))
 
 
 @of_first_steps("T15", "rank of the first update", "step 1 used more directions than its mask")
@@ -151,16 +144,14 @@ def _first_moves(group: Group) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """
     steps, optimizer = known(group.displacements).steps, group.optimizer
     kept, rates = group.masks_of(steps), group.learning_rates(steps)
-    moving = np.ones((len(kept), 1, 1), dtype=bool)
-    if rates is not None:
-        moving = (rates > 0)[:, None, None]
+    moving = np.ones(len(kept), dtype=bool) if rates is None else rates > 0
     if optimizer is None and not moving.all():
         raise NotTestableError(needs.OPTIMIZER.otherwise)
     remembers = optimizer is not None and optimizer.name == "AdamW"
 
     def moves(gradient: NDArray[np.bool_]) -> NDArray[np.bool_]:
         received = np.logical_or.accumulate(gradient) if remembers else gradient
-        return received & moving
+        return received & moving[:, None, None]
 
     moves_b = moves(kept)
     before = np.logical_or.accumulate(moves_b) & ~(moves_b & (moves_b.cumsum(0) == 1))

@@ -23,45 +23,38 @@ from subspace_lab.theory.masked_rank import (
 WELL_CONDITIONED = 1e-8  # smallest singular value of an update that counts as of full rank
 
 of_masked = functools.partial(prediction, "T6", always=(NEXT_MASKS,))
+of_every_update = functools.partial(of_masked, tests="identity")
 
 
-@of_masked(
-    "masked rank is the kept count",
-    "masked updates do not have the rank of their masks",
-    tests="identity",
+@of_every_update(
+    "masked rank is the kept count", "masked updates do not have the rank of their masks"
 )
 def rank(group: Group) -> Comparison:
     """Rank of B D A is |M| wherever B A has full rank."""
-    masked = known(masked_states(group))
-    sigma = masked.core.singular_values()
+    core, masks = masked_states(group)
+    sigma = core.singular_values()
     usable = sigma[:, -1] > WELL_CONDITIONED * sigma[:, 0]
     if not bool(usable.any()):
         raise NotTestableError("no update has full rank")
-    masks = masked.masks[usable]
-    ranks = linalg.effective_rank(
-        masked.core[usable].singular_values(masks), measure="numerical", kept=masks.sum(-1)
-    )
-    return no_exceptions(ranks != masks.sum(-1))
+    sigma, kept = core[usable].singular_values(masks[usable]), masks[usable].sum(-1)
+    return no_exceptions(linalg.effective_rank(sigma, measure="numerical", kept=kept) != kept)
 
 
-@of_masked("Weyl interlacing", "masked singular values leave their bounds", tests="identity")
+@of_every_update("Weyl interlacing", "masked singular values leave their bounds")
 def weyl(group: Group) -> Comparison:
     """The singular values of B D A lie within Weyl's bounds."""
-    masked = known(masked_states(group))
-    sigma, of_kept = masked.core.singular_values(), masked.core.singular_values(masked.masks)
-    return _within_bounds(update_interlacing, sigma, of_kept, masked.masks)
+    core, masks = masked_states(group)
+    sigma, of_kept = core.singular_values(), core.singular_values(masks)
+    return _within_bounds(update_interlacing, sigma, of_kept, masks)
 
 
-@of_masked(
-    "Cauchy interlacing of A", "singular values of masked A leave their bounds", tests="identity"
-)
+@of_every_update("Cauchy interlacing of A", "singular values of masked A leave their bounds")
 def cauchy(group: Group) -> Comparison:
     """The singular values of the kept rows of A lie within Cauchy's bounds."""
-    masked = known(masked_states(group))
-    R = masked.core.row.R
-    sigma = torch.linalg.svdvals(R)
-    of_kept = torch.linalg.svdvals(R * masked.masks[:, None])
-    return _within_bounds(factor_interlacing, sigma, of_kept, masked.masks)
+    core, masks = masked_states(group)
+    sigma = torch.linalg.svdvals(core.row.R)
+    of_kept = torch.linalg.svdvals(core.row.R * masks[:, None])
+    return _within_bounds(factor_interlacing, sigma, of_kept, masks)
 
 
 def _within_bounds(
@@ -88,20 +81,14 @@ def _shrinking_rank(measure: linalg.Measure, name: str) -> Prediction:
         tests="trained model",
     )
     def shrinks(group: Group) -> Comparison:
-        masked, q = known(masked_states(group)), known(group.law).keep_prob
-        some = masked.masks.any(-1)
-        core, masks = masked.core[some], masked.masks[some]
-        full = linalg.effective_rank(core.singular_values(), measure=measure)
-        shrunk = linalg.effective_rank(
-            core.singular_values(masks), measure=measure, kept=masks.sum(-1)
-        )
-        return indicative(
-            q,
-            float((shrunk / full).mean()),
-            tolerance=0.25 * q,
-            basis="exact only for orthogonal directions of equal norm",
-            samples=len(masks),
-        )
+        (core, masks), q = masked_states(group), known(group.law).keep_prob
+        some = masks.any(-1)
+        sigma, of_kept = core[some].singular_values(), core[some].singular_values(masks[some])
+        full = linalg.effective_rank(sigma, measure=measure)
+        shrunk = linalg.effective_rank(of_kept, measure=measure, kept=masks[some].sum(-1))
+        measured = float((shrunk / full).mean())
+        basis = "exact only for orthogonal directions of equal norm"
+        return indicative(q, measured, tolerance=0.25 * q, basis=basis, samples=len(full))
 
     return shrinks
 

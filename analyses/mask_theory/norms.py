@@ -35,27 +35,25 @@ class Masked(NamedTuple):
 
 
 @once
-def masked_states(group: Group) -> Masked | None:
+def masked_states(group: Group) -> Masked:
     """Pair the cores of steps t with the masks of steps t + 1, where the update is not zero."""
     steps, core = group.cores
     places = np.flatnonzero(np.isin(steps + 1, group.mask_steps))
     chosen = core[torch.from_numpy(places)]
     masks = torch.from_numpy(group.masks_of(steps[places] + 1))
     present = chosen.norm() > 0
-    return Masked(chosen[present], masks[present]) if bool(present.any()) else None
+    return Masked(chosen[present], masks[present])
 
 
 NEXT_MASKS = Need(
-    lambda group: masked_states(group) is not None,
+    lambda group: len(masked_states(group).masks),
     "no core with an update is followed by a known mask",
     STEP_MASKS,
     CORES,
 )
-DROPPED = Need(
-    lambda group: not known(masked_states(group)).masks.all(), "no direction was dropped"
-)
+DROPPED = Need(lambda group: not masked_states(group).masks.all(), "no direction was dropped")
 
-of_masked = functools.partial(prediction, always=(NEXT_MASKS,))
+of_masks = functools.partial(prediction, always=(NEXT_MASKS, COVERED_LAW), tests="masks drawn")
 
 
 class _SquaredNorms(NamedTuple):
@@ -70,7 +68,7 @@ class _SquaredNorms(NamedTuple):
 
 @once
 def _squared_norms(group: Group) -> _SquaredNorms:
-    law, masked = known(group.law), known(masked_states(group))
+    law, masked = known(group.law), masked_states(group)
     B, A = masked.core.column.R, masked.core.row.R.mT
     moments = law.moments(group.rank)
     H, mean = masked_moments.gram_product(B, A), torch.from_numpy(moments.mean)
@@ -105,12 +103,10 @@ def _mean_over_masks(norms: _SquaredNorms, *, unit: Tensor, less: float) -> Comp
     )
 
 
-@of_masked(
+@of_masks(
     "T5",
     "masked norm² over expected",
     "the next mask is not drawn independently of the weights",
-    COVERED_LAW,
-    tests="masks drawn",
 )
 def norm(group: Group) -> Comparison:
     """||dW_D||² over its expectation is 1 on average."""
@@ -125,13 +121,11 @@ def _regularizer_share(part: int, name: str) -> Prediction:
     masks, predicted from the weights (exact-k masks have a covariance in place of the variance).
     """
 
-    @of_masked(
+    @of_masks(
         "T7",
         f"regularizer over norm², {name} third",
         "masks do not increase the update as their regularizer predicts",
-        COVERED_LAW,
         DROPPED,
-        tests="masks drawn",
     )
     def share(group: Group) -> Comparison:
         norms = _squared_norms(group)
@@ -146,26 +140,18 @@ first_share, middle_share, last_share = (
 )
 
 
-@once
-def _updates(group: Group) -> RankCore | None:
-    """Cores (N,) with an update that is not zero."""
-    core = group.cores[1]
-    core = core[core.norm() > 0]
-    return core if len(core.scaling) else None
-
-
-UPDATES = Need(lambda group: _updates(group) is not None, "every recorded update is zero", CORES)
-
-
 @prediction(
     "T7",
     "regularizer above its bound",
     "R is below the squared nuclear norm over r",
-    UPDATES,
+    CORES,
     tests="identity",
 )
 def regularizer(group: Group) -> Comparison:
     """R = sum ||b_i||² ||a_i||² >= ||B A||_*² / r."""
-    core = known(_updates(group))
+    core = group.cores[1]
+    core = core[core.norm() > 0]
+    if not len(core.scaling):
+        raise NotTestableError("every recorded update is zero")
     B, A = core.column.R, core.row.R.mT
     return no_exceptions(explicit_regularizer(B, A) < nuclear_norm_bound(B, A) * (1 - ROUNDING))
