@@ -10,8 +10,7 @@ from typing import Literal
 
 import pandas as pd
 
-from analyses.claims.differences import Difference, Measurement
-from analyses.claims.own_rates import own_rate_gains
+from analyses.claims.differences import Difference, Measurement, own_rate_gains
 from analyses.comparisons.pairing import repetitions
 from analyses.mask_theory.against_lora import find_lora
 from analyses.mask_theory.prediction import Prediction

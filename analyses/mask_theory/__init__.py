@@ -43,8 +43,7 @@ from analyses.mask_theory import (
     dropped_directions,
     first_steps,
     inference,
-    masked_ranks,
-    norms,
+    masked_updates,
     observed_gates,
     out_of_range,
 )
@@ -62,7 +61,7 @@ DTYPES |= dict.fromkeys(["predicted", "measured", "tolerance", "power", "probabi
 DTYPES |= {"agrees": "boolean"}
 
 TOPICS = (
-    *(drawn_masks, observed_gates, angles, norms, masked_ranks),
+    *(drawn_masks, observed_gates, angles, masked_updates),
     *(first_steps, displacements, dropped_directions, against_lora, out_of_range),
 )
 

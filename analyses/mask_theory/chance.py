@@ -75,11 +75,7 @@ def mean_of_draws(
 ) -> Comparison:
     """Compare the mean of independent draws by the first three cumulants of their law.
 
-    Args:
-        values: the draws, of any shape.
-        expected: their predicted mean.
-        variance: predicted variance of one draw, averaged where draws differ.
-        third: predicted third central moment of one draw, averaged as well.
+    `variance` and `third` (the central moment) are of one draw, averaged where draws differ.
 
     Raises:
         NotTestableError: if there is no draw, or nothing varies.
@@ -126,10 +122,7 @@ def count_of_events(events: ArrayLike, *, probability: float) -> Comparison:
 def at_most(events: ArrayLike, *, probability: float, why: str) -> Comparison:
     """Predict that of N independent events no more happen than with `probability` each.
 
-    Args:
-        events: of any shape, True where one happened.
-        probability: upper bound on that of each event.
-        why: where the bound comes from.
+    `why` says where that bound comes from.
     """
     happened = np.asarray(events)
     n, measured = happened.size, int(happened.sum())
@@ -148,15 +141,11 @@ def at_most(events: ArrayLike, *, probability: float, why: str) -> Comparison:
 
 
 def distribution_of_counts(counts: ArrayLike, *, pmf: NDArray[np.float64]) -> Comparison:
-    """Compare the law of whole numbers by Pearson's chi-square.
+    """Compare the law P(0), P(1), ... of independent whole numbers by Pearson's chi-square.
 
     Neighbouring values are pooled until at least 5 draws are expected in each cell. With k cells of
     probabilities p_j and n draws the statistic has mean k - 1 and variance
     2 (k - 1) + (sum 1 / p_j - k^2 - 2 k + 2) / n (Cramér 1946, section 30.1).
-
-    Args:
-        counts: independent draws, of any shape.
-        pmf: predicted P(0), P(1), ...
 
     Raises:
         NotTestableError: if there are too few draws for two cells.
