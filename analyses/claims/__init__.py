@@ -32,20 +32,20 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analyses import kit, mask_theory
-from analyses.claims import registered
 from analyses.claims.evidence import Evidence
 from analyses.claims.paper import CLAIMS
+from analyses.claims.registered import found_of, verdict_of
 from analyses.claims.texts import to_html, to_markdown, to_text
 from analyses.mask_theory.figure import compared
 from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
 
+COLUMNS = ["name", "claim", "place", "theory", "statements", "shown", "verdict", "registered"]
+COLUMNS += ["registered_verdict"]
+
 
 def compute(runs: Sequence[Run]) -> pd.DataFrame:
     """Decide on all claims; a row is a claim.
-
-    Args:
-        runs: the runs.
 
     Returns:
         Columns name, claim (in our words), place (in the paper), theory, statements (numbers of the
@@ -56,24 +56,18 @@ def compute(runs: Sequence[Run]) -> pd.DataFrame:
     Raises:
         UserError: if the runs recorded nothing that a claim is about.
     """
-    table = mask_theory.join(mask_theory.compute(run, others=runs) for run in runs)
-    if table.empty or compared(table).empty:
+    table = compared(mask_theory.join(mask_theory.compute(run, others=runs) for run in runs))
+    if table.empty:
         raise UserError("these runs recorded nothing that a claim is about")
-    evidence = Evidence(runs, compared(table))
-    findings = [(claim, claim.finding(evidence)) for claim in CLAIMS]
+    evidence = Evidence(runs, table)
     claims = pd.DataFrame(
-        {
-            "name": claim.name,
-            "claim": claim.claim,
-            "place": claim.place,
-            "theory": claim.theory,
-            "statements": claim.statements,
-            "shown": finding.shown,
-            "verdict": finding.verdict,
-            "registered": registered.found_of(claim.name),
-            "registered_verdict": registered.verdict_of(claim.name),
-        }
-        for claim, finding in findings
+        [
+            vars(claim)
+            | vars(claim.finding(evidence))
+            | {"registered": found_of(claim.name), "registered_verdict": verdict_of(claim.name)}
+            for claim in CLAIMS
+        ],
+        columns=COLUMNS,
     )
     claims.attrs["excluded"] = evidence.excluded
     return claims

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 
-from analyses.claims.differences import Measurement, seeds_needed
-from analyses.claims.evidence import Evidence, Finding, needs
-from analyses.claims.gains import decide
+from analyses.claims.differences import Measurement
+from analyses.claims.evidence import Evidence, Finding, Verdict, last_cores
+from analyses.claims.gains import decided
 from subspace_lab.linalg import effective_rank
 from subspace_lab.runs.run import Run
 
@@ -14,44 +14,28 @@ from subspace_lab.runs.run import Run
 def more_directions(evidence: Evidence) -> Finding:
     """Compare entropy effective ranks of the last update with LoRA's at the same learning rate."""
     effects = evidence.against_lora(entropy_rank, quantity="entropy effective rank of dW")
-    wanted = seeds_needed(len(effects))
-    enough = [effect for effect in effects if effect.seeds >= wanted]
-    if not enough:
-        return needs(
-            f"masked and LoRA runs that differ in the mask only, with cores, {wanted} seeds each"
-        )
-    return Finding(decide(enough), "; ".join(map(str, enough)) + ".")
+    return decided(effects, "masked and LoRA runs that differ in the mask only, with cores")
 
 
 def no_extra_cost(evidence: Evidence) -> Finding:
     """Compare trainable parameters, and the median time of a step, with LoRA's."""
     parameters = evidence.against_lora(trainable_parameters, quantity="trainable parameters")
     times = evidence.against_lora(step_seconds, quantity="s a step")
-    wanted = seeds_needed(len(times))
-    enough = [time for time in times if time.seeds >= wanted]
     text = "; ".join(map(str, [*parameters, *times])) + "."
     if any(more.estimate > 0 for more in parameters):
         return Finding("contradicted", text)
-    if not enough:
-        return needs(
-            f"timed masked and LoRA runs that differ in the mask only, {wanted} seeds each"
-        )
-    slower = decide(enough)
-    if slower == "supported":
-        return Finding("contradicted", text)
-    return Finding("supported" if slower == "contradicted" else "undecided", text)
+    slower = decided(times, "timed masked and LoRA runs that differ in the mask only")
+    if slower.verdict == "not tested":
+        return slower
+    opposite: dict[Verdict, Verdict] = {"supported": "contradicted", "contradicted": "supported"}
+    return Finding(opposite.get(slower.verdict, "undecided"), text)
 
 
 def entropy_rank(run: Run) -> Measurement | None:
     """Median over modules of dW's entropy effective rank after the last step, if recorded."""
-    if not run.recorded or not run.steps or run.steps[-1] == 0:
-        return None
-    ranks: list[float] = []
-    for batch in run.cores(steps=[run.steps[-1]]):
-        if not batch.finite.all():
-            return None
-        ranks += effective_rank(batch.core.singular_values()).flatten().tolist()
-    return Measurement(statistics.median(ranks), f"{len(ranks)} modules")
+    of_batches = [effective_rank(batch.core.singular_values()) for batch in last_cores(run)]
+    ranks = [rank for of_batch in of_batches for rank in of_batch.flatten().tolist()]
+    return Measurement(statistics.median(ranks), f"{len(ranks)} modules") if ranks else None
 
 
 def trainable_parameters(run: Run) -> Measurement:
@@ -65,7 +49,5 @@ def step_seconds(run: Run) -> Measurement | None:
     """Median time of a step in seconds, if recorded."""
     if "seconds" not in run.metrics or run.metrics["seconds"].isna().all():
         return None
-    seconds = run.metrics["seconds"].dropna()
-    return Measurement(
-        float(seconds.median()), "medians over steps, on a machine as busy as it was"
-    )
+    seconds = float(run.metrics["seconds"].median())
+    return Measurement(seconds, "medians over steps, on a machine as busy as it was")

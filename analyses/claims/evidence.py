@@ -10,12 +10,12 @@ from typing import Literal
 
 import pandas as pd
 
-from analyses.claims.differences import Difference, Measurement
-from analyses.claims.own_rates import own_rate_gains
+from analyses.claims.differences import Difference, Measurement, own_rate_gains
 from analyses.comparisons.pairing import repetitions
 from analyses.mask_theory.against_lora import find_lora
 from analyses.mask_theory.prediction import Prediction
 from subspace_lab.configurations import label_configurations
+from subspace_lab.runs.core_batches import CoreBatch
 from subspace_lab.runs.run import Run
 
 Verdict = Literal["supported", "supported in part", "contradicted", "undecided", "not tested"]
@@ -92,9 +92,8 @@ class Evidence:
 
     def rows(self, prediction: Prediction, runs: Sequence[Run]) -> pd.DataFrame:
         """Give the rows of a prediction about some runs."""
-        names = [run.name for run in runs]
-        chosen = (self.table["prediction"] == prediction.name) & self.table["run"].isin(names)
-        return self.table[chosen]
+        of_runs = self.table["run"].isin([run.name for run in runs])
+        return self.table[of_runs & (self.table["prediction"] == prediction.name)]
 
     def measured(self, prediction: Prediction, runs: Sequence[Run]) -> pd.Series[float]:
         """Give what was measured of a prediction in some runs."""
@@ -110,13 +109,12 @@ class Evidence:
         texts = []
         for label, alike in rows.groupby(rows["run"].astype(str).map(labels), sort=False):
             names = list(alike["run"].unique())
-            seeds = f"{len(names)} runs"
-            if len(set(labels.values())) > 1:
-                seeds = f"{label} ({seeds})"
-            who = names[0] if len(names) == 1 else seeds
+            who = names[0] if len(names) == 1 else f"{len(names)} runs"
+            if len(names) > 1 and len(set(labels.values())) > 1:
+                who = f"{label} ({who})"
             each = " each" * (len(alike) > 1)
-            numbers = _range(alike["measured"], ".3g")
-            texts.append(f"{who}: {numbers} (n = {_range(alike['samples'], ',')}{each})")
+            numbers = range_of(alike["measured"], ".3g")
+            texts.append(f"{who}: {numbers} (n = {range_of(alike['samples'], ',')}{each})")
         return "; ".join(texts)
 
     def against_lora(
@@ -169,7 +167,16 @@ class Evidence:
         return own_rate_gains(self.masked(), self.lora, at_loras=True)
 
 
-def _range(values: pd.Series[float], form: str) -> str:
+def last_cores(run: Run) -> list[CoreBatch]:
+    """Read the cores after the last step; none if none were recorded, or some are not finite."""
+    if not run.recorded or not run.steps or run.steps[-1] == 0:
+        return []
+    batches = list(run.cores(steps=[run.steps[-1]]))
+    return batches if all(batch.finite.all() for batch in batches) else []
+
+
+def range_of(values: pd.Series[float], form: str) -> str:
+    """Write the lowest and the highest of some numbers, once where they look alike."""
     low, high = f"{values.min():{form}}", f"{values.max():{form}}"
     return low if low == high else f"{low} to {high}"
 

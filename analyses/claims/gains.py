@@ -8,15 +8,20 @@ by differences with each at its own learning rate; those at equal rate are shown
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from analyses.claims.differences import LEVEL, Difference, Measurement, seeds_needed
+from analyses.claims.differences import (
+    LEVEL,
+    Difference,
+    Measurement,
+    seeds_needed,
+    with_enough_seeds,
+)
 from analyses.claims.evidence import Evidence, Finding, Verdict, needs
 from analyses.kit import examples_note
-from analyses.mask_theory.inference import read_tables
+from analyses.mask_theory.inference import mean_losses, read_tables
 from subspace_lab.configurations import MASK, identity, without_seed
 from subspace_lab.runs.run import Run
 from subspace_lab.stats.multiple import holm
@@ -57,6 +62,13 @@ def decide(effects: Sequence[Effect]) -> Verdict:
     return "supported in part" if directions == {1, 0} else "undecided"
 
 
+def decided(effects: Sequence[Difference], needed: str) -> Finding:
+    """Decide by the effects with enough seeds; `needed` is what a test needs besides."""
+    if not (enough := with_enough_seeds(effects)):
+        return needs(f"{needed}, {seeds_needed(len(effects))} seeds each")
+    return Finding(decide(enough), "; ".join(map(str, enough)) + ".")
+
+
 def like_an_ensemble(evidence: Evidence) -> Finding:
     """Ask whether training with masks made the full model gain more over single masks than LoRA's.
 
@@ -78,8 +90,7 @@ def like_an_ensemble(evidence: Evidence) -> Finding:
     if all(losses["single"] <= losses["full"] for losses, _ in masked.values()):
         return Finding("contradicted", text)
     effects = evidence.against_lora(_gain_over_single, quantity="nats/token of that gain")
-    enough = [effect for effect in effects if effect.seeds >= seeds_needed(len(effects))]
-    if not enough:
+    if not (enough := with_enough_seeds(effects)):
         return Finding(
             "undecided",
             f"{text} Plain LoRA gains over single masks, too: whether masks in training add to "
@@ -90,9 +101,39 @@ def like_an_ensemble(evidence: Evidence) -> Finding:
     return Finding(decide(enough), f"{text} Gain over single masks, {compared}.")
 
 
-def better_than_lora(evidence: Evidence) -> Finding:
-    """Compare exact match with LoRA's over seeds, each at its own learning rate."""
-    return _finding(evidence, decide)
+def better_than_lora(
+    evidence: Evidence, verdict: Callable[[Sequence[Difference]], Verdict] = decide
+) -> Finding:
+    """Compare exact match with LoRA's over seeds.
+
+    `verdict` judges by the gains with each method at its own learning rate; at equal rates alone
+    nothing is decided.
+    """
+    equal, own = evidence.gains, evidence.own_rate_gains
+    counted = with_enough_seeds(own)
+    wanted = seeds_needed(max(len(own), len(equal)))
+    if not equal and not own:
+        return needs(f"masked and LoRA runs that differ in the mask only, {wanted} seeds each")
+    shown = {"At equal learning rate": equal}
+    shown["With each at its own, chosen on validation examples"] = own
+    text = " ".join(f"{how}: {'; '.join(map(str, of))}." for how, of in shown.items() if of)
+    if not counted and not with_enough_seeds(equal):
+        return Finding("not tested", f"This needs {wanted} seeds each. Seen: {text}")
+    if not counted:
+        return Finding(
+            "undecided",
+            f"{text} Which is better, each at its own, is open: that needs both at several "
+            f"learning rates, {seeds_needed(1)} seeds each, evaluated on validation and on test "
+            "examples.",
+        )
+    left_out = len(own) - len(counted)
+    few = f" {left_out} of them with fewer seeds than {wanted}, not counted." if left_out else ""
+    plural = "s" * (len(counted) != 1)
+    return Finding(
+        verdict(counted),
+        f"{text}{few} The verdict is that of each at its own, corrected for {len(counted)} "
+        f"comparison{plural} (Holm).",
+    )
 
 
 def all_tasks(evidence: Evidence) -> Finding:
@@ -114,13 +155,13 @@ def all_tasks(evidence: Evidence) -> Finding:
         ahead = {str(gain.config["task"]) for gain, sign in signed if sign}
         return "supported" if ahead == set(tasks) and all(directions) else "undecided"
 
-    return _finding(evidence, verdict)
+    return better_than_lora(evidence, verdict)
 
 
 def at_loras_settings(evidence: Evidence) -> Finding:
     """Compare exact match with LoRA's over seeds, with both at LoRA's own learning rate."""
     found = evidence.gains_at_loras_rate
-    if not (counted := _with_enough_seeds(found)):
+    if not (counted := with_enough_seeds(found)):
         return needs(
             "LoRA at several learning rates and masked runs at its own, "
             f"{seeds_needed(len(found))} seeds each, evaluated on validation and on test examples"
@@ -131,7 +172,7 @@ def at_loras_settings(evidence: Evidence) -> Finding:
 def by_subspaces(evidence: Evidence) -> Finding:
     """Ask whether token masks gain, too, of which no training step has a subspace of its own."""
     found = [gain for gain in evidence.own_rate_gains if gain.config.get("granularity") == "token"]
-    if not (counted := _with_enough_seeds(found)):
+    if not (counted := with_enough_seeds(found)):
         return needs(
             "LoRA and token masks, whose steps have no subspace of their own, at several learning "
             f"rates, {seeds_needed(len(found))} seeds each, evaluated on validation and on test "
@@ -145,29 +186,18 @@ def by_subspaces(evidence: Evidence) -> Finding:
 
 def less_gain_at_small_rank(evidence: Evidence) -> Finding:
     """Test how the gain of one kind of mask changes with the rank, seed by seed."""
-    slopes = gain_slopes(evidence.gains, RANK)
-    return _of_slopes(slopes, f"masked and LoRA runs at {MIN_VALUES} or more ranks")
+    needed = f"masked and LoRA runs at {MIN_VALUES} or more ranks, of one kind of mask"
+    return decided(gain_slopes(evidence.gains, RANK), needed)
 
 
 def milder_is_better(evidence: Evidence) -> Finding:
     """Test how the gain changes with keep_prob up to the value that the paper found best."""
     gains = [gain for gain in evidence.gains if gain.config.get("keep_prob", 1) <= BEST_KEPT]
-    return _of_slopes(
-        gain_slopes(gains, KEPT),
-        f"LoRA runs and masked runs at {MIN_VALUES} or more keep_probs up to {BEST_KEPT}",
-    )
+    needed = f"LoRA runs and masked runs at {MIN_VALUES} or more keep_probs up to {BEST_KEPT}"
+    return decided(gain_slopes(gains, KEPT), f"{needed}, of one kind of mask")
 
 
-def _of_slopes(slopes: Sequence[Difference], needed: str) -> Finding:
-    wanted = seeds_needed(len(slopes))
-    enough = [slope for slope in slopes if slope.seeds >= wanted]
-    if not enough:
-        return needs(f"{needed}, of one kind of mask, {wanted} seeds each")
-    return Finding(decide(enough), "; ".join(map(str, enough)) + ".")
-
-
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """A setting over which gains have a slope.
 
     Attributes:
@@ -219,46 +249,6 @@ def gain_slopes(gains: Sequence[Difference], setting: Setting) -> list[Differenc
     return slopes
 
 
-def _finding(evidence: Evidence, verdict: Callable[[Sequence[Difference]], Verdict]) -> Finding:
-    """Judge by gains with each method at its own rate; at equal rates alone nothing is decided."""
-    equal, own = evidence.gains, evidence.own_rate_gains
-    counted = _with_enough_seeds(own)
-    equal_counted = _with_enough_seeds(equal)
-    wanted = seeds_needed(max(len(own), len(equal)))
-    if not equal and not own:
-        return needs(f"masked and LoRA runs that differ in the mask only, {wanted} seeds each")
-    shown = [
-        f"{words}: {'; '.join(map(str, gains))}."
-        for words, gains in (
-            ("At equal learning rate", equal),
-            ("With each at its own, chosen on validation examples", own),
-        )
-        if gains
-    ]
-    text = " ".join(shown)
-    if not counted and not equal_counted:
-        return Finding("not tested", f"This needs {wanted} seeds each. Seen: {text}")
-    if not counted:
-        return Finding(
-            "undecided",
-            f"{text} Which is better, each at its own, is open: that needs both at several "
-            f"learning rates, {seeds_needed(1)} seeds each, evaluated on validation and on test "
-            "examples.",
-        )
-    left_out = len(own) - len(counted)
-    few = f" {left_out} of them with fewer seeds than {wanted}, not counted." if left_out else ""
-    plural = "s" * (len(counted) != 1)
-    return Finding(
-        verdict(counted),
-        f"{text}{few} The verdict is that of each at its own, corrected for {len(counted)} "
-        f"comparison{plural} (Holm).",
-    )
-
-
-def _with_enough_seeds(gains: Sequence[Difference]) -> list[Difference]:
-    return [gain for gain in gains if gain.seeds >= seeds_needed(len(gains))]
-
-
 def _gain_over_single(run: Run) -> Measurement | None:
     """Loss of single masks minus that of the full model, under masks of LoRA's test law."""
     law = run.mask_law
@@ -275,8 +265,7 @@ def _losses(run: Run) -> tuple[dict[str, float], str] | None:
     table = read_tables(run).ensembles
     if table is None:
         return None
-    masks = int((table["predictor"] == "single").sum())
+    losses, masks = mean_losses(table)
     how = [examples_note(table), f"{masks} mask{'s' * (masks != 1)}"]
     how += sorted(set(table["dtype"].astype(str))) if "dtype" in table else []
-    losses = table.groupby("predictor")["loss"].mean()
-    return {str(name): float(loss) for name, loss in losses.items()}, ", ".join(how)
+    return losses, ", ".join(how)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+
+from analyses.claims.evidence import range_of
 
 FILE = Path(__file__).with_name("registered.csv")
 NAMES = {"finer": "the finer grid of rates"}
@@ -37,7 +40,7 @@ def found_of(claim: str) -> str:
     ):
         at = "" if rates == "own" else ", at LoRA's learning rate"
         numbers = ", ".join(map(_difference, alike.itertuples()))
-        unit, n = alike["unit"].iloc[0], _range(alike["n"])
+        unit, n = alike["unit"].iloc[0], range_of(alike["n"], ".0f")
         name = NAMES.get(str(experiment), str(experiment).upper())
         head = f"{name}, {comparison}, {outcome}{at}"
         texts.append(f"{head}: {numbers} {unit} (n = {n})")
@@ -62,20 +65,11 @@ def form_of(unit: str) -> str:
 
 
 def _rows(claim: str) -> pd.DataFrame:
-    table = registered()
-    return table[table["claim"] == claim]
+    return registered().query("claim == @claim")
 
 
-def _difference(row: object) -> str:
+def _difference(row: Any) -> str:
     """Write a difference with its regime, interval and p-value."""
-    regime, unit, p_value = (getattr(row, name) for name in ("regime", "unit", "p_holm"))
-    form = form_of(str(unit))
-    difference, low, high = (
-        f"{getattr(row, name):{form}}" for name in ("difference", "low", "high")
-    )
-    return f"in {regime} {difference} [{low}, {high}] (p = {p_value:.2g})"
-
-
-def _range(counts: pd.Series[float]) -> str:
-    low, high = f"{counts.min():.0f}", f"{counts.max():.0f}"
-    return low if low == high else f"{low} to {high}"
+    form = form_of(row.unit)
+    difference, low, high = (f"{number:{form}}" for number in (row.difference, row.low, row.high))
+    return f"in {row.regime} {difference} [{low}, {high}] (p = {row.p_holm:.2g})"

@@ -70,19 +70,15 @@ def _block(row: Any) -> str:
 
 
 def _cells(table: pd.DataFrame) -> list[list[str]]:
-    return [
-        [
-            text.strip().replace("|", "\\|")
-            for text in (
-                f"{row.claim} ({row.place})",
-                f"{row.theory} ({row.statements})",
-                f"{row.shown}",
-                f"**{row.verdict}**",
-                f"**{row.registered_verdict}** {row.registered}",
-            )
-        ]
-        for row in table.itertuples()
+    cells = [
+        table["claim"] + " (" + table["place"] + ")",
+        table["theory"] + " (" + table["statements"] + ")",
+        table["shown"],
+        "**" + table["verdict"] + "**",
+        "**" + table["registered_verdict"] + "** " + table["registered"],
     ]
+    texts = pd.concat(cells, axis=1)
+    return [[text.strip().replace("|", "\\|") for text in row] for row in texts.to_numpy()]
 
 
 def _remarks(table: pd.DataFrame) -> list[str]:

@@ -13,19 +13,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analyses.claims.evidence import Evidence, Finding, Verdict, needs
+from analyses.claims.evidence import Evidence, Finding, Verdict, last_cores, needs
 from analyses.mask_theory import (
     displacements,
     drawn_masks,
     dropped_directions,
     first_steps,
-    masked_ranks,
+    masked_updates,
 )
 from analyses.mask_theory import observed_gates as gates
-from analyses.mask_theory.prediction import Prediction
+from analyses.mask_theory.prediction import Prediction, known
 from subspace_lab import linalg
 from subspace_lab.runs.run import Run
-from subspace_lab.theory.mask_law import MaskLaw
 
 OWN = 0.1  # Jaccard index up to which successive masks are subspaces of their own
 MOST = 0.5  # share of the directions
@@ -51,7 +50,11 @@ def rests_on(
 
     def declare(outcomes: Outcomes) -> Callable[[Evidence], Finding]:
         def finding(evidence: Evidence) -> Finding:
-            runs = [run for run in evidence.masked() if not half_kept or _law(run).keep_prob == 0.5]
+            runs = [
+                run
+                for run in evidence.masked()
+                if not half_kept or known(run.mask_law).keep_prob == 0.5
+            ]
             if not (verdicts := outcomes(evidence, runs)):
                 return needs(otherwise_needs)
             quotes = {label: evidence.quote(p, runs) for label, p in predictions.items()}
@@ -125,13 +128,12 @@ def never_twice(evidence: Evidence) -> Finding:
     shown: list[str] = []
     verdicts: list[Verdict] = []
     for run in runs:
-        total = again = 0
-        for rank in run.modules["r"].unique():
-            for masks in run.masks_of_rank(int(rank))[1].swapaxes(0, 1):
-                again += len(masks) - len(np.unique(masks, axis=0))
-                total += len(masks)
+        sizes = run.modules["r"].unique()
+        of_modules = [masks for r in sizes for masks in run.masks_of_rank(int(r))[1].swapaxes(0, 1)]
+        total = sum(map(len, of_modules))
+        again = total - sum(len(np.unique(masks, axis=0)) for masks in of_modules)
         verdicts.append("contradicted" if again else "supported")
-        ranks = "/".join(str(rank) for rank in run.modules["r"].unique())
+        ranks = "/".join(map(str, sizes))
         shown.append(f"{run.name}: {again / total:.1%} (r = {ranks}, n = {total:,})")
     text = f"Masks that the same module had in an earlier step: {'; '.join(shown)}."
     return Finding(combine(verdicts), text)
@@ -140,24 +142,22 @@ def never_twice(evidence: Evidence) -> Finding:
 @rests_on(
     {
         "Mean number of kept directions": drawn_masks.kept,
-        "Masked updates whose rank is not that number": masked_ranks.rank,
-        "Masked over full, entropy effective rank": masked_ranks.entropy_rank,
-        "Masked over full, stable rank": masked_ranks.stable_rank,
+        "Masked updates whose rank is not that number": masked_updates.rank,
+        "Masked over full, entropy effective rank": masked_updates.entropy_rank,
+        "Masked over full, stable rank": masked_updates.stable_rank,
     },
     otherwise_needs="a run with step masks of keep_prob 0.5 and cores",
     half_kept=True,
 )
 def half_the_rank(evidence: Evidence, runs: Sequence[Run]) -> list[Verdict]:
     """Ask which ranks of masked updates are half of the full update's at keep_prob 0.5."""
-    exceptions, kept = (
-        evidence.measured(masked_ranks.rank, runs),
-        evidence.rows(drawn_masks.kept, runs),
-    )
+    exceptions = evidence.measured(masked_updates.rank, runs)
+    kept = evidence.rows(drawn_masks.kept, runs)
     if exceptions.empty or kept.empty:
         return []
     # The rank is that of the mask, so its mean is half of r where that of the masks is.
     halved = [_is_half(0.5 * kept["measured"] / kept["predicted"]) and not exceptions.sum()]
-    shrinking = (masked_ranks.entropy_rank, masked_ranks.stable_rank)
+    shrinking = (masked_updates.entropy_rank, masked_updates.stable_rank)
     halved += [_is_half(evidence.measured(prediction, runs)) for prediction in shrinking]
     return ["supported" if half else "contradicted" for half in halved]
 
@@ -196,26 +196,23 @@ def unlike_dropout(evidence: Evidence, runs: Sequence[Run]) -> list[Verdict]:
         factors = evidence.measured(gates.rescale, [run])
         if not shared or factors.empty:
             continue
-        expected = 1 / _law(run).keep_prob
+        expected = 1 / known(run.mask_law).keep_prob
         rescaled = bool((abs(factors / expected - 1) < SAME_FACTOR).all())
-        dropout = rescaled and not shared[run.name] and _law(run).independent_gates
+        dropout = rescaled and not shared[run.name] and known(run.mask_law).independent_gates
         verdicts.append("contradicted" if dropout else "supported")
     return verdicts
 
 
 def static_subspace(evidence: Evidence) -> Finding:
     """Ask whether LoRA's row space of A stands still, and a masked run's does not."""
-    turns = {run: _turned(run) for run in evidence.lora + evidence.masked()}
-    known = {run: turn for run, turn in turns.items() if turn is not None}
-    plain, masked = (
-        [known[run][0] for run in runs if run in known]
-        for runs in (evidence.lora, evidence.masked())
-    )
+    lora, of_masks = evidence.lora, evidence.masked()
+    turns = {run: turn for run in lora + of_masks if (turn := _turned(run)) is not None}
+    plain, masked = ([turns[run][0] for run in runs if run in turns] for runs in (lora, of_masks))
     if not plain or not masked:
         return needs("a LoRA run and a masked run with cores")
     shown = "; ".join(
         f"{run.name}: {degrees:.1f}° (n = {modules} modules, update of rank {rank} of r = {most})"
-        for run, (degrees, modules, rank, most) in known.items()
+        for run, (degrees, modules, rank, most) in turns.items()
     )
     return Finding(
         moving_verdict(plain, masked),
@@ -238,11 +235,6 @@ def two_masks(evidence: Evidence) -> Finding:
     return needs("runs with a mask on A and another on B, next to runs with one; no run has two")
 
 
-def _law(run: Run) -> MaskLaw:
-    assert run.mask_law is not None
-    return run.mask_law
-
-
 def _tokens_share(evidence: Evidence, runs: Sequence[Run]) -> dict[str, bool]:
     """By run: whether the tokens of an example have one mask, from the observed gates.
 
@@ -256,7 +248,7 @@ def _tokens_share(evidence: Evidence, runs: Sequence[Run]) -> dict[str, bool]:
         if not varies.empty:
             shared[run.name] = not varies.sum()
         elif not overlaps.empty:
-            halfway = overlaps["predicted"] * (1 + 1 / _law(run).keep_prob) / 2
+            halfway = overlaps["predicted"] * (1 + 1 / known(run.mask_law).keep_prob) / 2
             shared[run.name] = bool((overlaps["measured"] >= halfway).all())
     return shared
 
@@ -267,16 +259,16 @@ def _is_half(ratios: pd.Series[float]) -> bool:
 
 def _turned(run: Run) -> tuple[float, int, int, int] | None:
     """Median largest angle of row(A) since the start in degrees, modules, largest rank, and r."""
-    if not run.recorded or not run.steps or run.steps[-1] == 0:
-        return None
     angles: list[float] = []
     ranks: list[int] = []
-    for batch in run.cores(steps=[run.steps[-1]]):
+    for batch in last_cores(run):
         row = batch.core.row
-        if row.start is None or not batch.finite.all():
+        if row.start is None:
             return None
         turned = linalg.principal_angles(row.now(), row.before("start"))
         angles += torch.rad2deg(turned[..., -1]).flatten().tolist()
         sigma = batch.core.singular_values()
         ranks.append(int(linalg.effective_rank(sigma, measure="numerical").max()))
+    if not angles:
+        return None
     return float(np.median(angles)), len(angles), max(ranks), int(run.modules["r"].max())

@@ -43,8 +43,7 @@ from analyses.mask_theory import (
     dropped_directions,
     first_steps,
     inference,
-    masked_ranks,
-    norms,
+    masked_updates,
     observed_gates,
     out_of_range,
 )
@@ -57,9 +56,12 @@ from subspace_lab.runs.run import Run
 COLUMNS = ["run", "prediction", "where", "statement", "tests", "kind", "predicted", "measured"]
 COLUMNS += ["tolerance", "agrees", "power", "unit", "probability", "samples", "basis", "meaning"]
 COLUMNS += ["evidence", "repeats"]
+DTYPES = dict.fromkeys(["run", "where", "statement", "tests", "kind", "unit"], "category")
+DTYPES |= dict.fromkeys(["predicted", "measured", "tolerance", "power", "probability"], "float")
+DTYPES |= {"agrees": "boolean"}
 
 TOPICS = (
-    *(drawn_masks, observed_gates, angles, norms, masked_ranks),
+    *(drawn_masks, observed_gates, angles, masked_updates),
     *(first_steps, displacements, dropped_directions, against_lora, out_of_range),
 )
 
@@ -91,44 +93,27 @@ def compute(
         (hash of the masks or first weights tested), repeats (whether an earlier run has the same,
         see `join`).
     """
-    table = pd.DataFrame(
-        _records(run, steps=steps, modules=modules, others=others), columns=COLUMNS
-    )
-    for column in ("run", "where", "statement", "tests", "kind", "unit"):
-        table[column] = table[column].astype("category")
-    table["agrees"] = table["agrees"].astype("boolean")
-    return table
-
-
-def _records(
-    run: Run,
-    *,
-    steps: Collection[int] | None,
-    modules: Collection[str] | None,
-    others: Sequence[Run],
-) -> Iterator[dict[str, Any]]:
     lora = against_lora.find_lora(run, others)
+    rows: list[dict[str, Any]] = []
     for group in groups_of(run, steps=steps, modules=modules, lora=lora):
         where = f"r = {group.rank}, {len(group.modules)} modules"
         evidence = {tests: group.evidence(tests) for tests in ("masks drawn", "initialization")}
         for row in _rows(predictions_of(*TOPICS), group):
             known = evidence.get(row["tests"], "") if row["kind"] != "not testable" else ""
-            yield {"run": run.name, "where": where, **row, "evidence": known}
-    for row in _rows(predictions_of(inference), inference.read_tables(run)):
-        yield {"run": run.name, "where": "whole model", **row}
+            rows.append(row | {"where": where, "evidence": known})
+    of_model = _rows(predictions_of(inference), inference.read_tables(run))
+    rows += [row | {"where": "whole model", "evidence": ""} for row in of_model]
+    table = pd.DataFrame(rows, columns=COLUMNS).assign(run=run.name, repeats=False)
+    return table.astype(DTYPES)
 
 
 def _rows(predictions: Iterable[Prediction], subject: object) -> Iterator[dict[str, Any]]:
-    for prediction in predictions:
-        if (row := prediction.row(subject)) is not None:
-            yield {"evidence": "", "repeats": False, **row}
+    return filter(None, (prediction.row(subject) for prediction in predictions))
 
 
 def join(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     """Join the tables of several runs, and mark rows whose evidence an earlier run has as well."""
     table = kit.concatenate(tables)
-    if table.empty:
-        return table
     same = table.duplicated(["prediction", "where", "evidence", "measured"])
     table["repeats"] = same & (table["evidence"] != "")
     return table
@@ -139,10 +124,7 @@ def compare(
 ) -> pd.DataFrame:
     """Compute the table of several runs together; masked ones are compared to a LoRA among them.
 
-    Args:
-        runs: the runs.
-        steps: cores of which steps, as --steps names them; None: all.
-        modules: which modules, as --modules names them; None: all.
+    `steps` (of cores) and `modules` are as the command line names them; None: all.
 
     Raises:
         UserError: if no run recorded anything that a prediction is about.
@@ -156,7 +138,7 @@ def compare(
         )
         for run in runs
     )
-    if table.empty or compared(table).empty:
+    if compared(table).empty:
         raise UserError("these runs recorded nothing that a prediction is about")
     return kit.label(table, runs)
 

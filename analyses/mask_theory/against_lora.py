@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from analyses.mask_theory import needs
 from analyses.mask_theory.comparison import Comparison, indicative
-from analyses.mask_theory.needs import ADAMW, COVERED_LAW, LEARNING_RATES, MASKED
 from analyses.mask_theory.prediction import Need, Prediction, known, prediction
 from analyses.mask_theory.record import Group
 from subspace_lab.configurations import differ_in_mask_only
@@ -25,7 +25,7 @@ WHY = "masked and plain runs soon see different gradients"
 LORA = Need(
     lambda group: group.lora is not None and group.lora.names == group.names,
     "no LoRA run that differs in the mask only is among the runs",
-    MASKED,
+    needs.MASKED,
 )
 EVERY_STEP_OF_BOTH = Need(
     lambda group: group.displacements is not None and group.lora.displacements is not None,
@@ -50,10 +50,9 @@ def _length(factor: str, side: str, width: str) -> Prediction:
         f"{factor}'s displacement over LoRA's",
         f"masks slow {factor} by a different factor",
         EVERY_STEP_OF_BOTH,
-        ADAMW,
-        LEARNING_RATES,
-        COVERED_LAW,
-        tests="training",
+        needs.ADAMW,
+        needs.LEARNING_RATES,
+        needs.COVERED_LAW,
     )
     def length(group: Group) -> Comparison:
         """Its squared length is kappa² of LoRA's plus 1 - kappa² of that of a random walk."""
@@ -68,7 +67,7 @@ def _length(factor: str, side: str, width: str) -> Prediction:
         walk = entries * float(np.square(rates).sum() / np.square(b).sum())
         ratio = displacement_ratio(walk, step_ratio=kappa)
         measured = float(np.linalg.norm(a) / np.linalg.norm(b))
-        return indicative(ratio, measured, scale=0.25 * ratio, why=WHY, samples=a.size)
+        return indicative(ratio, measured, tolerance=0.25 * ratio, basis=WHY, samples=a.size)
 
     return length
 

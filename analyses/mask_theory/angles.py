@@ -6,14 +6,15 @@ Gram matrix A A^T, and at a random start by chance alone.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
 
 import numpy as np
 import scipy
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from analyses.mask_theory import chance
+from analyses.mask_theory import chance, needs
 from analyses.mask_theory.comparison import (
     Comparison,
     NotTestableError,
@@ -23,18 +24,10 @@ from analyses.mask_theory.comparison import (
 )
 from analyses.mask_theory.drawn_masks import disjoint_pairs
 from analyses.mask_theory.laws import Law
-from analyses.mask_theory.needs import (
-    CORES,
-    INDEPENDENT_GATES,
-    INDEPENDENT_ROWS,
-    RANDOM_START,
-    SOME_DROPPED,
-    STEP_MASKS,
-    TWO_MASKS,
-)
 from analyses.mask_theory.prediction import Need, known, prediction
 from analyses.mask_theory.record import Group, once
 from subspace_lab import linalg
+from subspace_lab.linalg.rank_core import Frame
 from subspace_lab.theory.masked_angles import (
     angles_from_gram,
     random_squared_cosines,
@@ -45,70 +38,48 @@ MAX_PAIRS = 200  # of masks, whose angles are taken twice
 FLOAT64 = 2.0**-52
 NOT_RANDOM = "the rows of A did not start as independent draws"
 
-MASKED_ROWS = (STEP_MASKS, CORES, INDEPENDENT_ROWS)
 LATER_CORE = Need(lambda group: group.core_steps[-1] > 0, "no core after the start was recorded")
 
-
-class _Pairs(NamedTuple):
-    """Successive masks (N, r) of states, with the states' frames, all (N, r, r)."""
-
-    R: Tensor
-    gram: Tensor
-    first: Tensor
-    second: Tensor
-    angles: linalg.MaskedAngles
+MASKED_ROWS = (needs.STEP_MASKS, needs.CORES, needs.INDEPENDENT_ROWS)
+of_rows = functools.partial(prediction, "T2", always=MASKED_ROWS, tests="identity")
+at_start = functools.partial(prediction, "T3", tests="initialization")
 
 
 @once
-def _successive(group: Group) -> _Pairs:
-    """Take the angles between masks t and t + 1 in the frames of steps t."""
+def _successive(group: Group) -> tuple[Frame, Tensor, Tensor, linalg.MaskedAngles]:
+    """Give frames (N) of steps t, their masks t and t + 1 (N, r), and the angles between these."""
     steps, cores = group.cores
     recorded = group.mask_steps
     places = np.flatnonzero(np.isin(steps, recorded) & np.isin(steps + 1, recorded))
     if not len(places):
         raise NotTestableError("no core is recorded with its mask and the next one")
-    row = cores[torch.from_numpy(places)].row
-    R, gram = row.R.flatten(0, 1), row.gram.flatten(0, 1)
+    R = cores[torch.from_numpy(places)].row.R.flatten(0, 1)
     first, second = (
         torch.from_numpy(group.masks_of(steps[places] + shift)).flatten(0, 1) for shift in (0, 1)
     )
-    return _Pairs(R, gram, first, second, linalg.masked_angles(R, first, second))
+    return Frame(R), first, second, linalg.masked_angles(R, first, second)
 
 
-@prediction(
-    "T2",
-    "exact zero angles",
-    "the number of zero angles differs from that of shared directions",
-    *MASKED_ROWS,
-    tests="identity",
-)
+@of_rows("exact zero angles", "the number of zero angles differs from that of shared directions")
 def zeros(group: Group) -> Comparison:
     """As many angles are exactly zero as directions are shared."""
-    angles = _successive(group).angles
+    *_, angles = _successive(group)
     return no_exceptions((angles.angles == 0).sum(-1) != angles.shared)
 
 
-@prediction(
-    "T2",
-    "angles from the Gram matrix",
-    "angles of masked row spaces are not those of A A^T",
-    *MASKED_ROWS,
-    tests="identity",
-)
+@of_rows("angles from the Gram matrix", "angles of masked row spaces are not those of A A^T")
 def from_gram(group: Group) -> Comparison:
     """Angles of successive masks from the Gram matrix equal those from the frame."""
-    pairs = _successive(group)
-    usable = (pairs.first.any(-1) & pairs.second.any(-1)).nonzero().flatten()
+    frames, first, second, pairs = _successive(group)
+    usable = (first.any(-1) & second.any(-1)).nonzero().flatten()
     chosen = usable[torch.linspace(0, len(usable) - 1, min(MAX_PAIRS, len(usable))).long()]
     if not len(chosen):
         raise NotTestableError("all pairs of masks have an empty one")
     differences = [
-        angles_from_gram(pairs.gram[i], pairs.first[i], pairs.second[i]).angles
-        - angles[~angles.isnan()]
-        for i in chosen.tolist()
-        for angles in [pairs.angles.angles[i]]
+        angles_from_gram(frames.gram[i], first[i], second[i]).angles - angles[~angles.isnan()]
+        for i, angles in zip(chosen.tolist(), pairs.angles[chosen], strict=True)
     ]
-    condition = float(torch.linalg.cond(pairs.R[chosen]).max())
+    condition = float(torch.linalg.cond(frames.R[chosen]).max())
     return within_rounding(
         0,
         float(torch.cat(differences).abs().max()),
@@ -122,10 +93,10 @@ def from_gram(group: Group) -> Comparison:
     "T2",
     "right angles, coordinate picture",
     "masks do not overlap as independent draws do",
-    STEP_MASKS,
-    INDEPENDENT_GATES,
-    SOME_DROPPED,
-    CORES,
+    needs.STEP_MASKS,
+    needs.INDEPENDENT_GATES,
+    needs.SOME_DROPPED,
+    needs.CORES,
     tests="masks drawn",
 )
 def right(group: Group) -> Comparison:
@@ -138,9 +109,7 @@ def right(group: Group) -> Comparison:
     return chance.mean_of_counts(right, pmf=pmf)
 
 
-@prediction(
-    "T3", "overlap of A's halves at the start", NOT_RANDOM, RANDOM_START, tests="initialization"
-)
+@at_start("overlap of A's halves at the start", NOT_RANDOM, needs.RANDOM_START)
 def halves(group: Group) -> Comparison:
     """The first and last r/2 rows of a random A are independent subspaces of R^n."""
     half = group.rank // 2
@@ -152,39 +121,36 @@ def halves(group: Group) -> Comparison:
 
 
 # At the random start sum cos² past the shared directions is ab / (n - |I|), on average.
-residual = prediction(
-    "T3", "residual cos² at the start", NOT_RANDOM, TWO_MASKS, RANDOM_START, tests="initialization"
-)(lambda group: _against_random(*_residual_of_first_masks(group, step=0)))
+residual = at_start("residual cos² at the start", NOT_RANDOM, needs.TWO_MASKS, needs.RANDOM_START)(
+    lambda group: _against_random(*_residual_of_first_masks(group, step=0))
+)
 
 
 @prediction(
     "T3",
     "residual cos² at the end",
     "the rows of A aligned in training",
-    TWO_MASKS,
-    RANDOM_START,
+    needs.TWO_MASKS,
+    needs.RANDOM_START,
     LATER_CORE,
-    tests="training",
 )
 def learned(group: Group) -> Comparison:
     """Training aligns the rows of A, or not: the same sum at the last step."""
     measured, nulls = _residual_of_first_masks(group, step=group.core_steps[-1])
     return indicative(
-        sum(null.mean for null in nulls) / len(nulls),
+        nulls[:, 0].mean(),
         float(measured.mean()),
-        scale=4 * sum(null.variance for null in nulls) ** 0.5 / len(nulls),
-        why="training aligns rows: the random null is where it began",
+        tolerance=4 * nulls[:, 1].sum() ** 0.5 / len(nulls),
+        basis="training aligns rows: the random null is where it began",
         samples=len(measured),
     )
 
 
-@prediction(
-    "T3",
+@at_start(
     "overlap phi of masks at the start",
     "masked row spaces do not overlap as by chance",
-    TWO_MASKS,
-    RANDOM_START,
-    tests="initialization",
+    needs.TWO_MASKS,
+    needs.RANDOM_START,
 )
 def phi(group: Group) -> Comparison:
     """Overlap phi of two masks of the random A, given the masks: (|I| + ab / (n - |I|)) / min.
@@ -205,21 +171,18 @@ def phi(group: Group) -> Comparison:
     return chance.mean_by_student((phi - expected + mean).numpy(), expected=mean)
 
 
-class _Null(NamedTuple):
-    """Sum of cos² past the shared directions for a random frame: moments and number of angles."""
-
-    mean: float
-    variance: float
-    angles: int
-
-
-def _residual_of_first_masks(group: Group, *, step: int) -> tuple[Tensor, list[_Null]]:
+def _residual_of_first_masks(group: Group, *, step: int) -> tuple[Tensor, NDArray[np.float64]]:
     masks = torch.from_numpy(known(group.masks))
     return _residual(group, group.core(step).row.R, masks[0], masks[1])
 
 
-def _residual(group: Group, R: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, list[_Null]]:
-    """Sum of cos² past the shared directions (M), and what it is for random frames."""
+def _residual(
+    group: Group, R: Tensor, first: Tensor, second: Tensor
+) -> tuple[Tensor, NDArray[np.float64]]:
+    """Sum of cos² past the shared directions (M), and for random frames (M, 3).
+
+    Of these its mean and variance, and the number of angles.
+    """
     angles = linalg.masked_angles(R, first, second)
     total = angles.angles.cos().square().nansum(-1) - angles.shared
     nulls = []
@@ -227,17 +190,17 @@ def _residual(group: Group, R: Tensor, first: Tensor, second: Tensor) -> tuple[T
     for n, shared, kept, next_kept in zip(group.modules["n"], *sizes, strict=True):
         a, b = kept - shared, next_kept - shared
         law = linalg.random_angle_moments(n, a, b, shared=shared)
-        nulls.append(_Null(law.mean - shared, law.variance, min(a, b)))
-    return total, nulls
+        nulls.append((law.mean - shared, law.variance, min(a, b)))
+    return total, np.array(nulls)
 
 
-def _against_random(measured: Tensor, nulls: list[_Null]) -> Comparison:
+def _against_random(measured: Tensor, nulls: NDArray[np.float64]) -> Comparison:
     """Compare the mean over modules of sum cos² with that of random frames.
 
     The sum over modules is between 0 and the number of angles. Its law is taken to be the beta law
     on that interval with the same mean and variance, which it is for one angle of one module.
     """
-    mean, variance, angles = (sum(numbers) for numbers in zip(*nulls, strict=True))
+    mean, variance, angles = nulls.sum(0)
     if not variance > 0:
         raise NotTestableError("these masks leave no angle to chance")
     share = mean / angles

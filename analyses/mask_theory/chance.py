@@ -16,7 +16,13 @@ FEW_CELLS = 10  # of a chi-square test, which is then one-sided
 
 
 def within_chance(
-    law: Law, measured: float, *, basis: str, samples: int, per: float = 1.0
+    law: Law,
+    measured: float,
+    *,
+    basis: str,
+    samples: int,
+    per: float = 1.0,
+    caught: tuple[float, float] | None = None,
 ) -> Comparison:
     """Compare with a random number by its law.
 
@@ -26,9 +32,14 @@ def within_chance(
         basis: where the law comes from.
         samples: as in `Comparison`.
         per: the comparison shows statistic / per (a mean in place of a sum).
+        caught: shifts that are noticed, down and up; None: those of `law`.
     """
     low, high = law.limits()
-    power, unit = _weaker(law.caught_below / per, law.caught_above / per)
+    below, above = (shift / per for shift in caught or law.caught)
+    power, unit = max(below, above), "of measured"
+    if math.isinf(below) != math.isinf(above):  # noticed in one direction only
+        power = min(below, above)
+        unit += f", {'up' if power == above else 'down'}wards only"
     return within_limits(
         law.mean / per,
         measured / per,
@@ -64,11 +75,7 @@ def mean_of_draws(
 ) -> Comparison:
     """Compare the mean of independent draws by the first three cumulants of their law.
 
-    Args:
-        values: the draws, of any shape.
-        expected: their predicted mean.
-        variance: predicted variance of one draw, averaged where draws differ.
-        third: predicted third central moment of one draw, averaged as well.
+    `variance` and `third` (the central moment) are of one draw, averaged where draws differ.
 
     Raises:
         NotTestableError: if there is no draw, or nothing varies.
@@ -103,30 +110,19 @@ def count_of_events(events: ArrayLike, *, probability: float) -> Comparison:
     n = happened.size
     law = Law(scipy.stats.binom(n, probability), 0, n, whole=True)
     low, high = law.limits()
-    expected = n * probability
-    below = (
-        expected - n * scipy.stats.beta.ppf(1 - POWER, low, n - low + 1) if low > 0 else math.inf
-    )
-    power, unit = _weaker(float(below), _caught_above(n, high) - expected)
-    return within_limits(
-        expected,
-        happened.sum(),
-        limits=(low, high),
-        probability=law.probability(float(happened.sum())),
-        power=power,
-        unit=unit,
-        basis="binomial quantiles",
-        samples=n,
+    above = _caught_above(n, high) - law.mean
+    below = math.inf
+    if low > 0:
+        below = law.mean - n * scipy.stats.beta.ppf(1 - POWER, low, n - low + 1)
+    return within_chance(
+        law, happened.sum(), basis="binomial quantiles", samples=n, caught=(below, above)
     )
 
 
 def at_most(events: ArrayLike, *, probability: float, why: str) -> Comparison:
     """Predict that of N independent events no more happen than with `probability` each.
 
-    Args:
-        events: of any shape, True where one happened.
-        probability: upper bound on that of each event.
-        why: where the bound comes from.
+    `why` says where that bound comes from.
     """
     happened = np.asarray(events)
     n, measured = happened.size, int(happened.sum())
@@ -145,15 +141,11 @@ def at_most(events: ArrayLike, *, probability: float, why: str) -> Comparison:
 
 
 def distribution_of_counts(counts: ArrayLike, *, pmf: NDArray[np.float64]) -> Comparison:
-    """Compare the law of whole numbers by Pearson's chi-square.
+    """Compare the law P(0), P(1), ... of independent whole numbers by Pearson's chi-square.
 
     Neighbouring values are pooled until at least 5 draws are expected in each cell. With k cells of
     probabilities p_j and n draws the statistic has mean k - 1 and variance
     2 (k - 1) + (sum 1 / p_j - k^2 - 2 k + 2) / n (Cramér 1946, section 30.1).
-
-    Args:
-        counts: independent draws, of any shape.
-        pmf: predicted P(0), P(1), ...
 
     Raises:
         NotTestableError: if there are too few draws for two cells.
@@ -219,12 +211,3 @@ def chi_square(
 def _caught_above(n: int, high: float) -> float:
     """Smallest mean count of n events that exceeds `high` with probability 80 %; inf: none."""
     return float(n * scipy.stats.beta.ppf(POWER, high + 1, n - high)) if high < n else math.inf
-
-
-def _weaker(below: float, above: float) -> tuple[float, str]:
-    """Give the deviation that is noticed whichever way it goes, or the only way it can."""
-    if below == math.inf and above < math.inf:
-        return above, "of measured, upwards only"
-    if above == math.inf and below < math.inf:
-        return below, "of measured, downwards only"
-    return max(below, above), "of measured"

@@ -10,6 +10,7 @@ tolerance is only a scale to read the distance by, and it gets no verdict either
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -34,7 +35,7 @@ class Comparison:
 
     Attributes:
         kind: `exact`, `sampling` or `indicative`.
-        predicted: what theory says.
+        predicted: what theory says; of an indicative comparison, under its assumptions.
         measured: what the run shows.
         tolerance: largest |measured - predicted| that counts as agreement, on the side of
             `measured`: limits of chance need not lie at equal distances.
@@ -62,28 +63,27 @@ class Comparison:
         if self.kind == "indicative" or self.power == math.inf:
             return None
         rounding = ROUNDING * max(1.0, abs(self.predicted))
-        return abs(self.measured - self.predicted) <= self.tolerance + rounding
+        return bool(abs(self.measured - self.predicted) <= self.tolerance + rounding)
+
+
+indicative = functools.partial(Comparison, "indicative")
 
 
 def no_exceptions(exceptions: ArrayLike) -> Comparison:
-    """Compare with the prediction that no case is an exception.
-
-    Args:
-        exceptions: of any shape, True where a case breaks the rule.
-    """
+    """Compare with the prediction that no case, of any shape, is an exception (True)."""
     cases = np.asarray(exceptions)
-    share = 1 - (1 - POWER) ** (1 / cases.size) if cases.size else math.inf
-    basis, unit = "exceptions, none allowed", "share of cases that break the rule"
-    return _exact(0, cases.sum(), 0, basis, cases.size, power=share, unit=unit)
+    power = 1 - (1 - POWER) ** (1 / cases.size) if cases.size else math.inf
+    basis = _qualified("exceptions, none allowed", power)
+    unit = "share of cases that break the rule"
+    return Comparison("exact", 0, cases.sum(), 0, basis, cases.size, power, unit)
 
 
 def within_rounding(
     predicted: float, measured: float, *, tolerance: float, basis: str, samples: int
 ) -> Comparison:
     """Compare with a number that holds up to rounding, or up to a stated tolerance."""
-    return _exact(
-        predicted, measured, tolerance, basis, samples, power=tolerance, unit="of measured"
-    )
+    power, unit = tolerance, "of measured"
+    return Comparison("exact", predicted, measured, tolerance, basis, samples, power, unit)
 
 
 def within_limits(
@@ -99,48 +99,11 @@ def within_limits(
 ) -> Comparison:
     """Compare with a random number by the limits of chance around it."""
     low, high = limits
+    tolerance = high - predicted if measured >= predicted else predicted - low
+    basis = _qualified(f"{basis}, at {LEVEL:g}", power)
     return Comparison(
-        "sampling",
-        float(predicted),
-        float(measured),
-        float(high - predicted if measured >= predicted else predicted - low),
-        _qualified(f"{basis}, at {LEVEL:g}", power),
-        int(samples),
-        float(power),
-        unit,
-        float(probability),
+        "sampling", predicted, measured, tolerance, basis, samples, power, unit, probability
     )
-
-
-def indicative(
-    predicted: float, measured: float, *, scale: float, why: str, samples: int
-) -> Comparison:
-    """Put a prediction beside a measurement that it need not match.
-
-    Args:
-        predicted: what theory says under its assumptions.
-        measured: what the run shows.
-        scale: distance that would count as close, to draw it by.
-        why: why there is no verdict.
-        samples: as in `Comparison`.
-    """
-    return Comparison(
-        "indicative", float(predicted), float(measured), float(scale), why, int(samples)
-    )
-
-
-def _exact(
-    predicted: float,
-    measured: float,
-    tolerance: float,
-    basis: str,
-    samples: int,
-    *,
-    power: float,
-    unit: str,
-) -> Comparison:
-    numbers = (float(predicted), float(measured), float(tolerance))
-    return Comparison("exact", *numbers, _qualified(basis, power), int(samples), float(power), unit)
 
 
 def _qualified(basis: str, power: float) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from analyses.mask_theory import needs
 from analyses.mask_theory.comparison import (
     Comparison,
     NotTestableError,
@@ -15,17 +16,8 @@ from analyses.mask_theory.comparison import (
     no_exceptions,
     within_rounding,
 )
-from analyses.mask_theory.needs import (
-    ADAMW,
-    COVERED_LAW,
-    DISPLACEMENTS,
-    EVERY_STEP,
-    MASKS_KNOWN,
-    PLAIN_SGD,
-    STEP_MASKS,
-)
 from analyses.mask_theory.prediction import Prediction, known, prediction
-from analyses.mask_theory.record import Group, once
+from analyses.mask_theory.record import Group
 from subspace_lab import linalg
 from subspace_lab.linalg.rank_core import RankCore
 from subspace_lab.theory.adam import leakage as expected_leakage
@@ -34,10 +26,12 @@ from subspace_lab.theory.gauge import balance_slope
 RANK_ROUNDING = 1e-7
 STILL = 1e-9  # radians
 
-of_training = functools.partial(prediction, tests="training")
+of_sgd_steps = functools.partial(
+    prediction, always=(needs.STEP_MASKS, needs.PLAIN_SGD, needs.EVERY_STEP)
+)
 
 
-@of_training("", "weights are finite", "training diverged")
+@prediction("", "weights are finite", "training diverged")
 def finite(group: Group) -> Comparison | None:
     """Weights are finite: a row of runs that diverged only; their other rows end before that."""
     if all(group.finite.values()):
@@ -45,14 +39,7 @@ def finite(group: Group) -> Comparison | None:
     return no_exceptions([not finite for finite in group.finite.values()])
 
 
-@of_training(
-    "T15",
-    "rank of a step is at most 2|M|",
-    "a step used more than its mask allows",
-    STEP_MASKS,
-    PLAIN_SGD,
-    EVERY_STEP,
-)
+@of_sgd_steps("T15", "rank of a step is at most 2|M|", "a step used more than its mask allows")
 def rank_of_a_step(group: Group) -> Comparison:
     """Without momentum and decay a step has at most twice the rank of its mask."""
     core, kept = _moving_cores(group)
@@ -60,13 +47,8 @@ def rank_of_a_step(group: Group) -> Comparison:
     return no_exceptions((sigma > RANK_ROUNDING * sigma[..., :1]).sum(-1) > 2 * kept)
 
 
-@of_training(
-    "T15",
-    "frame angles are at most the kept",
-    "plain SGD turned more directions than it kept",
-    STEP_MASKS,
-    PLAIN_SGD,
-    EVERY_STEP,
+@of_sgd_steps(
+    "T15", "frame angles are at most the kept", "plain SGD turned more directions than it kept"
 )
 def turning_directions(group: Group) -> Comparison:
     """A turn of the frame has at most the rank of the mask."""
@@ -75,34 +57,47 @@ def turning_directions(group: Group) -> Comparison:
     return no_exceptions((angles > STILL).sum(-1) > kept)
 
 
-@of_training(
+@prediction(
     "T13",
     "balance of A's and B's steps",
     "steps on A and B do not balance: ||b_i||² - ||a_i||² drifts",
-    DISPLACEMENTS,
-    PLAIN_SGD,
+    needs.DISPLACEMENTS,
+    needs.PLAIN_SGD,
 )
 def balance(group: Group) -> Comparison:
     """SGD: B^T dB = dA A^T on pairs of kept directions, so ||b_i||² - ||a_i||² is conserved.
 
-    To second order, that is: it changes by ||db_i||² - ||da_i||².
+    To second order, that is: it changes by ||db_i||² - ||da_i||². With masks per sample or token
+    only the diagonal, i = j, is equal.
     """
-    slope, pairs = _balance(group)
+    steps, cores = group.cores
+    A_side = cores.row.displacement("previous").coordinates.mT @ cores.row.before("previous")
+    B_step = cores.column.displacement("previous").coordinates
+    B_side = cores.column.before("previous").mT @ B_step
+    if needs.MASKS_KNOWN.is_met(group):
+        kept = torch.from_numpy(group.masks_of(steps[steps > 0]))
+        pairs = torch.zeros(B_side.shape, dtype=torch.bool)
+        pairs[torch.from_numpy(steps > 0)] = kept[..., :, None] & kept[..., None, :]
+    else:
+        pairs = torch.eye(group.rank, dtype=torch.bool).expand(B_side.shape)
+    if not bool(A_side[pairs].any()):
+        raise NotTestableError("A did not move")
+    slope = float(balance_slope(A_side[pairs], B_side[pairs]))
     basis = "slope; rounding of float32 weights and of gradients"
-    return within_rounding(1, slope, tolerance=0.02, basis=basis, samples=pairs)
+    return within_rounding(1, slope, tolerance=0.02, basis=basis, samples=int(pairs.sum()))
 
 
 def _leakage(factor: str, side: str) -> Prediction:
     """Predict the share of the growth of ||X_t - X_0||² in masked steps: b1 (1 - q)."""
 
-    @of_training(
+    @prediction(
         "T16",
         f"{factor}'s displacement while masked",
         "momentum moves masked directions by a different share",
-        STEP_MASKS,
-        COVERED_LAW,
-        ADAMW,
-        EVERY_STEP,
+        needs.STEP_MASKS,
+        needs.COVERED_LAW,
+        needs.ADAMW,
+        needs.EVERY_STEP,
     )
     def leakage(group: Group) -> Comparison:
         displacements = known(group.displacements)
@@ -115,9 +110,9 @@ def _leakage(factor: str, side: str) -> Prediction:
         growth = np.diff(squared, axis=0, prepend=0)
         return indicative(
             share,
-            float(growth[masked].sum() / squared[-1].sum()),
-            scale=0.25 * share,
-            why="holds for stationary gradients; real ones change, and first steps differ",
+            growth[masked].sum() / squared[-1].sum(),
+            tolerance=0.25 * share,
+            basis="holds for stationary gradients; real ones change, and first steps differ",
             samples=masked.size,
         )
 
@@ -132,24 +127,3 @@ def _moving_cores(group: Group) -> tuple[RankCore, Tensor]:
     steps, cores = group.cores
     kept = torch.from_numpy(group.masks_of(steps[steps > 0]).sum(-1))
     return cores[torch.from_numpy(steps > 0)], kept
-
-
-@once
-def _balance(group: Group) -> tuple[float, int]:
-    """Give the slope of B^T dB on dA A^T, and the number of pairs of directions behind it.
-
-    With masks per sample or token only the diagonal, i = j, is equal.
-    """
-    steps, cores = group.cores
-    A_side = cores.row.displacement("previous").coordinates.mT @ cores.row.before("previous")
-    B_step = cores.column.displacement("previous").coordinates
-    B_side = cores.column.before("previous").mT @ B_step
-    if MASKS_KNOWN.is_met(group):
-        kept = torch.from_numpy(group.masks_of(steps[steps > 0]))
-        pairs = torch.zeros(B_side.shape, dtype=torch.bool)
-        pairs[torch.from_numpy(steps > 0)] = kept[..., :, None] & kept[..., None, :]
-    else:
-        pairs = torch.eye(group.rank, dtype=torch.bool).expand(B_side.shape)
-    if not bool(A_side[pairs].any()):
-        raise NotTestableError("A did not move")
-    return float(balance_slope(A_side[pairs], B_side[pairs])), int(pairs.sum())

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from analyses.mask_theory import chance
+from analyses.mask_theory import chance, needs
 from analyses.mask_theory.comparison import (
     Comparison,
     NotTestableError,
@@ -23,15 +25,8 @@ from analyses.mask_theory.comparison import (
     within_limits,
 )
 from analyses.mask_theory.laws import Lattice, Law, law_of_sum
-from analyses.mask_theory.needs import (
-    EXCHANGEABLE,
-    INDEPENDENT_DRAWS,
-    INDEPENDENT_GATES,
-    SOME_DROPPED,
-    STEP_MASKS,
-)
-from analyses.mask_theory.prediction import known, prediction
-from analyses.mask_theory.record import Group
+from analyses.mask_theory.prediction import Prediction, known, prediction
+from analyses.mask_theory.record import Group, first_true
 from subspace_lab.theory.mask_frequency import frequency_statistic
 from subspace_lab.theory.mask_overlap import (
     coverage_pmf,
@@ -39,8 +34,8 @@ from subspace_lab.theory.mask_overlap import (
     expected_equal_pairs,
 )
 
-of_record = functools.partial(prediction, "T1", always=(STEP_MASKS,), tests="masks drawn")
-of_masks = functools.partial(of_record, always=(STEP_MASKS, INDEPENDENT_DRAWS))
+of_record = functools.partial(prediction, "T1", always=(needs.STEP_MASKS,), tests="masks drawn")
+of_masks = functools.partial(of_record, always=(needs.STEP_MASKS, needs.INDEPENDENT_DRAWS))
 
 NOT_INDEPENDENT = "successive masks are not independent draws"
 NOT_OF_THEIR_OWN = "the modules do not have masks of their own in a step"
@@ -81,8 +76,8 @@ def kept_law(group: Group) -> Comparison:
 @of_masks(
     "keep frequency by direction",
     "some directions are kept more often than others",
-    EXCHANGEABLE,
-    SOME_DROPPED,
+    needs.EXCHANGEABLE,
+    needs.SOME_DROPPED,
 )
 def frequency(group: Group) -> Comparison:
     """Every direction of every module is kept in q T of the T steps, on average."""
@@ -101,23 +96,31 @@ def frequency(group: Group) -> Comparison:
     )
 
 
-# |M_t and M_{t+1}| ~ Bin(r, q^2), or hypergeometric.
-overlap = of_masks("overlap of next masks, mean", NOT_INDEPENDENT)(
-    lambda group: chance.mean_of_counts(_overlaps(group, lag=1), pmf=_overlap_pmf(group))
-)
+def _overlap(
+    of: str,
+    if_it_fails: str,
+    compare: Callable[..., Comparison] = chance.mean_of_counts,
+    *,
+    axis: int = 0,
+    lag: int = 1,
+) -> Prediction:
+    """Predict |M and M'| of masks `lag` apart along an axis: Bin(r, q^2), or hypergeometric."""
+    name = f"overlap {of}, {'mean' if compare is chance.mean_of_counts else 'law'}"
 
-# |M_t and M_{t+2}| follows the same law.
-lagged = of_masks("overlap at lag 2, mean", "masks two steps apart are not independent")(
-    lambda group: chance.mean_of_counts(_overlaps(group, lag=2), pmf=_overlap_pmf(group))
-)
+    @of_masks(name, if_it_fails)
+    def overlap(group: Group) -> Comparison:
+        first, second = disjoint_pairs(np.moveaxis(known(group.masks), axis, 0), lag=lag)
+        return compare((first & second).sum(-1), pmf=_overlap_pmf(group))
 
-# |M_t and M_{t+1}| has that distribution, not only its mean.
-overlap_law = of_masks("overlap of next masks, law", NOT_INDEPENDENT)(
-    lambda group: chance.distribution_of_counts(_overlaps(group, lag=1), pmf=_overlap_pmf(group))
-)
+    return overlap
 
 
-@of_masks("Jaccard of next masks", NOT_INDEPENDENT, EXCHANGEABLE, SOME_DROPPED)
+overlap = _overlap("of next masks", NOT_INDEPENDENT)
+lagged = _overlap("at lag 2", "masks two steps apart are not independent", lag=2)
+overlap_law = _overlap("of next masks", NOT_INDEPENDENT, chance.distribution_of_counts)
+
+
+@of_masks("Jaccard of next masks", NOT_INDEPENDENT, needs.EXCHANGEABLE, needs.SOME_DROPPED)
 def jaccard(group: Group) -> Comparison:
     """Shared over united directions, pooled over pairs: sum |M and M'| / sum |M or M'|.
 
@@ -131,33 +134,26 @@ def jaccard(group: Group) -> Comparison:
         raise NotTestableError("there are no pairs of masks that keep anything")
     law = known(group.law)
     if not law.independent_gates:
-        return _jaccard_of_fixed_sizes(shared, _kept_pmf(group), _overlap_pmf(group))
+        return _jaccard_of_fixed_sizes(group, shared)
     binomial = scipy.stats.binom(total, law.keep_prob / (2 - law.keep_prob))
-    return chance.within_chance(
-        Law(binomial, 0, total, whole=True),
-        int(shared.sum()),
-        basis="binomial quantiles",
-        samples=shared.size,
-        per=total,
-    )
+    shares, basis = Law(binomial, 0, total, whole=True), "binomial quantiles"
+    return chance.within_chance(shares, shared.sum(), basis=basis, samples=shared.size, per=total)
 
 
-def _jaccard_of_fixed_sizes(
-    shared: NDArray[np.int64], kept_pmf: NDArray[np.float64], overlap_pmf: NDArray[np.float64]
-) -> Comparison:
-    united = 2 * int(kept_pmf.argmax()) * shared.size
-    law = law_of_sum(overlap_pmf, shared.size)
+def _jaccard_of_fixed_sizes(group: Group, shared: NDArray[np.int64]) -> Comparison:
+    united = 2 * int(_kept_pmf(group).argmax()) * shared.size
+    law = law_of_sum(_overlap_pmf(group), shared.size)
 
     def ratio(overlap: float) -> float:
         return float(overlap / (united - overlap))
 
-    low, high = (ratio(limit) for limit in law.limits())
-    shift = max(law.caught_below, law.caught_above)
+    low, high = map(ratio, law.limits())
+    shift = max(law.caught)
     return within_limits(
         ratio(law.mean),
-        ratio(int(shared.sum())),
+        ratio(shared.sum()),
         limits=(low, high),
-        probability=law.probability(int(shared.sum())),
+        probability=law.probability(shared.sum()),
         power=ratio(law.mean + shift) - ratio(law.mean) if shift < united else shift,
         unit="of measured",
         basis="quantiles of a sum of draws",
@@ -165,15 +161,8 @@ def _jaccard_of_fixed_sizes(
     )
 
 
-across = of_masks("overlap of two modules, mean", NOT_OF_THEIR_OWN)(
-    lambda group: chance.mean_of_counts(_overlaps_of_modules(group), pmf=_overlap_pmf(group))
-)
-
-across_law = of_masks("overlap of two modules, law", NOT_OF_THEIR_OWN)(
-    lambda group: chance.distribution_of_counts(
-        _overlaps_of_modules(group), pmf=_overlap_pmf(group)
-    )
-)
+across = _overlap("of two modules", NOT_OF_THEIR_OWN, axis=1)
+across_law = _overlap("of two modules", NOT_OF_THEIR_OWN, chance.distribution_of_counts, axis=1)
 
 
 @of_masks("empty masks, count", "masks are empty more, or less, often than expected by chance")
@@ -186,7 +175,7 @@ def empty(group: Group) -> Comparison:
 @of_masks(
     "equal masks, pairs",
     "masks recur more, or less, often than expected by chance",
-    INDEPENDENT_GATES,
+    needs.INDEPENDENT_GATES,
 )
 def equal(group: Group) -> Comparison:
     """Among T masks of a module C(T, 2) (q^2 + (1-q)^2)^r pairs are equal, on average."""
@@ -197,14 +186,14 @@ def equal(group: Group) -> Comparison:
     equal = 0
     for module in range(modules):
         counts = np.unique(masks[:, module], axis=0, return_counts=True)[1]
-        equal += int((counts * (counts - 1) // 2).sum())
+        equal += (counts * (counts - 1) // 2).sum()
     q = known(group.law).keep_prob
     variance = modules * equal_pairs_variance(rank, keep_prob=q, steps=steps)
     return indicative(
         modules * expected_equal_pairs(rank, keep_prob=q, steps=steps),
         equal,
-        scale=max(4 * math.sqrt(variance), 1),
-        why="four standard deviations: the count is skewed and has no simple law",
+        tolerance=max(4 * math.sqrt(variance), 1),
+        basis="four standard deviations: the count is skewed and has no simple law",
         samples=modules * math.comb(steps, 2),
     )
 
@@ -212,41 +201,27 @@ def equal(group: Group) -> Comparison:
 @of_masks(
     "steps until all were kept",
     "the last direction is first kept later, or earlier, than expected by chance",
-    INDEPENDENT_GATES,
-    SOME_DROPPED,
+    needs.INDEPENDENT_GATES,
+    needs.SOME_DROPPED,
 )
 def coverage(group: Group) -> Comparison:
     """All r M directions have been kept at least once by step T."""
     masks = known(group.masks)
     directions = masks[0].size
-    ever = masks.any(0)
-    first = np.where(ever, masks.argmax(0), len(masks)) + 1
+    first = first_true(masks) + 1
     pmf = coverage_pmf(directions, keep_prob=known(group.law).keep_prob)
     law = Law(Lattice(pmf), 1, whole=True)
-    if not ever.all() and len(masks) < law.limits()[1]:
+    if len(masks) < min(first.max(), law.limits()[1]):
         raise NotTestableError("the run is too short: some direction was not kept yet")
     basis = "quantiles of the slowest direction"
-    return chance.within_chance(law, int(first.max()), basis=basis, samples=directions)
+    return chance.within_chance(law, first.max(), basis=basis, samples=directions)
 
 
-def disjoint_pairs(
-    masks: NDArray[np.bool_], *, lag: int
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Pairs of masks `lag` steps apart, no mask in two of them."""
+def disjoint_pairs(masks: NDArray[Any], *, lag: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Pairs of masks `lag` places of the first axis apart, no mask in two of them."""
     starts = np.arange(len(masks) - lag)
     starts = starts[starts // lag % 2 == 0]
     return masks[starts], masks[starts + lag]
-
-
-def _overlaps(group: Group, *, lag: int) -> NDArray[np.int64]:
-    first, second = disjoint_pairs(known(group.masks), lag=lag)
-    return np.asarray((first & second).sum(-1))
-
-
-def _overlaps_of_modules(group: Group) -> NDArray[np.int64]:
-    masks = known(group.masks)
-    even = masks.shape[1] // 2 * 2
-    return np.asarray((masks[:, 0:even:2] & masks[:, 1:even:2]).sum(-1))
 
 
 def _kept_pmf(group: Group) -> NDArray[np.float64]:

@@ -12,14 +12,13 @@ momentum) have other laws: that is not testable here.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analyses.mask_theory import chance
+from analyses.mask_theory import chance, needs
 from analyses.mask_theory.comparison import Comparison, NotTestableError, no_exceptions
-from analyses.mask_theory.needs import ADAMW, LEARNING_RATES, SGD, STEP_MASKS
 from analyses.mask_theory.optimizer import Optimizer
 from analyses.mask_theory.prediction import known, prediction
 from analyses.mask_theory.record import Directions, Group, once
@@ -33,7 +32,9 @@ VANISHING = 0.1  # norm of a gradient beside earlier ones, below which it may no
 
 UNRESOLVED = "the rounding of the weights hides the steps"
 
-of_every_step = functools.partial(prediction, always=(STEP_MASKS, LEARNING_RATES), tests="training")
+of_every_step = functools.partial(
+    prediction, always=(needs.STEP_MASKS, needs.LEARNING_RATES), tests="training"
+)
 
 
 @of_every_step(
@@ -41,7 +42,7 @@ of_every_step = functools.partial(prediction, always=(STEP_MASKS, LEARNING_RATES
     "steps of dropped directions",
     "directions that the record says were dropped got a gradient: the layers were not masked, or "
     "by other masks than the recorded ones",
-    ADAMW,
+    needs.ADAMW,
 )
 def dropped(group: Group) -> Comparison:
     """Under AdamW dropped directions repeat their last step, shortened."""
@@ -57,7 +58,7 @@ def dropped(group: Group) -> Comparison:
     "kept directions without a gradient",
     "directions that the record says were kept got no gradient: the layers were masked by other "
     "masks than the recorded ones, or the loss has no gradient any more",
-    ADAMW,
+    needs.ADAMW,
 )
 def kept(group: Group) -> Comparison:
     """Kept directions do not repeat their last step."""
@@ -75,7 +76,7 @@ def kept(group: Group) -> Comparison:
     "T15",
     "masked directions stand still",
     "SGD moved directions whose gradient should be zero",
-    SGD,
+    needs.SGD,
 )
 def still(group: Group) -> Comparison:
     """Without momentum a dropped direction moves by -lr wd X_{t-1}: not at all without decay."""
@@ -96,8 +97,7 @@ def _under_adamw(group: Group) -> list[_Steps]:
     return [_compare(side, rates, optimizer) for side in (displacements.row, displacements.column)]
 
 
-@dataclass(frozen=True)
-class _Step:
+class _Step(NamedTuple):
     """The step u_t of a direction without its weight decay, X_t = (1 - lr_t wd) X_{t-1} - u_t.
 
     Attributes, all (T, M, r):
@@ -130,8 +130,7 @@ def _without_decay(side: Directions, decays: NDArray[np.float64]) -> _Step:
     )
 
 
-@dataclass(frozen=True)
-class _Steps:
+class _Steps(NamedTuple):
     """Steps of directions against the law of those without a gradient, all (T, M, r).
 
     Attributes:
@@ -154,19 +153,19 @@ def _compare(side: Directions, rates: NDArray[np.float64], optimizer: Optimizer)
     times |X_t| to a step, twice that where a decay was rounded before.
     """
     step = _without_decay(side, rates * optimizer.weight_decay)
-    last_length, last_along = _previous(step.length), _previous(step.along_after)
+    last_length, last_along = np.roll([step.length, step.along_after], 1, axis=1)
+    last_length[0] = last_along[0] = 0  # no step came before the first
     factor, least = np.zeros((2, len(rates), 1, 1))
+    beta1, beta2 = optimizer.betas
     for t in range(2, len(rates) + 1):
         if rates[t - 2] > 0:
             ratio = rates[t - 1] / rates[t - 2]
-            law = dropped_step(
-                t, rate_ratio=ratio, beta1=optimizer.betas[0], beta2=optimizer.betas[1]
-            )
+            law = dropped_step(t, rate_ratio=ratio, beta1=beta1, beta2=beta2)
             factor[t - 1], least[t - 1] = law.factor, law.least
     expected = factor * last_length
     roundings = 2 if optimizer.weight_decay else 1
-    slack = roundings * optimizer.rounding * (side.size + factor * step.before)
-    slack = slack + ARITHMETIC * expected
+    rounded = roundings * optimizer.rounding * (side.size + factor * step.before)
+    slack = rounded + ARITHMETIC * expected
     unit = np.divide(1, step.before, out=np.zeros_like(expected), where=step.before > 0)
     off = np.abs(step.along - factor * last_along) * unit
     close = COINCIDENCE * expected + slack
@@ -190,8 +189,3 @@ def _usual_gradient(norms: NDArray[np.float64], optimizer: Optimizer) -> NDArray
         usual[place] = not norm < VANISHING * remembered and norm not in (0, np.inf)
         remembered = optimizer.betas[0] * max(remembered, 0.0 if norm != norm else norm)
     return usual
-
-
-def _previous(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Give each step the values of the step before it, and step 1 zeros."""
-    return np.concatenate([np.zeros_like(values[:1]), values[:-1]])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
@@ -81,12 +79,15 @@ def draw(table: pd.DataFrame, page: kit.Page) -> None:
         for x, theorem, name in zip(
             _deviations(failed), failed["row"], failed["prediction"], strict=True
         ):
-            side: dict[str, Any] = {
-                "xytext": (-4 if x > 0 else 4, 0),
-                "ha": "right" if x > 0 else "left",
-            }
-            at = (x, places[theorem] + shift)
-            axes.annotate(name, at, **side, textcoords="offset points", va="center", fontsize=5.5)
+            axes.annotate(
+                name,
+                (x, places[theorem] + shift),
+                xytext=(-4 if x > 0 else 4, 0),
+                ha="right" if x > 0 else "left",
+                va="center",
+                textcoords="offset points",
+                fontsize=5.5,
+            )
     axes.plot([], [], linestyle="", marker="o", fillstyle="none", color="0.3", label="indicative")
     axes.set_xlim(-OFF_SCALE, OFF_SCALE)
     axes.set_xticks([-2, -1, 0, 1, 2], ["≤ −2", "−1", "0", "1", "≥ 2"])

@@ -12,26 +12,15 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from analyses.mask_theory import chance
+from analyses.mask_theory import chance, needs
 from analyses.mask_theory.comparison import (
     Comparison,
     NotTestableError,
     no_exceptions,
     within_rounding,
 )
-from analyses.mask_theory.needs import (
-    ADAMW,
-    COVERED_LAW,
-    DRAWN_IN_PASSES,
-    FROM_ZERO,
-    LAWS_OWN_GATES,
-    LEARNING_RATES,
-    MASKS_KNOWN,
-    NO_DECAY,
-    OPTIMIZER,
-)
-from analyses.mask_theory.prediction import Need, known, prediction
-from analyses.mask_theory.record import Group, once
+from analyses.mask_theory.prediction import Need, Prediction, known, prediction
+from analyses.mask_theory.record import Group, first_true, once
 from subspace_lab.theory.adam import first_activation_step
 from subspace_lab.theory.mask_overlap import untouched_probability
 
@@ -42,7 +31,7 @@ VANISHES = "the gradient vanishes, or is not finite"
 
 BATCH_KNOWN = Need(lambda group: _samples(group) is not None, "the batch size is not known")
 
-of_first_steps = functools.partial(prediction, always=(FROM_ZERO, MASKS_KNOWN), tests="training")
+of_first_steps = functools.partial(prediction, always=(needs.FROM_ZERO, needs.MASKS_KNOWN))
 
 
 first_columns = of_first_steps(
@@ -57,12 +46,11 @@ first_columns = of_first_steps(
     "T1",
     "directions that step 1 left",
     "the number of directions without a gradient is not what chance gives",
-    FROM_ZERO,
-    DRAWN_IN_PASSES,
-    LAWS_OWN_GATES,
-    COVERED_LAW,
+    needs.FROM_ZERO,
+    needs.DRAWN_IN_PASSES,
+    needs.LAWS_OWN_GATES,
+    needs.COVERED_LAW,
     BATCH_KNOWN,
-    tests="training",
 )
 def untouched(group: Group) -> Comparison:
     """With masks per sample, N of them, a column of B stays with probability (1 - q)^N.
@@ -78,39 +66,43 @@ def untouched(group: Group) -> Comparison:
     return chance.at_most(stayed, probability=probability, why=why)
 
 
-@of_first_steps(
-    "T16", "B's first moves: first kept step", "steps were not taken under the recorded masks"
-)
-def first_moves_of_b(group: Group) -> Comparison:
-    """b_i first moves on its first kept step."""
-    due, _ = _first_moves(group)
-    return no_exceptions(due != _first(known(group.displacements).column.step > 0))
+def _first_moves_of(factor: str, which: int, side: str, *also: Need) -> Prediction:
+    """Predict the step in which each direction of a factor first moves: its first or second kept.
+
+    The gradient of a_i has b_i in it.
+    """
+    kept = ("first", "second")[which]
+
+    @of_first_steps(
+        "T16",
+        f"{factor}'s first moves: {kept} kept step",
+        "steps were not taken under the recorded masks",
+        *also,
+    )
+    def first_moves(group: Group) -> Comparison:
+        due = _first_moves(group)[which]
+        moved = getattr(known(group.displacements), side).step > 0
+        return no_exceptions(due != first_true(moved))
+
+    return first_moves
 
 
-@of_first_steps(
-    "T16",
-    "A's first moves: second kept step",
-    "steps were not taken under the recorded masks",
-    NO_DECAY,
-)
-def first_moves_of_a(group: Group) -> Comparison:
-    """a_i, whose gradient has b_i in it, first moves on its second."""
-    _, due = _first_moves(group)
-    return no_exceptions(due != _first(known(group.displacements).row.step > 0))
+first_moves_of_b = _first_moves_of("B", 0, "column")
+first_moves_of_a = _first_moves_of("A", 1, "row", needs.NO_DECAY)
 
 
 @of_first_steps(
     "T16",
     "length of B's first moves",
     "Adam's first step on a direction does not have the length lr f(t)",
-    ADAMW,
-    LEARNING_RATES,
+    needs.ADAMW,
+    needs.LEARNING_RATES,
 )
 def first_length(group: Group) -> Comparison:
     """Adam's step on a column of B first kept at t is lr_t f(t) in every entry."""
     displacements, (beta1, beta2) = known(group.displacements), known(group.optimizer).betas
     rates = known(group.learning_rates(displacements.steps))
-    due = _first(group.masks_of(displacements.steps).cumsum(0) >= 1)
+    due = first_true(group.masks_of(displacements.steps).cumsum(0) >= 1)
     moving = np.argwhere(np.append(rates, 0)[due] > 0)
     if not len(moving):
         raise NotTestableError("no direction was first kept at a learning rate above 0")
@@ -121,13 +113,8 @@ def first_length(group: Group) -> Comparison:
         t = due[m, i]
         entry = rates[t] * first_activation_step(int(t) + 1, beta1=beta1, beta2=beta2)
         ratios.append(displacements.column.step[t, m, i] / (lengths[m] * entry))
-    return within_rounding(
-        1,
-        float(np.median(ratios)),
-        tolerance=0.02,
-        basis="median over directions; Adam's eps and entries without a gradient",
-        samples=len(ratios),
-    )
+    basis = "median over directions; Adam's eps and entries without a gradient"
+    return within_rounding(1, np.median(ratios), tolerance=0.02, basis=basis, samples=len(ratios))
 
 
 @of_first_steps("T15", "rank of the first update", "step 1 used more directions than its mask")
@@ -157,29 +144,21 @@ def _first_moves(group: Group) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """
     steps, optimizer = known(group.displacements).steps, group.optimizer
     kept, rates = group.masks_of(steps), group.learning_rates(steps)
-    moving = np.ones((len(kept), 1, 1), dtype=bool)
-    if rates is not None:
-        moving = (rates > 0)[:, None, None]
+    moving = np.ones(len(kept), dtype=bool) if rates is None else rates > 0
     if optimizer is None and not moving.all():
-        raise NotTestableError(OPTIMIZER.otherwise)
+        raise NotTestableError(needs.OPTIMIZER.otherwise)
     remembers = optimizer is not None and optimizer.name == "AdamW"
 
     def moves(gradient: NDArray[np.bool_]) -> NDArray[np.bool_]:
         received = np.logical_or.accumulate(gradient) if remembers else gradient
-        return received & moving
+        return received & moving[:, None, None]
 
     moves_b = moves(kept)
     before = np.logical_or.accumulate(moves_b) & ~(moves_b & (moves_b.cumsum(0) == 1))
-    due_b, due_a = _first(moves_b), _first(moves(kept & before))
+    due_b, due_a = first_true(moves_b), first_true(moves(kept & before))
     last = min(int(max(due_b.max(), due_a.max())) + 1, len(kept))
     _check_gradients(group, steps[:last], minimum=MOVING)
     return due_b, due_a
-
-
-def _first(happened: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Place of the first True along the first axis; its length where there is none."""
-    places: NDArray[np.int64] = np.where(happened.any(0), happened.argmax(0), len(happened))
-    return places
 
 
 def _samples(group: Group) -> int | None:

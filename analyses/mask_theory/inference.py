@@ -6,7 +6,7 @@ The mask ensemble comes from `ensemble_vs_single`, the cost of random gates from
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 import scipy
@@ -27,8 +27,7 @@ FLOAT32 = 1e-5  # relative, of losses summed over tokens
 PREDICTORS = {"full", "single", "geometric", "arithmetic"}
 
 
-@dataclass(frozen=True)
-class Tables:
+class Tables(NamedTuple):
     """Tables of other analyses about a run, at its last step; None where they were not made."""
 
     ensembles: pd.DataFrame | None
@@ -65,27 +64,15 @@ GATES = Need(lambda tables: tables.gates is not None, "analyses.gate_expansion w
 of_ensembles = functools.partial(prediction, "T12", always=(SEVERAL_MASKS,))
 
 
-@dataclass(frozen=True)
-class _Losses:
-    """Mean losses of the predictors in nats per token, and the Jensen gap of the masks."""
-
-    full: float
-    single: float
-    geometric: float
-    arithmetic: float
-    jensen_gap: float
-    masks: int
+def mean_losses(table: pd.DataFrame) -> tuple[dict[str, float], int]:
+    """Give mean losses by predictor in nats per token, and the number of single masks."""
+    means = table.groupby("predictor")["loss"].mean()
+    losses = {str(name): float(loss) for name, loss in means.items()}
+    return losses, int((table["predictor"] == "single").sum())
 
 
-def _losses(tables: Tables) -> _Losses:
-    table = known(tables.ensembles)
-    losses = table.groupby("predictor")["loss"].mean()
-    geometric = table[table["predictor"] == "geometric"]
-    return _Losses(
-        **{name: float(losses[name]) for name in PREDICTORS},
-        jensen_gap=float(geometric["jensen_gap"].iloc[0]),
-        masks=int((table["predictor"] == "single").sum()),
-    )
+def _jensen_gap(table: pd.DataFrame) -> float:
+    return float(table.loc[table["predictor"] == "geometric", "jensen_gap"].iloc[0])
 
 
 @of_ensembles(
@@ -93,13 +80,12 @@ def _losses(tables: Tables) -> _Losses:
 )
 def jensen(tables: Tables) -> Comparison:
     """The mean loss of single masks is that of their geometric ensemble plus the Jensen gap."""
-    losses = _losses(tables)
+    table = known(tables.ensembles)
+    losses, masks = mean_losses(table)
+    predicted, single = losses["geometric"] + _jensen_gap(table), losses["single"]
+    basis = "nats per token; rounding of float32 logits"
     return within_rounding(
-        losses.geometric + losses.jensen_gap,
-        losses.single,
-        tolerance=FLOAT32 * losses.single,
-        basis="nats per token; rounding of float32 logits",
-        samples=losses.masks,
+        predicted, single, tolerance=FLOAT32 * single, basis=basis, samples=masks
     )
 
 
@@ -110,8 +96,8 @@ def jensen(tables: Tables) -> Comparison:
 )
 def convex(tables: Tables) -> Comparison:
     """Averaged probabilities never have a higher loss than single masks have on average."""
-    losses = _losses(tables)
-    return no_exceptions([losses.arithmetic > losses.single * (1 + FLOAT32)])
+    losses, _ = mean_losses(known(tables.ensembles))
+    return no_exceptions([losses["arithmetic"] > losses["single"] * (1 + FLOAT32)])
 
 
 @of_ensembles(
@@ -121,13 +107,11 @@ def convex(tables: Tables) -> Comparison:
 )
 def jensen_alone(tables: Tables) -> Comparison:
     """The full model is the geometric ensemble, so that masks cost the Jensen gap."""
-    losses = _losses(tables)
+    table = known(tables.ensembles)
+    losses, masks = mean_losses(table)
+    gap, basis = _jensen_gap(table), "exact for adapters on the logits only, with rescaled masks"
     return indicative(
-        losses.jensen_gap,
-        losses.single - losses.full,
-        scale=0.25 * losses.jensen_gap,
-        why="exact for adapters on the logits only, with rescaled masks",
-        samples=losses.masks,
+        gap, losses["single"] - losses["full"], tolerance=0.25 * gap, basis=basis, samples=masks
     )
 
 
@@ -152,7 +136,7 @@ def gate_gap(tables: Tables) -> Comparison:
     if large:
         why = f"the expansion is not valid: its {large[0]} order is not small beside the second"
         scale = abs(predicted) or 1.0
-        return indicative(predicted, measured, scale=scale, why=why, samples=samples)
+        return indicative(predicted, measured, tolerance=scale, basis=why, samples=samples)
     # With few masks the standard error itself is uncertain.
     chance = Law(scipy.stats.t(samples - 1, loc=predicted, scale=float(last["excess_error"])))
     low, high = chance.limits()
@@ -162,7 +146,7 @@ def gate_gap(tables: Tables) -> Comparison:
         measured,
         limits=(low - higher, high + higher),
         probability=chance.probability(measured),
-        power=chance.caught_above + higher,
+        power=chance.caught[1] + higher,
         unit="of measured",
         basis="Student's quantile over masks, and the third and fourth order",
         samples=samples,

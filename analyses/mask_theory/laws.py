@@ -94,16 +94,15 @@ class Law:
         return min(1.0, 2 * min(below, above))
 
     @property
-    def caught_above(self) -> float:
-        """Smallest upward shift that leaves the limits with probability 80 %; inf: none can."""
-        shift = self.limits()[1] - float(self.of.ppf(1 - POWER)) + self.whole
-        return shift if self.mean + shift <= self.maximum else math.inf
-
-    @property
-    def caught_below(self) -> float:
-        """Smallest downward shift that leaves the limits with probability 80 %; inf: none can."""
-        shift = float(self.of.ppf(POWER)) - self.limits()[0] + self.whole
-        return shift if self.mean - shift >= self.minimum else math.inf
+    def caught(self) -> tuple[float, float]:
+        """Least shifts down and up that leave the limits with probability 80 %; inf: none can."""
+        low, high = self.limits()
+        down = float(self.of.ppf(POWER)) - low + self.whole
+        up = high - float(self.of.ppf(1 - POWER)) + self.whole
+        return (
+            down if self.mean - down >= self.minimum else math.inf,
+            up if self.mean + up <= self.maximum else math.inf,
+        )
 
 
 def law_of_sum(pmf: NDArray[np.float64], draws: int) -> Law:
@@ -121,20 +120,18 @@ def law_of_sum(pmf: NDArray[np.float64], draws: int) -> Law:
         power = np.fft.rfft(pmf, outcomes + 1) ** draws
         summed = np.fft.irfft(power, outcomes + 1).clip(min=0)
         return Law(Lattice(summed / summed.sum()), 0, outcomes, whole=True)
-    values = np.arange(len(pmf)) - float(pmf @ np.arange(len(pmf)))
-    mean, variance, third = (
-        draws * float(pmf @ moment) for moment in (np.arange(len(pmf)), values**2, values**3)
-    )
-    return Law(law_of_cumulants(mean, variance, third).of, 0, outcomes, whole=True)
+    values = np.arange(len(pmf))
+    mean = float(pmf @ values)
+    variance, third = (float(pmf @ (values - mean) ** power) for power in (2, 3))
+    law = law_of_cumulants(draws * mean, draws * variance, draws * third)
+    return Law(law.of, 0, outcomes, whole=True)
 
 
-def law_of_cumulants(
-    mean: float, variance: float, third: float, *, minimum: float = -math.inf
-) -> Law:
+def law_of_cumulants(mean: float, variance: float, third: float) -> Law:
     """The law with these cumulants that is a shifted gamma (Pearson's type III): normal if third 0.
 
     It is exact for sums of squares of normal numbers, and close in the tails for sums of many
     terms that are bounded or nearly so.
     """
     deviation = math.sqrt(variance)
-    return Law(scipy.stats.pearson3(third / deviation**3, loc=mean, scale=deviation), minimum)
+    return Law(scipy.stats.pearson3(third / deviation**3, loc=mean, scale=deviation))

@@ -13,38 +13,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analyses.mask_theory import chance
+from analyses.mask_theory import chance, needs
 from analyses.mask_theory.comparison import (
     Comparison,
     NotTestableError,
     no_exceptions,
     within_rounding,
 )
-from analyses.mask_theory.needs import (
-    DRAWN_IN_PASSES,
-    GATES,
-    INDEPENDENT_DRAWS,
-    MASKS,
-    ONE_FACTOR,
-    SHARED_BY_SAMPLES,
-    SHARED_BY_TOKENS,
-    STEP_MASKS,
-    TOKEN_MASKS,
-    UNMASKED,
-)
+from analyses.mask_theory.drawn_masks import disjoint_pairs
 from analyses.mask_theory.prediction import Need, Prediction, known, prediction
 from analyses.mask_theory.record import Group
 
 MIN_ROUNDING = 1e-3  # relative; matrix products in float32 may be taken in TF32
 
-of_gates = functools.partial(prediction, always=(GATES,), tests="training")
+of_gates = functools.partial(prediction, always=(needs.GATES,))
 
 
 @of_gates(
     "T7",
     "gates without a mask are 1",
     "gates are zero in a run that is said to have no mask",
-    UNMASKED,
+    needs.UNMASKED,
 )
 def no_mask(group: Group) -> Comparison:
     """Without a mask no gate is 0."""
@@ -53,7 +42,10 @@ def no_mask(group: Group) -> Comparison:
 
 
 @of_gates(
-    "T7", "rescale of kept gates", "kept directions are not scaled as the run says", ONE_FACTOR
+    "T7",
+    "rescale of kept gates",
+    "kept directions are not scaled as the run says",
+    needs.ONE_FACTOR,
 )
 def rescale(group: Group) -> Comparison:
     """A kept gate is s: 1 / keep_prob, or 1 without rescale or mask; in every observed pass.
@@ -79,7 +71,7 @@ def rescale(group: Group) -> Comparison:
     "T1",
     "gates kept, count",
     "the share that the layers keep is not keep_prob: keep and prune swapped?",
-    INDEPENDENT_DRAWS,
+    needs.INDEPENDENT_DRAWS,
 )
 def share(group: Group) -> Comparison:
     """Of N independent gates Bin(N, q) are kept; a gate that serves many tokens counts once."""
@@ -101,7 +93,10 @@ def share(group: Group) -> Comparison:
 
 
 @of_gates(
-    "T1", "gates are the recorded masks", "the layers did not use the recorded masks", STEP_MASKS
+    "T1",
+    "gates are the recorded masks",
+    "the layers did not use the recorded masks",
+    needs.STEP_MASKS,
 )
 def as_recorded(group: Group) -> Comparison:
     """Step gates are the recorded mask of their step."""
@@ -116,25 +111,28 @@ def as_recorded(group: Group) -> Comparison:
     return no_exceptions(torch.cat(wrong))
 
 
-over_tokens = of_gates(
-    "T7", "gates constant over tokens", "tokens have masks of their own", SHARED_BY_TOKENS, MASKS
-)(lambda group: _no_variation(group, dim=2))
+def _constant(over: str, need: Need, *, dim: int) -> Prediction:
+    """Predict that a gate never varies along a dimension of (calls, examples, tokens, r)."""
+    if_it_fails = f"{over} have masks of their own"
 
-over_examples = of_gates(
-    "T7",
-    "gates constant over examples",
-    "examples have masks of their own",
-    SHARED_BY_SAMPLES,
-    MASKS,
-)(lambda group: _no_variation(group, dim=1))
+    @of_gates("T7", f"gates constant over {over}", if_it_fails, need, needs.MASKS)
+    def constant(group: Group) -> Comparison:
+        varies = [_varies(_masks(observed.gates), dim=dim).flatten() for observed in group.gates]
+        return no_exceptions(torch.cat(varies))
+
+    return constant
+
+
+over_tokens = _constant("tokens", needs.SHARED_BY_TOKENS, dim=2)
+over_examples = _constant("examples", needs.SHARED_BY_SAMPLES, dim=1)
 
 
 @of_gates(
     "T10",
     "gates constant over micro-batches",
     "forward passes have masks of their own",
-    SHARED_BY_SAMPLES,
-    MASKS,
+    needs.SHARED_BY_SAMPLES,
+    needs.MASKS,
 )
 def over_calls(group: Group) -> Comparison:
     """Masks per step: all forward passes of a step have the same gates."""
@@ -149,54 +147,44 @@ def over_calls(group: Group) -> Comparison:
     return no_exceptions(torch.cat(repeated))
 
 
-def _independent(several: str, *needs: Need, dim: int) -> Prediction:
-    """Predict that masks along a dimension overlap as independent draws, in q^2 r on average."""
-    return of_gates(
-        "T7",
+def _independent(several: str, need: Need, *, dim: int) -> Prediction:
+    """Predict that masks along a dimension overlap as independent draws, in q^2 r on average.
+
+    Neighbors are compared, each mask in one pair. Checkpointing repeats a pass, with its masks, in
+    the backward pass: one pass per step counts.
+    """
+    name, if_it_fails = (
         f"overlap of two {several}, mean",
         f"{several} do not have independent masks",
-        *needs,
-        INDEPENDENT_DRAWS,
-    )(lambda group: _mean_overlap(group, dim=dim))
+    )
+
+    @of_gates("T7", name, if_it_fails, need, needs.INDEPENDENT_DRAWS)
+    def independent(group: Group) -> Comparison:
+        law, overlaps = known(group.law), []
+        tokens = slice(1 if law.granularity == "sample" else None)
+        for observed in group.gates:
+            masks = _masks(observed.gates[_first_calls(observed.steps)])[:, :, tokens]
+            first, second = disjoint_pairs(masks.movedim(dim, 0).numpy(), lag=1)
+            whole = ((first >= 0) & (second >= 0)).all(-1)
+            overlaps.append(((first == 1) & (second == 1)).sum(-1)[whole])
+        return chance.mean_of_counts(np.concatenate(overlaps), pmf=law.overlap_pmf(group.rank))
+
+    return independent
 
 
-tokens_differ = _independent("tokens", TOKEN_MASKS, dim=2)
-examples_differ = _independent("examples", DRAWN_IN_PASSES, dim=1)
-passes_differ = _independent("passes", DRAWN_IN_PASSES, dim=0)
+tokens_differ = _independent("tokens", needs.TOKEN_MASKS, dim=2)
+examples_differ = _independent("examples", needs.DRAWN_IN_PASSES, dim=1)
+passes_differ = _independent("passes", needs.DRAWN_IN_PASSES, dim=0)
 
 
 def _masks(gates: Tensor) -> Tensor:
     """Read gates as masks: 1 kept, 0 dropped, which is exact, -1 not observed."""
-    masks: Tensor = (gates != 0).int().masked_fill(gates.isnan(), -1)
-    return masks
-
-
-def _no_variation(group: Group, *, dim: int) -> Comparison:
-    varies = [_varies(_masks(observed.gates), dim=dim).flatten() for observed in group.gates]
-    return no_exceptions(torch.cat(varies))
+    return (gates != 0).int().masked_fill(gates.isnan(), -1)
 
 
 def _varies(masks: Tensor, *, dim: int) -> Tensor:
     """Tell where kept and dropped both occur along a dimension."""
-    varies: Tensor = (masks == 1).any(dim) & (masks == 0).any(dim)
-    return varies
-
-
-def _mean_overlap(group: Group, *, dim: int) -> Comparison:
-    """Compare the overlaps of masks (calls, examples, tokens, r) with neighbors along `dim`.
-
-    Each mask is in one pair. Checkpointing repeats a pass, with its masks, in the backward pass:
-    one pass per step counts.
-    """
-    law, overlaps = known(group.law), []
-    tokens = slice(1 if law.granularity == "sample" else None)
-    for observed in group.gates:
-        masks = _masks(observed.gates[_first_calls(observed.steps)])[:, :, tokens]
-        even = masks.shape[dim] // 2 * 2
-        first, second = masks.narrow(dim, 0, even).unflatten(dim, (-1, 2)).unbind(dim + 1)
-        whole = ((first >= 0) & (second >= 0)).all(-1)
-        overlaps.append(((first == 1) & (second == 1)).sum(-1)[whole])
-    return chance.mean_of_counts(torch.cat(overlaps).numpy(), pmf=law.overlap_pmf(group.rank))
+    return (masks == 1).any(dim) & (masks == 0).any(dim)
 
 
 def _first_calls(steps: Tensor) -> list[int]:

@@ -49,10 +49,8 @@ def optimizer_of(run: Run) -> Optimizer | None:
     if any(config.get(name) for name in UNEVEN):
         return None
     if recorded is None:
-        if config.get("optimizer") not in CLASSES:
-            return None
-        name = CLASSES[config["optimizer"]]
-        return Optimizer(name, weight_decay=config.get("weight_decay", 0.0))
+        named = CLASSES.get(config.get("optimizer", ""))
+        return Optimizer(named, weight_decay=config.get("weight_decay", 0.0)) if named else None
     name, decay = recorded["name"], recorded.get("weight_decay")
     if name == "AdamW" and not recorded.get("amsgrad") and "betas" in recorded:
         momentum, betas = 0.0, tuple(recorded["betas"])
@@ -62,8 +60,5 @@ def optimizer_of(run: Run) -> Optimizer | None:
         return None
     if decay is None or momentum is None:
         return None
-    return Optimizer(name, betas, decay, momentum, _rounding(recorded["dtypes"]))
-
-
-def _rounding(dtypes: list[str]) -> float:
-    return max(torch.finfo(getattr(torch, dtype)).eps for dtype in dtypes) / 2
+    rounding = max(torch.finfo(getattr(torch, dtype)).eps for dtype in recorded["dtypes"]) / 2
+    return Optimizer(name, betas, decay, momentum, rounding)

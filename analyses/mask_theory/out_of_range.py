@@ -13,7 +13,7 @@ from analyses.mask_theory.record import Group
 WHY = "holds for one linear layer under a squared loss, and training minimizes cross-entropy"
 
 
-def _beyond(theorem: str, name: str, also: str = "") -> Prediction:
+def _beyond(theorem: str, name: str, also: str) -> Prediction:
     """List a prediction that no run of a language model can test."""
 
     @prediction(theorem, name, "", tests="trained model")

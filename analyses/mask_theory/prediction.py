@@ -1,7 +1,7 @@
 """Predictions: what theory says of a record, what testing it takes, and what a failure means.
 
-A prediction is an object. Its function compares theory and measurement; it may assume what the
-prediction needs, which is checked before. What cannot be tested becomes a row that says why.
+A prediction's function compares theory and measurement; it may assume what the prediction needs,
+which is checked before. What cannot be tested becomes a row that says why.
 
 A row tests one of five things. Only rows about `training` say whether the run was trained as it
 claims; `masks drawn` test the random generator behind the record of masks, `initialization` the
@@ -11,7 +11,6 @@ weights and masks, so that it tests the code that computes it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from types import ModuleType
@@ -21,7 +20,6 @@ from analyses.mask_theory.comparison import Comparison, NotTestableError
 
 Tests = Literal["training", "masks drawn", "initialization", "trained model", "identity"]
 Value = TypeVar("Value")
-NUMBERS = ("predicted", "measured", "tolerance", "power", "probability")
 Compare = Callable[[Any], Comparison | None]
 
 
@@ -47,24 +45,24 @@ class Need:
             raise NotTestableError(self.otherwise)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """A prediction.
 
     Attributes:
-        name: short, unique.
         theorem: its number in docs/theory.md; empty: none.
-        tests: what a disagreement would be about.
+        name: short, unique.
         if_it_fails: what a disagreement would mean.
         needs: what testing it takes; later ones may rely on earlier ones.
+        tests: what a disagreement would be about.
         compare: makes the comparison; None: there is nothing to say.
     """
 
-    name: str
     theorem: str
-    tests: Tests
+    name: str
     if_it_fails: str
     needs: tuple[Need, ...]
+    tests: Tests
     compare: Compare
 
     def __call__(self, subject: Any) -> Comparison | None:
@@ -78,23 +76,14 @@ class Prediction:
         return self.compare(subject)
 
     def row(self, subject: Any) -> dict[str, Any] | None:
-        """Give the row of the table about a subject, without its place; None: none."""
-        row: dict[str, Any] = dict.fromkeys(NUMBERS, math.nan)
-        row |= {"kind": "not testable", "agrees": None, "unit": "", "samples": 0}
+        """Give what the table's row about a subject says, without its place; None: no row."""
+        row: dict[str, Any] = {"prediction": self.name, "statement": self.theorem}
+        row |= {"tests": self.tests, "meaning": self.if_it_fails}
         try:
             comparison = self(subject)
         except NotTestableError as reason:
-            row["basis"] = str(reason)
-        else:
-            if comparison is None:
-                return None
-            row |= asdict(comparison) | {"agrees": comparison.agrees}
-        return row | {
-            "prediction": self.name,
-            "statement": self.theorem,
-            "tests": self.tests,
-            "meaning": self.if_it_fails,
-        }
+            return row | {"kind": "not testable", "basis": str(reason), "samples": 0, "unit": ""}
+        return row | asdict(comparison) | {"agrees": comparison.agrees} if comparison else None
 
 
 def prediction(
@@ -102,31 +91,14 @@ def prediction(
     name: str,
     if_it_fails: str,
     *needs: Need,
-    tests: Tests,
+    tests: Tests = "training",
     always: tuple[Need, ...] = (),
 ) -> Callable[[Compare], Prediction]:
-    """Make a prediction of the function that compares.
+    """Make a `Prediction` of the function that compares.
 
-    Args:
-        theorem: see `Prediction`, as for the others.
-        name: its name.
-        if_it_fails: what a disagreement would mean.
-        needs: what testing it takes.
-        tests: what a disagreement would be about.
-        always: needs, before those, that it shares with related predictions.
+    It needs `always`, which it shares with related predictions, before its own `needs`.
     """
-
-    def declare(compare: Compare) -> Prediction:
-        return Prediction(
-            name=name,
-            theorem=theorem,
-            tests=tests,
-            if_it_fails=if_it_fails,
-            needs=always + needs,
-            compare=compare,
-        )
-
-    return declare
+    return lambda compare: Prediction(theorem, name, if_it_fails, always + needs, tests, compare)
 
 
 def predictions_of(*modules: ModuleType) -> Iterator[Prediction]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -28,8 +28,7 @@ MAX_CORES = 4096
 Value = TypeVar("Value")
 
 
-@dataclass(frozen=True)
-class Directions:
+class Directions(NamedTuple):
     """How every rank direction of one side moved, step by step; `size` etc. are (T, M, r).
 
     Attributes:
@@ -45,8 +44,7 @@ class Directions:
     along: NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Displacements:
+class Displacements(NamedTuple):
     """The displacements of A's rows and B's columns in consecutive steps 1..T."""
 
     steps: NDArray[np.int64]
@@ -105,10 +103,8 @@ class Group:
         return self._logged("gradient_norm", steps)
 
     def _logged(self, name: str, steps: NDArray[np.int64]) -> NDArray[np.float64]:
-        table = self.run.metrics.set_index("step")
-        if name not in table:
-            return np.full(len(steps), np.nan)
-        return table[name].reindex(steps).to_numpy(dtype=float)
+        table = self.run.metrics.set_index("step").reindex(index=steps, columns=[name])
+        return table[name].to_numpy(dtype=float)
 
     @cached_property
     def mask_steps(self) -> NDArray[np.int64]:
@@ -164,10 +160,12 @@ class Group:
         Runs that share a seed share masks or first weights, and are no further evidence there.
         """
         if tests == "masks drawn" and self.masks is not None:
-            return _hash(self.masks)
-        if tests == "initialization" and self.core_steps[:1] == [0]:
-            return _hash(self.core(0).row.R.numpy())
-        return ""
+            values: NDArray[Any] = self.masks
+        elif tests == "initialization" and self.core_steps[:1] == [0]:
+            values = self.core(0).row.R.numpy()
+        else:
+            return ""
+        return hashlib.sha256(values.tobytes()).hexdigest()[:12]
 
     @cached_property
     def cores(self) -> tuple[NDArray[np.int64], RankCore]:
@@ -200,7 +198,9 @@ class Group:
         for batch in self.run.cores(steps=steps, modules=self.names):
             rows.append(_directions(batch.core.row))
             columns.append(_directions(batch.core.column))
-        return Displacements(np.array(steps), _joined(rows), _joined(columns))
+        sides = (zip(*parts, strict=True) for parts in (rows, columns))
+        joined = (Directions(*map(np.concatenate, side)) for side in sides)
+        return Displacements(np.array(steps), *joined)
 
     @cached_property
     def starts_at_zero(self) -> bool:
@@ -246,8 +246,10 @@ def once(quantity: Callable[[Group], Value]) -> Callable[[Group], Value]:
     return kept
 
 
-def _hash(values: NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:12]
+def first_true(happened: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Place of the first True along the first axis; its length where there is none."""
+    places: NDArray[np.int64] = np.where(happened.any(0), happened.argmax(0), len(happened))
+    return places
 
 
 def _directions(frame: Frame) -> Directions:
@@ -257,14 +259,4 @@ def _directions(frame: Frame) -> Directions:
         step=torch.linalg.vector_norm(previous.coordinates, dim=-2).numpy(),
         start=torch.linalg.vector_norm(start.coordinates, dim=-2).numpy(),
         along=(frame.R * previous.along).sum(-2).numpy(),
-    )
-
-
-def _joined(parts: list[Directions]) -> Directions:
-    """Join directions of successive steps."""
-    return Directions(
-        *(
-            np.concatenate([getattr(part, field.name) for part in parts])
-            for field in fields(Directions)
-        )
     )

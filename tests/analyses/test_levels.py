@@ -22,7 +22,7 @@ import pytest
 import torch
 from scipy import stats
 
-from analyses.mask_theory import angles, drawn_masks, first_steps, norms, observed_gates
+from analyses.mask_theory import angles, drawn_masks, first_steps, masked_updates, observed_gates
 from analyses.mask_theory.comparison import NotTestableError
 from analyses.mask_theory.prediction import predictions_of
 from analyses.mask_theory.record import Directions, Displacements, Group
@@ -106,8 +106,8 @@ def simulate(law: MaskLaw, rng, *, steps: int, modules: int, rank: int) -> Simul
 SAMPLING = (
     *(p for p in predictions_of(drawn_masks, observed_gates) if p is not drawn_masks.recorded),
     *(first_steps.first_columns, first_steps.untouched, angles.right, angles.halves),
-    *(angles.residual, angles.learned, angles.phi, norms.norm),
-    *(norms.first_share, norms.middle_share, norms.last_share),
+    *(angles.residual, angles.learned, angles.phi, masked_updates.norm),
+    *(masked_updates.first_share, masked_updates.middle_share, masked_updates.last_share),
 )
 
 
