@@ -9,7 +9,7 @@ import pandas as pd
 
 from analyses.kit.analysis import Plot
 from analyses.kit.curves import at_last_step, group_column
-from subspace_lab.figures.module_map import draw_module_map
+from subspace_lab.figures.heat_map import draw_module_map
 
 
 def module_map(

@@ -41,8 +41,7 @@ def write_results(
     table.attrs["folder"] = str(folder)  # to which links in texts are relative
     for extension, text_of in analysis.texts.items():
         paths.append(folder / f"{name}.{extension}")
-        with files.replacing(paths[-1]) as unfinished:
-            unfinished.write_text(text_of(table), encoding="utf-8")
+        files.write_text(paths[-1], text_of(table))
     for title, plot in analysis.plots.items() if formats else ():
         stem = name if title == analysis.name else title
         shown = plot.shown(table, by=arguments.get("by"))
