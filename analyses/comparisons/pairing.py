@@ -47,8 +47,7 @@ class Configuration:
     """What one configuration's runs scored.
 
     Attributes:
-        settings: the method, and what else but the learning rate tells configurations apart, by
-            column.
+        settings: the method and what else tells configurations apart, but the learning rate.
         method: the same in words.
         learning_rate: the peak rate; nan where it is not known.
         scores: of its runs on test examples; of runs that were scored in training only the mean.

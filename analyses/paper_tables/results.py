@@ -21,9 +21,7 @@ class Result:
     """What one configuration scored on one table's tasks.
 
     Attributes:
-        model: base model.
-        method: as the tables name it.
-        rank: the rank r; 0 for full fine-tuning.
+        rank: 0 for full fine-tuning.
         prune_prob: 1 - keep_prob; 0 without a mask.
         settings: method, rank, mask, and what else is unlike most runs of the base, by column.
         parameters: trainable parameters, in millions; empty where the run does not say.

@@ -46,8 +46,6 @@ class Exhibit:
 
     Attributes:
         title: whose it is; empty where the report has one part only.
-        table: the table.
-        sources: its files.
         things: runs or configurations in the order of their colors.
         missing: runs of the part without such a table.
     """
