@@ -23,6 +23,7 @@ import pandas as pd
 from analyses import kit
 from analyses.comparisons.pairing import read_groups
 from analyses.comparisons.scores import excluded_runs
+from analyses.comparisons.texts import remarks_text
 from subspace_lab.configurations import seeds_in_effect
 from subspace_lab.errors import UserError
 from subspace_lab.runs.run import Run
@@ -37,8 +38,7 @@ COLUMNS = [
 def compute(runs: Sequence[Run]) -> pd.DataFrame:
     """Estimate the variance of scores by the seeds that differ.
 
-    Args:
-        runs: recorded runs with scores on test examples; others are excluded.
+    Runs without scores on test examples are excluded.
 
     Returns:
         A row is a configuration, learning rate, task, measure and set of `seeds`, joined by "+":
@@ -77,14 +77,15 @@ def compute(runs: Sequence[Run]) -> pd.DataFrame:
 
 def _variances(scores: dict[Run, float]) -> list[dict[str, Any]]:
     """Average half the squared differences of pairs that differ in the same seeds."""
-    halves: dict[tuple[str, ...], list[float]] = {}
-    members: dict[tuple[str, ...], set[Run]] = {}
+    pairs: dict[tuple[str, ...], list[tuple[Run, Run]]] = {}
     for first, second in combinations(scores, 2):
         one, other = (seeds_in_effect(run.config) for run in (first, second))
         differing = tuple(name for name in ORDER if one.get(name) != other.get(name))
-        halves.setdefault(differing, []).append((scores[first] - scores[second]) ** 2 / 2)
-        members.setdefault(differing, set()).update((first, second))
-    variances = {differing: sum(of) / len(of) for differing, of in halves.items()}
+        pairs.setdefault(differing, []).append((first, second))
+    variances = {
+        differing: sum((scores[one] - scores[other]) ** 2 / 2 for one, other in alike) / len(alike)
+        for differing, alike in pairs.items()
+    }
     most = variances[max(variances, key=len)] if variances else 0.0
     return [
         {
@@ -92,8 +93,8 @@ def _variances(scores: dict[Run, float]) -> list[dict[str, Any]]:
             "variance": variances[differing],
             "standard_deviation": variances[differing] ** 0.5,
             "share": variances[differing] / most if most else float("nan"),
-            "pairs": len(halves[differing]),
-            "runs": len(members[differing]),
+            "pairs": len(pairs[differing]),
+            "runs": len({run for pair in pairs[differing] for run in pair}),
         }
         for differing in sorted(variances, key=lambda names: (len(names), names))
     ]
@@ -101,17 +102,12 @@ def _variances(scores: dict[Run, float]) -> list[dict[str, Any]]:
 
 def as_markdown(table: pd.DataFrame) -> str:
     """Write a line for each row."""
-    heads = ["configuration", "learning_rate", "task", "measure", "seeds", "standard_deviation",
-             "share", "pairs", "runs"]  # fmt: skip
-    lines = [heads]
-    for row in table.to_dict("records"):
-        cells = {**row, "standard_deviation": f"{row['standard_deviation']:.4g}"}
-        cells["share"] = f"{row['share']:.2f}"
-        lines.append([str(cells[head]) for head in heads])
-    parts = [kit.markdown_table(lines)]
-    if remarks := table.attrs.get("remarks"):
-        parts += ["Not compared:", "\n".join(f"- {remark}" for remark in remarks)]
-    return "\n\n".join(parts) + "\n"
+    cells = table.drop(columns=["method", "variance"]).assign(
+        standard_deviation=table["standard_deviation"].map("{:.4g}".format),
+        share=table["share"].map("{:.2f}".format),
+    )
+    lines = kit.markdown_table([[*map(str, cells)], *cells.astype(str).to_numpy().tolist()])
+    return "\n\n".join([lines, *remarks_text(table)]) + "\n"
 
 
 def draw(table: pd.DataFrame, page: kit.Page) -> None:
@@ -142,11 +138,9 @@ def draw(table: pd.DataFrame, page: kit.Page) -> None:
 
 def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give the standard deviations by the seeds that differ."""
-    return {
-        f"{row['configuration']} at {row['learning_rate']}, {row['task']}, {row['measure']}, "
-        f"{row['seeds']}": row["standard_deviation"]
-        for row in table.to_dict("records")
-    }
+    things = table["configuration"] + " at " + table["learning_rate"].astype(str)
+    names = things + ", " + table["task"] + ", " + table["measure"] + ", " + table["seeds"]
+    return dict(zip(names, table["standard_deviation"].tolist(), strict=True))
 
 
 ANALYSIS = kit.Analysis(
@@ -159,7 +153,6 @@ ANALYSIS = kit.Analysis(
     plot=kit.Plot(draw),
     summarize=summarize,
     texts={"md": as_markdown},
-    on_screen=as_markdown,
     compares=True,
     selects=False,
     csv=True,

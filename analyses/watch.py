@@ -31,12 +31,7 @@ LATEST_STEPS = 50
 
 
 def describe(run: Run, *, now: float) -> str:
-    """Describe in one line where a run stands.
-
-    Args:
-        run: the run.
-        now: the time, in seconds since the epoch.
-    """
+    """Describe in one line where a run stands `now`, in seconds since the epoch."""
     file = run.path / "metrics.parquet"
     if not file.is_file():
         return f"{run.name} has recorded no step yet"

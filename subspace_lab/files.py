@@ -72,11 +72,15 @@ def storage_error(error: Exception, path: Path) -> OSError | None:
     return None
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text, atomically."""
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON, atomically; numbers that it cannot hold become null."""
-    with replacing(path) as unfinished:
-        text = json.dumps(finite(content), indent=1, allow_nan=False)
-        unfinished.write_text(text + "\n", encoding="utf-8")
+    write_text(path, json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
 
 
 def finite(value: Any) -> Any:

@@ -22,19 +22,10 @@ from subspace_lab.runs.run import Run
 from subspace_lab.theory.mask_law import LAWS, rescale_name
 
 METHODS = {
-    "lora": "LoRA",
-    "droplora": "DropLoRA",
-    "dora": "DoRA",
-    "pissa": "PiSSA",
-    "milora": "MiLoRA",
-    "olora": "OLoRA",
-    "lora_ga": "LoRA-GA",
-    "corda": "CorDA",
-    "eva": "EVA",
-    "adalora": "AdaLoRA",
-    "full": "Full",
-    "galore": "GaLore",
-}
+    "lora": "LoRA", "droplora": "DropLoRA", "dora": "DoRA", "pissa": "PiSSA", "milora": "MiLoRA",
+    "olora": "OLoRA", "lora_ga": "LoRA-GA", "corda": "CorDA", "eva": "EVA", "adalora": "AdaLoRA",
+    "full": "Full", "galore": "GaLore",
+}  # fmt: skip
 RESCALES = {"none": "not rescaled", "keep_prob": "rescaled", "realized": "rescaled by its mean"}
 USUAL = {
     "dwell": 1,
@@ -116,11 +107,10 @@ def mask_text(settings: Mapping[Any, Any]) -> str:
     sampling = _sampling(settings)
     kind = "" if sampling == "bernoulli" else f"{sampling} "
     named = [f"{kind}{settings['granularity']} mask", RESCALES[rescale_name(settings["rescale"])]]
-    others = {name: settings.get(name) for name in MASK[4:]}
-    unusual = {
-        name: value for name, value in others.items() if value not in (None, USUAL.get(name))
-    }
-    named += [f"{name} {setting_text(value)}" for name, value in unusual.items() if value == value]
+    for name in MASK[4:]:
+        value = settings.get(name)
+        if value not in (None, USUAL.get(name)) and value == value:  # nan in a table without it
+            named.append(f"{name} {setting_text(value)}")
     return ", ".join(named)
 
 
@@ -132,10 +122,10 @@ def settings_text(settings: Mapping[Any, Any], *, with_rank: bool) -> str:
     'rank 8, step mask, rescaled, keep_prob 0.5'
     """
     rank = f"rank {settings['rank']}" if with_rank and settings["rank"] else ""
-    mask = mask_text(settings)
-    has_keep_prob = mask and LAWS[_sampling(settings)].uses_keep_prob
-    keep_prob = f"keep_prob {settings['keep_prob']}" if has_keep_prob else ""
-    return ", ".join(filter(None, [rank, settings["other_settings"], mask, keep_prob]))
+    parts = [rank, settings["other_settings"], mask := mask_text(settings)]
+    if mask and LAWS[_sampling(settings)].uses_keep_prob:
+        parts.append(f"keep_prob {settings['keep_prob']}")
+    return ", ".join(filter(None, parts))
 
 
 def _sampling(settings: Mapping[Any, Any]) -> str:

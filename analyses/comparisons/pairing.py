@@ -29,6 +29,12 @@ Seeds = tuple[int, ...]
 """What tells repetitions of a configuration apart: the seed, or several of them."""
 Scores = Mapping[tuple[str, str, Seeds], NDArray[np.float64]]
 """Values of the test examples, in order, for each (task, measure, seeds)."""
+VALIDATED = {
+    ACCURACY: "eval_exact_match",
+    LOSS: "eval_response_loss",
+    CALIBRATED: "validation_calibrated_loss",
+}
+"""Columns of a run's metrics on validation examples by measure."""
 MEAN_COLUMNS = ["mean", "low", "high", "seeds", "examples"]
 DIFFERENCE_COLUMNS = [
     "difference", "difference_low", "difference_high", "p_value", "examples_error", "paired_seeds",
@@ -41,8 +47,7 @@ class Configuration:
     """What one configuration's runs scored.
 
     Attributes:
-        settings: the method, and what else but the learning rate tells configurations apart, by
-            column.
+        settings: the method and what else tells configurations apart, but the learning rate.
         method: the same in words.
         learning_rate: the peak rate; nan where it is not known.
         scores: of its runs on test examples; of runs that were scored in training only the mean.
@@ -79,17 +84,39 @@ def read_configurations(runs: Sequence[Run]) -> list[Configuration]:
     """
     groups = read_groups(runs)
     repeated = repetitions([one.run for *_, group in groups for one in group])
-    return [
-        Configuration(
-            settings,
-            name,
-            float(group[0].run.config.get("learning_rate", math.nan)),
-            _read(group, repeated),
-            _read_validation(group, repeated),
-            _count(group),
-        )
-        for name, settings, group in groups
+    return [_configuration(*group, repeated) for group in groups]
+
+
+def _configuration(
+    name: str, settings: Mapping[str, Any], group: Sequence[Scored], repeated: Mapping[Run, Seeds]
+) -> Configuration:
+    scores = [
+        ((task, measure, repeated[one.run]), values)
+        for one in group
+        for task in one.summaries
+        for measure, values in one.values(task).items()
     ]
+    validation = [
+        ((measure, repeated[one.run]), float(last[column]))
+        for one in group
+        if (last := last_validation(one.run)) is not None
+        for measure, column in VALIDATED.items()
+        if column in last
+    ]
+    examples = {
+        task: min(one.count(task) for one in group if task in one.summaries)
+        for task in {task for one in group for task in one.summaries}
+    }
+    rate = float(group[0].run.config.get("learning_rate", math.nan))
+    return Configuration(settings, name, rate, _means(scores), _means(validation), examples)
+
+
+def _means(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Average the values of each key, in the order of the keys."""
+    values: dict[Any, list[Any]] = {}
+    for key, value in pairs:
+        values.setdefault(key, []).append(value)
+    return {key: np.mean(of_key, axis=0) for key, of_key in values.items()}
 
 
 def read_groups(runs: Sequence[Run]) -> list[tuple[str, dict[str, Any], list[Scored]]]:
@@ -100,7 +127,11 @@ def read_groups(runs: Sequence[Run]) -> list[tuple[str, dict[str, Any], list[Sco
     Raises:
         UserError: if runs differ in problem, evaluation or test examples.
     """
-    groups = [group for group in scored_groups(runs) if _has_answers(group)]
+    groups = [
+        group
+        for group in scored_groups(runs)
+        if any(one.values(task) for one in group for task in one.summaries)
+    ]
     if not groups:
         return []
     scored = [one for group in groups for one in group]
@@ -114,10 +145,6 @@ def read_groups(runs: Sequence[Run]) -> list[tuple[str, dict[str, Any], list[Sco
     ]
 
 
-def _has_answers(group: Sequence[Scored]) -> bool:
-    return any(one.values(task) for one in group for task in one.summaries)
-
-
 def repetitions(runs: Sequence[Run]) -> dict[Run, Seeds]:
     """Give the seeds that a run is known by; its `seed` alone where the others are the same."""
     seeds = {run: seeds_in_effect(run.config) for run in runs}
@@ -128,45 +155,10 @@ def repetitions(runs: Sequence[Run]) -> dict[Run, Seeds]:
     return {run: one[:1] if len(set(one)) == 1 else one for run, one in others.items()}
 
 
-def name_of(settings: Mapping[str, Any], *, with_rank: bool) -> str:
+def name_of(settings: Mapping[Any, Any], *, with_rank: bool) -> str:
     """Name a configuration by its method and what else tells it apart."""
     text = settings_text(settings, with_rank=with_rank)
     return f"{settings['method']} ({text})" if text else str(settings["method"])
-
-
-def _read(group: Sequence[Scored], repeated: Mapping[Run, Seeds]) -> Scores:
-    scores: dict[tuple[str, str, Seeds], list[NDArray[np.float64]]] = {}
-    for one in group:
-        for task in one.summaries:
-            for measure, values in one.values(task).items():
-                scores.setdefault((task, measure, repeated[one.run]), []).append(values)
-    return {key: np.mean(of_runs, axis=0) for key, of_runs in scores.items()}
-
-
-def _read_validation(
-    group: Sequence[Scored], repeated: Mapping[Run, Seeds]
-) -> dict[tuple[str, Seeds], float]:
-    columns = {
-        ACCURACY: "eval_exact_match",
-        LOSS: "eval_response_loss",
-        CALIBRATED: "validation_calibrated_loss",
-    }
-    scores: dict[tuple[str, Seeds], list[float]] = {}
-    for one in group:
-        if (last := last_validation(one.run)) is not None:
-            for measure, column in columns.items():
-                if column in last:
-                    key = measure, repeated[one.run]
-                    scores.setdefault(key, []).append(float(last[column]))
-    return {key: sum(of_runs) / len(of_runs) for key, of_runs in scores.items()}
-
-
-def _count(group: Sequence[Scored]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for one in group:
-        for task in one.summaries:
-            counts[task] = min(one.count(task), counts.get(task, one.count(task)))
-    return counts
 
 
 def tasks_scored(configurations: Iterable[Configuration], measure: str) -> list[str]:

@@ -53,13 +53,9 @@ def own_rate(
 ) -> float | None:
     """Choose the rate of the best mean validation score; of a tie the lowest.
 
-    Args:
-        of_rates: the configurations of a method by rate.
-        measure: accuracy (more is better) or a loss (less is); nan, of a diverged run, is worst.
-        seeds: over which the mean is taken; None: those of all rates.
-
-    Returns:
-        The rate; None where there is only one, or a rate has no validation scores of these seeds.
+    The mean over `seeds`, or over those of all rates; of accuracies more is better, of losses less,
+    and nan, of a diverged run, is worst. None where there is only one rate, or one has no
+    validation scores of these seeds.
     """
     common = validated_seeds(of_rates, measure) if seeds is None else seeds
     if len(of_rates) < 2 or not common:
@@ -82,63 +78,48 @@ def validated_seeds(of_rates: Mapping[float, Configuration], measure: str) -> li
     return sorted(set.intersection(*known))
 
 
-def at_equal_rates(
+def compare(
     methods: Methods, baseline: str, tasks: Sequence[str], measure: str
 ) -> list[dict[str, Any]]:
-    """Give the mean of each method at each rate, and its difference to the baseline at that rate.
+    """Give the mean of each method over the tasks, and its difference to the baseline.
 
-    Args:
-        methods: the methods.
-        baseline: the name of one.
-        tasks: that are averaged.
-        measure: accuracy, or a loss.
+    First at each rate, both at the same; then each method at its own rate, with the columns
+    `baseline_rate`, the ratio `rate_ratio` to it, the `lowest_rate` and `highest_rate` that single
+    seeds would have chosen, and whether the rate is the lowest or highest of the method's,
+    `at_edge`. Methods without a choice, and all of them where the baseline has none, have no rate
+    of their own.
     """
-    return [
-        _row(one, methods[baseline].get(rate), tasks, measure, mean) | {"rates": EQUAL}
+    pairs: list[tuple[Configuration, Configuration | None, dict[str, Any]]] = [
+        (one, methods[baseline].get(rate), {"rates": EQUAL})
         for of_rates in methods.values()
         for rate, one in of_rates.items()
-        if (mean := mean_of(one, tasks, measure))
     ]
-
-
-def at_own_rates(
-    methods: Methods, baseline: str, tasks: Sequence[str], measure: str
-) -> list[dict[str, Any]]:
-    """Give the mean of each method at its own rate, and its difference to the baseline at its own.
-
-    Beside the columns of `at_equal_rates`: the `baseline_rate` and the ratio `rate_ratio` to it;
-    the `lowest_rate` and `highest_rate` that single seeds would have chosen; and whether the rate
-    is the lowest or highest of the method's, `at_edge`. Methods without a choice, and all of them
-    where the baseline has none, are left out.
-    """
-    own = {
-        method: rate
-        for method, of_rates in methods.items()
-        if (rate := own_rate(of_rates, measure)) is not None
-    }
-    if baseline not in own:
-        return []
-    rows = []
+    own = {method: own_rate(of_rates, measure) for method, of_rates in methods.items()}
+    of_baseline = own[baseline]
     for method, rate in own.items():
-        of_rates = methods[method]
-        if not (mean := mean_of(of_rates[rate], tasks, measure)):
+        if rate is None or of_baseline is None:
             continue
-        other = methods[baseline][own[baseline]]
+        of_rates = methods[method]
         single = [
             own_rate(of_rates, measure, seeds=[seed]) or math.nan
             for seed in validated_seeds(of_rates, measure)
         ]
-        rows.append(
-            _row(of_rates[rate], other, tasks, measure, mean)
-            | {
-                "rates": OWN,
-                "baseline_rate": own[baseline],
-                "rate_ratio": rate / own[baseline],
-                "lowest_rate": min(single),
-                "highest_rate": max(single),
-                "at_edge": rate in (min(of_rates), max(of_rates)),
-            }
-        )
+        columns = {
+            "rates": OWN,
+            "baseline_rate": of_baseline,
+            "rate_ratio": rate / of_baseline,
+            "lowest_rate": min(single),
+            "highest_rate": max(single),
+            "at_edge": rate in (min(of_rates), max(of_rates)),
+        }
+        pairs.append((of_rates[rate], methods[baseline][of_baseline], columns))
+    rows = []
+    for one, other, columns in pairs:
+        if mean := mean_of(one, tasks, measure):
+            row = {"configuration": one.method, **one.settings, "learning_rate": one.learning_rate}
+            if other is not None and other.method != one.method:
+                row |= difference_of(other, one, tasks, measure)
+            rows.append(row | mean | columns)
     return rows
 
 
@@ -151,16 +132,3 @@ def without_own_rate(methods: Methods, measure: str) -> dict[str, str]:
         elif not validated_seeds(of_rates, measure):
             reasons[method] = "its rates were not evaluated on validation examples, under one seed"
     return reasons
-
-
-def _row(
-    one: Configuration,
-    other: Configuration | None,
-    tasks: Sequence[str],
-    measure: str,
-    mean: Mapping[str, Any],
-) -> dict[str, Any]:
-    row = {"configuration": one.method, **one.settings, "learning_rate": one.learning_rate, **mean}
-    if other is not None and other.method != one.method:
-        row |= difference_of(other, one, tasks, measure)
-    return row

@@ -27,11 +27,7 @@ ACCURACY, LOSS, CALIBRATED = "accuracy", "loss", "calibrated_loss"
 MEASURES = (ACCURACY, LOSS, CALIBRATED)
 AVERAGE = "average"
 """The mean over tasks."""
-TRAINED = {
-    ACCURACY: "exact_match",
-    LOSS: "response_loss",
-    CALIBRATED: "calibrated_loss",
-}
+TRAINED = {ACCURACY: "exact_match", LOSS: "response_loss", CALIBRATED: "calibrated_loss"}
 """Columns of a run's metrics by measure, after `test_`."""
 
 
@@ -94,10 +90,8 @@ def scored_groups(
 ) -> list[list[Scored]]:
     """Read the scores of the runs that have any, one list per configuration.
 
-    Args:
-        runs: runs; those without a configuration or without scores on test examples are excluded
-            (`excluded_runs` names them).
-        tasks: only these; None: all.
+    Runs without a configuration or without scores on test examples are excluded (`excluded_runs`
+    names them). Of all tasks, or only of `tasks`.
 
     Raises:
         UserError: if two runs of one configuration and the same seeds were scored on one task.
@@ -118,9 +112,7 @@ def scored_groups(
 def excluded_runs(runs: Iterable[Run], *, on_all_tasks: bool) -> list[str]:
     """Name the runs that have no scores, and say why and what to do.
 
-    Args:
-        runs: the runs to compare.
-        on_all_tasks: whether a run also needs the scores of every task that another run has.
+    With `on_all_tasks` a run also needs the scores of every task that another run has.
     """
     known = _read_all(runs)
     every = {task: summary for one in known for task, summary in one.summaries.items()}
@@ -140,19 +132,19 @@ def excluded_runs(runs: Iterable[Run], *, on_all_tasks: bool) -> list[str]:
 
 def _read_all(runs: Iterable[Run], tasks: Collection[str] | None = None) -> list[Scored]:
     """Read the runs' scores: of their evaluations, or where there are none, of their training."""
-    scored = [_read(run, tasks) for run in runs]
+    scored = [Scored(run, _evaluated(run, tasks)) for run in runs]
     if any(one.summaries for one in scored):
         return scored
-    return [_read_training(one.run, tasks) for one in scored]
+    return [ScoredInTraining(one.run, _of_training(one.run, tasks)) for one in scored]
 
 
-def _read_training(run: Run, tasks: Collection[str] | None) -> Scored:
-    """Read what training scored on test examples after its last step."""
+def _of_training(run: Run, tasks: Collection[str] | None) -> dict[str, dict[str, Any]]:
+    """Summarize what training scored on test examples after its last step, by task."""
     task = records.file_name(str(run.config.get("task", "")))
     wanted = _has_metrics(run) and (tasks is None or task in tasks)
     last = run.metrics.iloc[-1] if wanted else pd.Series(dtype=float)
     if not last.get("test_examples", 0) > 0:
-        return ScoredInTraining(run, {})
+        return {}
     summary = {
         "metric": "exact_match",
         "value": float(last["test_exact_match"]),
@@ -160,17 +152,16 @@ def _read_training(run: Run, tasks: Collection[str] | None) -> Scored:
         "step": int(last["step"]),
         "settings": {"split": "test"},
     }
-    return ScoredInTraining(run, {task: summary})
+    return {task: summary}
 
 
-def _read(run: Run, tasks: Collection[str] | None = None) -> Scored:
-    """Read a run's scores on test examples."""
-    summaries = {
+def _evaluated(run: Run, tasks: Collection[str] | None) -> dict[str, dict[str, Any]]:
+    """Read the summaries of a run's evaluations on test examples, by task."""
+    return {
         task: summary
         for task, summary in read_summaries(run.path).items()
         if (tasks is None or task in tasks) and summary["settings"].get("split", "test") == "test"
     }
-    return Scored(run, summaries)
 
 
 def last_validation(run: Run) -> pd.Series[Any] | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from analyses import kit
 from analyses.comparisons.scores import ACCURACY, CALIBRATED, LOSS
 from subspace_lab.stats.intervals import Interval, spread_text
 
@@ -17,8 +18,6 @@ MEASURES = {
     LOSS: ("Loss of the right response", "nats/token", 1.0, ".3f"),
     CALIBRATED: ("Loss at the validated temperature", "nats/token", 1.0, ".3f"),
 }
-
-Cell = Callable[[Any], str]
 
 
 def mean_text(row: Any) -> str:
@@ -38,8 +37,14 @@ def difference_text(row: Any) -> str:
     return f"{scale * row.difference:+{form}}{interval}"
 
 
+def grid(corner: str, heads: Sequence[str], lines: Mapping[str, Sequence[str]]) -> str:
+    """Write lines of cells by their names as a table in Markdown."""
+    named = ([name, *cells] for name, cells in lines.items())
+    return kit.markdown_table([[corner, *heads], *named])
+
+
 def cells_by(
-    column: str, values: Sequence[Any], rows: pd.DataFrame, cell: Cell
+    column: str, values: Sequence[Any], rows: pd.DataFrame, cell: Callable[[Any], str]
 ) -> dict[str, list[str]]:
     """Write the rows of each configuration, one cell for each value of a column; else empty."""
     lines = {}

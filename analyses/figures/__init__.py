@@ -19,9 +19,8 @@ import argparse
 from pathlib import Path
 
 from analyses import kit
-from analyses.figures.captions import index
+from analyses.figures.captions import document, index
 from analyses.figures.drawing import draw_set
-from analyses.figures.latex import document
 from analyses.kit.command import RUN
 from subspace_lab import files
 from subspace_lab.errors import exit_code_2_on_user_error
@@ -49,9 +48,8 @@ def main() -> None:
     out = arguments.out or kit.default_folder(runs) / "figures"
     width = kit.page_of(vars(arguments)).width
     drawn, missing = draw_set(runs, out, width=width)
-    for name, text in (("figures.tex", document(drawn)), ("captions.md", index(drawn, missing))):
-        with files.replacing(out / name) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
+    files.write_text(out / "figures.tex", document(drawn))
+    files.write_text(out / "captions.md", index(drawn, missing))
     for figure in drawn:
         print(f"wrote {out / figure.name}.pdf, .png, .csv and .caption.tex")
     for name, reason in missing.items():

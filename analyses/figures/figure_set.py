@@ -29,14 +29,10 @@ from analyses.figures.sources import Source, of_all_runs, of_each_run, overlaps_
 
 @dataclass(frozen=True)
 class SetFigure:
-    """One figure of the set.
+    """One figure of the set; those with one source share its table.
 
-    Attributes:
-        name: of its files.
-        shows: the caption's first sentences, in ASCII and without LaTeX: what is drawn.
-        source: makes the table; figures with one source share it.
-        plot: draws the table.
-        sample: gives sample size and interval of what is drawn.
+    `shows` is what the caption begins with, in ASCII and without LaTeX, and `sample` gives sample
+    size and interval of what is drawn.
     """
 
     name: str

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable
 
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
 
 from analyses import grassmann, kit
 from analyses.kit.curves import thin
@@ -16,17 +18,11 @@ PANEL_WIDTH = 1.5  # inches
 
 
 def layers_over_steps(
-    value: str,
-    *,
-    unit: str,
-    rows: Callable[[pd.DataFrame], pd.DataFrame] = lambda table: table,
+    value: str, *, unit: str, rows: Callable[[pd.DataFrame], pd.DataFrame]
 ) -> kit.Plot:
     """Make a plot of a column by layer and step, the median over the layer's modules.
 
-    Args:
-        value: the column.
-        unit: of the column.
-        rows: selects the table's rows, at most one for each run, step and module.
+    `rows` selects the table's rows, at most one for each run, step and module.
     """
     draw = functools.partial(_draw_layers, unit=unit)
     return kit.Plot(draw, functools.partial(layer_cells, value=value, rows=rows))
@@ -44,37 +40,46 @@ def layer_cells(
     known = thin(rows(table).dropna(subset=[value]), most=MAX_STEPS)
     if known["layer"].nunique() < 2 or known["step"].nunique() < 2:
         return known[:0]
-    by = ["configuration", "run", "layer", "step"]
-    medians = (
-        known.groupby(by, observed=True, sort=False)[value].agg(["median", "size"]).reset_index()
-    )
-    by.remove("run")
-    cells = medians.groupby(by, observed=True, sort=False).agg(
-        value=("median", "mean"), modules=("size", "max"), seeds=("run", "nunique")
-    )
+    by = ["configuration", "layer", "step"]
+    of_runs = known.groupby([*by, "run"], observed=True, sort=False)[value]
+    medians = of_runs.agg(["median", "size"]).groupby(by, observed=True, sort=False)
+    cells = medians.agg(value=("median", "mean"), modules=("size", "max"), seeds=("size", "size"))
     return cells.reset_index().astype({"configuration": str})
 
 
 def _draw_layers(cells: pd.DataFrame, page: kit.Page, *, unit: str) -> None:
-    names = list(dict.fromkeys(cells["configuration"]))
     height = min(2.6, max(1.45, 0.9 + 0.05 * cells["layer"].nunique()))
-    axes = page.panels(names, row_height=height, panel_width=PANEL_WIDTH)
     limits = (float(cells["value"].min()), float(cells["value"].max()))
-    for name, axis in axes.items():
-        table = cells[cells["configuration"] == name].pivot_table(
-            index="layer", columns="step", values="value"
-        )
-        image = draw_named_heat_map(axis, table, limits=limits)
+
+    def draw(axis: Axes, rows: pd.DataFrame) -> AxesImage:
+        table = rows.pivot_table(index="layer", columns="step", values="value")
         axis.set(xlabel="optimizer step", ylabel="layer")
+        return draw_named_heat_map(axis, table, limits=limits)
+
+    _draw_maps(cells, page, draw, row_height=height, label=unit)
+
+
+def _draw_maps(
+    cells: pd.DataFrame,
+    page: kit.Page,
+    draw: Callable[[Axes, pd.DataFrame], AxesImage],
+    *,
+    row_height: float,
+    label: str,
+) -> None:
+    """Draw a map of each configuration, with the scale of colors that they share."""
+    names = list(dict.fromkeys(cells["configuration"]))
+    axes = page.panels(names, row_height=row_height, panel_width=PANEL_WIDTH)
+    for name, axis in axes.items():
+        image = draw(axis, cells[cells["configuration"] == name])
         page.set_title(axis, name)
-    page.figure.colorbar(image, ax=list(axes.values()), label=unit, aspect=30)
+    page.figure.colorbar(image, ax=list(axes.values()), label=label, aspect=30)
 
 
 def seeds_overlap(side: str) -> kit.Plot:
     """Make a plot of the overlap of the update's directions between seeds.
 
-    Args:
-        side: row (input space) or column (output space).
+    The `side` is row (input space) or column (output space).
     """
     return kit.Plot(_draw_overlaps, functools.partial(overlap_means, side=side))
 
@@ -99,11 +104,8 @@ def overlap_means(table: pd.DataFrame, *, side: str) -> pd.DataFrame:
 
 
 def _draw_overlaps(means: pd.DataFrame, page: kit.Page) -> None:
-    names = list(dict.fromkeys(means["configuration"]))
-    axes = page.panels(names, row_height=1.8, panel_width=PANEL_WIDTH)
-    for name, axis in axes.items():
-        rows = means[means["configuration"] == name]
-        image = draw_heat_map(axis, rows.pivot(index="i", columns="j", values="phi"))
+    def draw(axis: Axes, rows: pd.DataFrame) -> AxesImage:
         axis.set(xlabel="j, another seed", ylabel="i, one seed")
-        page.set_title(axis, name)
-    page.figure.colorbar(image, ax=list(axes.values()), label="overlap φ(i, j)", aspect=30)
+        return draw_heat_map(axis, rows.pivot(index="i", columns="j", values="phi"))
+
+    _draw_maps(means, page, draw, row_height=1.8, label="overlap φ(i, j)")

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import pandas as pd
 
 from analyses import kit
 from subspace_lab.stats.intervals import mean_interval
 
-ENDS = ["value", "low", "high"]
-
 
 def over_seeds(plot: kit.Plot, *, keys: Sequence[str]) -> kit.Plot:
     """Make the plot of configurations from one that draws points of runs.
 
-    Args:
-        plot: its table of what is drawn has the columns run, value, low, high and `keys`.
-        keys: what tells a run's points apart.
+    The table of what it draws has the columns run, value, low, high and `keys`, which tell a run's
+    points apart.
     """
     return kit.Plot(plot.draw, points_over_seeds(plot.shown, keys))
 
@@ -51,8 +47,6 @@ def _reduced(rows: pd.DataFrame) -> pd.DataFrame:
     if len(rows) == 1:
         return rows
     interval = mean_interval(rows["value"].to_numpy())
-    reduced = rows.iloc[:1].assign(
-        value=interval.estimate, low=interval.low, high=interval.high, seeds=len(rows)
-    )
-    flags = [name for name in rows if rows[name].dtype == np.bool_]
-    return reduced.assign(**{str(name): bool(rows[name].all()) for name in flags})
+    flags = rows.select_dtypes("bool").all()
+    reduced = rows.iloc[:1].assign(value=interval.estimate, low=interval.low, high=interval.high)
+    return reduced.assign(seeds=len(rows), **{str(name): flag for name, flag in flags.items()})

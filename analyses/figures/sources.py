@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analyses import grassmann, kit
@@ -43,11 +44,9 @@ def configuration_names(runs: Sequence[Run]) -> dict[str, str]:
 def of_each_run(analysis: kit.Analysis, *, all_snapshots: bool = False, **options: Any) -> Source:
     """Stack an analysis's tables of the runs that have one.
 
-    Args:
-        analysis: the analysis.
-        all_snapshots: whether snapshots are evaluated over training, at most MAX_SNAPSHOTS of each
-            run; else the analysis's default.
-        options: the analysis's own options; others have their defaults.
+    With `all_snapshots`, at most MAX_SNAPSHOTS of each run, evenly spread over training, the first
+    and the last among them, are evaluated; else the analysis's default. Of its `options` the others
+    have their defaults.
     """
     chosen = {name: settings["default"] for name, settings in analysis.options.items()
               if settings.get("default") is not None} | options  # fmt: skip
@@ -56,10 +55,14 @@ def of_each_run(analysis: kit.Analysis, *, all_snapshots: bool = False, **option
         path = run.output_folder / f"{analysis.name}.parquet"
         record = run.path / "run.json"
         if record.is_file() and path.is_file() and path.stat().st_mtime > record.stat().st_mtime:
-            known = files.read_table(path).assign(run=run.name)
-            return known.drop(columns="configuration", errors="ignore")
+            table = files.read_table(path).assign(run=run.name)
+            return table.drop(columns="configuration", errors="ignore")
         kit.check_needs(run, analysis.needs)
-        steps = _spread(steps_of(analysis, run)) if all_snapshots else None
+        steps = None
+        if all_snapshots:
+            known = steps_of(analysis, run)
+            places = np.linspace(0, len(known) - 1, min(len(known), MAX_SNAPSHOTS))
+            steps = [known[place] for place in places.round().astype(int)]
         return analysis.compute(run, steps=steps, modules=None, **chosen)
 
     def source(runs: Sequence[Run], names: Names) -> pd.DataFrame:
@@ -115,9 +118,3 @@ def overlaps_of_seeds(runs: Sequence[Run], names: Names) -> pd.DataFrame:
     table = kit.concatenate(tables)
     table.attrs["left_out"] = left_out
     return table
-
-
-def _spread(steps: Sequence[int]) -> list[int]:
-    """Choose some steps, evenly spread, the first and the last among them."""
-    count = min(len(steps), MAX_SNAPSHOTS)
-    return [steps[round(place * (len(steps) - 1) / max(1, count - 1))] for place in range(count)]

@@ -15,15 +15,14 @@ from analyses.kit.curves import (
 )
 from analyses.kit.modules import module_map
 from analyses.kit.needs import Needs, check_needs
-from analyses.kit.notes import print_notes
 from analyses.kit.selection import open_named_runs, select_modules, select_steps
 from analyses.kit.tables import (
     concatenate,
-    evaluated_examples,
     examples_note,
     grid_table,
     markdown_table,
     ragged,
+    summary_by,
 )
 from analyses.kit.writing import default_folder, page_of
 from subspace_lab.figures.page import Page
@@ -31,40 +30,11 @@ from subspace_lab.figures.panels import Panel
 from subspace_lab.runs.core_batches import CoreBatch
 
 __all__ = [
-    "Analysis",
-    "CoreBatch",
-    "Modules",
-    "Needs",
-    "Page",
-    "Panel",
-    "Plot",
-    "StepMasks",
-    "Steps",
-    "Summary",
-    "add_width",
-    "at_last_step",
-    "check_needs",
-    "concatenate",
-    "curves_of",
-    "curves_over_steps",
-    "default_folder",
-    "evaluated_examples",
-    "examples_note",
-    "grid_table",
-    "group_column",
-    "label",
-    "map_parallel",
-    "markdown_table",
-    "medians_at_last_step",
-    "module_map",
-    "open_named_runs",
-    "option",
-    "over_batches",
-    "over_cores",
-    "page_of",
-    "print_notes",
-    "ragged",
-    "run_analysis",
-    "select_modules",
+    "Analysis", "CoreBatch", "Modules", "Needs", "Page", "Panel", "Plot", "StepMasks", "Steps",
+    "Summary", "add_width", "at_last_step", "check_needs", "concatenate", "curves_of",
+    "curves_over_steps", "default_folder", "examples_note", "grid_table", "group_column", "label",
+    "map_parallel", "markdown_table", "medians_at_last_step", "module_map", "open_named_runs",
+    "option", "over_batches", "over_cores", "page_of", "ragged", "run_analysis", "select_modules",
     "select_steps",
-]
+    "summary_by",
+]  # fmt: skip

@@ -75,14 +75,8 @@ class Plot:
     ) -> Figure:
         """Draw an analysis's table.
 
-        Args:
-            table: the table.
-            axes: the user's own, as many as the figure has panels, or some panels by name; None: a
-                new figure.
-            width: of a new figure, in inches.
-            titled: whether a new figure has a title.
-            things: runs or configurations in the order of their colors (see `Page`).
-            by: a column whose labels get curves of their own: projection or layer.
+        `axes`, `width`, `titled` and `things` are those of a `Page`; the labels of `by`, projection
+        or layer, get curves of their own.
 
         Raises:
             UserError: if `axes` are not those of the figure's panels, or nothing is to be drawn.
@@ -106,7 +100,7 @@ class Analysis:
         plot: the figure, or several by the names of their files; None: no figure.
         texts: what is written of the table as text: extension of NAME.EXTENSION to a function of
             the table; those of extension html are also shown in the report.
-        on_screen: what is printed of the table; None: the summary.
+        on_screen: what is printed of the table; None: its text in Markdown, else the summary.
         needs: what it reads from a run.
         reading: how to read the figure, in plain words, as HTML for the report; empty: the report
             leaves the analysis out.

@@ -48,9 +48,7 @@ MODULES = (
 def run_analysis(analysis: Analysis, arguments: Sequence[str] | None = None) -> None:
     """Run an analysis from the command line: open runs, compute, draw, write, and say where.
 
-    Args:
-        analysis: the analysis.
-        arguments: of the command line; None: those of the process.
+    Without `arguments` of the command line those of the process are taken.
 
     Raises:
         UserError: if a run, step or module is not available, or a run lacks what is needed.
@@ -128,12 +126,7 @@ def table_of(
 ) -> pd.DataFrame:
     """Make one table of several runs, with a column `configuration` where some share theirs.
 
-    Args:
-        analysis: the analysis.
-        runs: the runs.
-        steps: which of each run's steps, as --steps; None: all.
-        modules: which modules, as --modules; None: all.
-        options: the analysis's own options.
+    `steps` and `modules` are those of --steps and --modules, `options` the analysis's own.
 
     Raises:
         UserError: if a step or module is not available, or nothing is left.

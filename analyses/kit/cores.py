@@ -11,27 +11,27 @@ import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from pandas.api.types import is_float_dtype, is_object_dtype
 from torch import Tensor
 from tqdm import tqdm
 
-from analyses.kit.not_finite import Tables, nan_where_not_finite
 from analyses.kit.tables import concatenate, grid_table
 from subspace_lab.errors import UserError
-from subspace_lab.linalg.rank_core import RankCore
+from subspace_lab.linalg.rank_core import Displacement, Frame, RankCore
 from subspace_lab.runs.core_batches import CoreBatch
 from subspace_lab.runs.run import Run
 from subspace_lab.runs.steps import ranges
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
+Tables = TypeVar("Tables", pd.DataFrame, list[pd.DataFrame])
 Steps = Collection[int] | None
 """The steps of a run that an analysis is about; None: all."""
 Modules = Collection[str] | None
@@ -69,15 +69,9 @@ def over_batches(
 ) -> Iterator[Tables]:
     """Apply a function to all cores of a run, a few steps at a time, in order.
 
-    Reading and factorising take place in the pool, too.
-
-    Args:
-        run: the run.
-        function: from a batch of cores (T, M) of modules that share a rank to tables with the
-            columns `step` and `module`; for cores that are not finite their numbers are nan.
-        steps: its steps.
-        modules: its modules.
-        displacements: whether the function needs them.
+    Reading and factorising take place in the pool, too. The function makes tables with the columns
+    `step` and `module` of a batch of cores (T, M) of modules that share a rank; for cores that are
+    not finite their numbers are nan.
     """
     chosen = len(run.modules if modules is None else modules)
     return map_parallel(
@@ -88,6 +82,46 @@ def over_batches(
         description=run.name,
         size=lambda pending: pending.count,
     )
+
+
+def nan_where_not_finite(function: Callable[[CoreBatch], Tables], batch: CoreBatch) -> Tables:
+    """Apply a function to a batch; its numbers for cores that are not finite become nan.
+
+    Training leaves such cores (nan, infinities) when it diverges, and LAPACK refuses them, with an
+    error that names none. They are replaced by identities, and every float in the rows of their
+    step and module by nan (lists become empty).
+    """
+    finite = batch.finite
+    if finite.all():
+        return function(batch)
+    steps, modules = (~finite).nonzero()
+    names = batch.modules["module"].to_numpy()
+    bad = pd.MultiIndex.from_arrays([batch.steps[steps], names[modules]])
+    tables = function(replace(batch, core=_finite_core(batch.core, torch.from_numpy(finite))))
+    for table in tables if isinstance(tables, list) else [tables]:
+        rows = pd.MultiIndex.from_arrays([table["step"], table["module"].astype(str)]).isin(bad)
+        for name, column in table.items():
+            if is_float_dtype(column):
+                table[name] = column.mask(rows)
+            elif is_object_dtype(column):  # lists of angles
+                table[name] = column.mask(rows, column.map(lambda values: values[:0]))
+    return tables
+
+
+def _finite_core(core: RankCore, finite: Tensor) -> RankCore:
+    """Put identities in the place of cores that are not finite, (T, M)."""
+
+    def part(matrix: Tensor) -> Tensor:
+        identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype)
+        return matrix.where(finite[..., None, None], identity)
+
+    def displacement(given: Displacement | None) -> Displacement | None:
+        return given and Displacement(part(given.along), part(given.across))
+
+    def frame(given: Frame) -> Frame:
+        return Frame(part(given.R), displacement(given.previous), displacement(given.start))
+
+    return RankCore(frame(core.row), frame(core.column), core.scaling)
 
 
 def map_parallel(
@@ -102,15 +136,8 @@ def map_parallel(
     """Apply a function to items, in order, with a progress bar.
 
     LAPACK works outside Python's lock, so threads use all processors, one each. At most two items
-    per thread are held at once, so memory stays bounded however many there are.
-
-    Args:
-        function: of an item.
-        items: taken as they are needed.
-        total: sum of the items' sizes.
-        unit: what sizes count.
-        description: shown before the bar.
-        size: of an item.
+    per thread are held at once, so memory stays bounded however many there are. The bar counts the
+    `size` of items in a `unit` up to their `total`, behind a `description`.
     """
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     waiting: collections.deque[tuple[int, Future[Result]]] = collections.deque()
@@ -133,9 +160,6 @@ class StepMasks:
     """All step masks of a run, for looking them up by step and module; none if it has none.
 
     Warns of steps whose masks are missing from the record, since analyses leave them out.
-
-    Args:
-        run: the run.
 
     Raises:
         UserError: if all of its masks were deleted.

@@ -24,13 +24,7 @@ ONLY = ""  # the name of a panel's only curve
 
 
 def curves_over_steps(*panels: Panel, title: str, panel_width: float = PANEL_WIDTH) -> Plot:
-    """Make the plot of an analysis that draws columns of its table, mostly over steps.
-
-    Args:
-        panels: what is drawn.
-        title: of the figure.
-        panel_width: least width of panels that stand side by side, in inches.
-    """
+    """Make the plot of an analysis that draws columns of its table, mostly over steps."""
     draw = functools.partial(draw_panels, panels=panels, title=title, panel_width=panel_width)
     return Plot(draw, functools.partial(curves_of, panels), splits=True)
 
@@ -42,7 +36,7 @@ def curves_of(
 
     Args:
         panels: what is drawn.
-        table: the analysis's table.
+        table: the analysis's.
         by: a column (projection, layer) whose labels get a curve each, in panels for each run or
             configuration; None: the median over all modules.
 
@@ -127,11 +121,7 @@ def curve_table(
 ) -> pd.DataFrame:
     """Reduce a column over modules, and over seeds where there are several, at each step.
 
-    Args:
-        table: rows by run, step and module.
-        value: the column.
-        over: the column of steps.
-        alone: whether one run is drawn; None: as many as the table has.
+    `alone` says whether one run is drawn; None: as many as the table has.
 
     Returns:
         Columns group, step (or what `over` names), center, low, high, band, modules, runs.

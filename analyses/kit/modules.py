@@ -9,7 +9,7 @@ import pandas as pd
 
 from analyses.kit.analysis import Plot
 from analyses.kit.curves import at_last_step, group_column
-from subspace_lab.figures.module_map import draw_module_map
+from subspace_lab.figures.heat_map import draw_module_map
 
 
 def module_map(
@@ -22,13 +22,8 @@ def module_map(
 ) -> Plot:
     """Make a plot of a column at each run's last step, module by module, with a ranking.
 
-    Args:
-        value: the column.
-        title: of the figure.
-        unit: of the column.
-        rows: selects the table's rows, at most one for each run, step and module.
-        name: of the column in the figure's table, where it is not that of `value`: what is ranked,
-            and relative to what.
+    `rows` selects the table's rows, at most one for each run, step and module. `name` is that of
+    the column in the figure's table, where it is not `value`: what is ranked, relative to what.
     """
     name = name or value
     draw = functools.partial(draw_module_map, value=name, title=title, unit=unit)
@@ -58,5 +53,4 @@ def module_cells(
     cells = cells.rename(columns={by[0]: "group", "mean": name, "size": "seeds"})
     cells = cells.astype(dict.fromkeys(["group", "module", "projection"], str))
     means = cells.groupby("module")[name].mean().sort_values(ascending=False, kind="stable")
-    places = {module: place for place, module in enumerate(means.index, start=1)}
-    return cells.assign(place=cells["module"].map(places))
+    return cells.assign(place=1 + means.index.get_indexer(pd.Index(cells["module"])))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 
 from subspace_lab.runs.run import Run
 
@@ -38,13 +38,6 @@ def notes(run: Run) -> list[str]:
             "numbers are nan"
         )
     return lines
-
-
-def print_notes(notes: Mapping[str, Sequence[str]]) -> None:
-    """Print the notes on each run, a line each."""
-    for run, lines in notes.items():
-        for line in lines:
-            print(f"  note on {run}: {line}")
 
 
 def _names(names: Collection[str], kind: str) -> str:

@@ -24,13 +24,11 @@ def grid_table(
     """Make a table from arrays over steps, modules and the given axes, a row for each entry.
 
     Args:
-        run: the run; its name becomes the column `run`.
+        run: its name becomes the column `run`.
         batch: the steps (T,) and modules (M,).
-        columns: name of each column to its values, (T, M, *axes) or broadcastable to it.
+        columns: name of each column to its values, (T, M, *axes) or broadcastable to it; they
+            follow run, step, module, layer, projection, and one for each axis.
         axes: further axes of the arrays: name of the column, and its labels along the axis.
-
-    Returns:
-        Columns run, step, module, layer, projection, one for each axis, and `columns`.
 
     Raises:
         ValueError: if an array does not fit steps, modules and labels.
@@ -83,24 +81,16 @@ def concatenate(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame({name: column(name) for name in names})
 
 
-def evaluated_examples(table: pd.DataFrame, *, examples: str = "examples") -> dict[str, int]:
-    """Give the largest number of examples that were evaluated, by split; empty if none were.
+def examples_note(table: pd.DataFrame, *, examples: str = "examples") -> str:
+    """Say how many examples of which split were evaluated at most, such as "64 test examples".
 
-    Args:
-        table: with the column `split`, which tables of earlier versions lack.
-        examples: name of the column of numbers of examples.
+    Empty if none were. Tables of earlier versions lack the column `split`.
     """
     if examples not in table:
-        return {}
+        return ""
     split = table["split"].fillna("held-out") if "split" in table else ["held-out"] * len(table)
-    largest = table[examples].groupby(split, sort=False).max().dropna()
-    return {str(name): int(count) for name, count in largest.items()}
-
-
-def examples_note(table: pd.DataFrame, *, examples: str = "examples") -> str:
-    """Say how many examples of which split were evaluated, such as "64 test examples"."""
-    counts = evaluated_examples(table, examples=examples)
-    return ", ".join(f"{n} {split} example{'s' * (n != 1)}" for split, n in counts.items())
+    largest = table[examples].groupby(split, sort=False).max().dropna().astype(int)
+    return ", ".join(f"{n} {split} example{'s' * (n != 1)}" for split, n in largest.items())
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
@@ -114,6 +104,14 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     header, *others = rows
     lines = [header, ["---"] * len(header), *others]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def summary_by(
+    names: pd.Series[str], table: pd.DataFrame, **columns: str
+) -> dict[str, dict[Any, Any]]:
+    """Give a summary of named rows: under each name some columns, by the names they have there."""
+    chosen = table[list(columns.values())].set_axis(list(columns), axis=1)
+    return dict(zip(names, chosen.to_dict("records"), strict=True))
 
 
 def ragged(values: ArrayLike) -> NDArray[np.object_]:

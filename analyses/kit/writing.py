@@ -11,7 +11,6 @@ import pandas as pd
 from analyses.kit.analysis import Analysis
 from analyses.kit.needs import Needs
 from analyses.kit.notes import notes as notes_on
-from analyses.kit.notes import print_notes
 from subspace_lab import files
 from subspace_lab.figures.page import VENUES, Page
 from subspace_lab.figures.style import COLUMN_WIDTH, save
@@ -26,14 +25,9 @@ def write_results(
 
     Where it is about factors, the notes on each run (`analyses.kit.notes`) are printed, and kept
     in NAME.json and in the table's attribute `notes`.
-
-    Args:
-        analysis: the analysis.
-        runs: the runs behind the table.
-        table: the analysis's table.
-        arguments: of the command, kept in NAME.json: `out`, the folder, or the file of a text,
-            which gives the others its name; `csv`; the formats of the figures, of which `none`
-            alone makes neither a figure nor its table; and `venue`, `width`, `title` and `by`.
+    The arguments of the command, too, are kept in NAME.json; its `out` is the folder, or the file
+    of a text, which gives the others its name, and the format `none` alone makes neither a figure
+    nor its table.
     """
     out, csv = arguments["out"] or default_folder(runs), arguments["csv"]
     is_file = out.suffix[1:] in analysis.texts
@@ -47,8 +41,7 @@ def write_results(
     table.attrs["folder"] = str(folder)  # to which links in texts are relative
     for extension, text_of in analysis.texts.items():
         paths.append(folder / f"{name}.{extension}")
-        with files.replacing(paths[-1]) as unfinished:
-            unfinished.write_text(text_of(table), encoding="utf-8")
+        files.write_text(paths[-1], text_of(table))
     for title, plot in analysis.plots.items() if formats else ():
         stem = name if title == analysis.name else title
         shown = plot.shown(table, by=arguments.get("by"))
@@ -85,12 +78,14 @@ def write_results(
         },
     )
     print(f"{analysis.name} of {', '.join(run.name for run in runs)} ({len(table):,} rows)")
-    if analysis.on_screen is None:
+    if on_screen := analysis.on_screen or analysis.texts.get("md"):
+        print(on_screen(table))
+    else:
         for key, value in summary.items():
             print(f"  {key}: {_shown(value)}")
-    else:
-        print(analysis.on_screen(table))
-    print_notes(notes)
+    for name_of_run, lines in notes.items():
+        for line in lines:
+            print(f"  note on {name_of_run}: {line}")
     for path in paths:
         print(f"wrote {path}")
 

@@ -21,6 +21,7 @@ p-value is at least 0.25.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,17 +32,15 @@ from analyses.comparisons.configurations import COLUMNS as SETTINGS
 from analyses.comparisons.pairing import (
     DIFFERENCE_COLUMNS,
     MEAN_COLUMNS,
-    Configuration,
     read_configurations,
     tasks_scored,
 )
 from analyses.comparisons.rates import (
     OWN,
     Methods,
-    at_equal_rates,
-    at_own_rates,
     by_method,
     check_baseline,
+    compare,
     several_rates,
     validated_seeds,
     without_own_rate,
@@ -62,10 +61,8 @@ COLUMNS = [
 def compute(runs: Sequence[Run], *, baseline: str = "LoRA") -> pd.DataFrame:
     """Compare methods at equal learning rates, and each at its own.
 
-    Args:
-        runs: recorded runs of several learning rates, evaluated on test examples; others are
-            excluded.
-        baseline: name of a configuration, without its learning rate.
+    `baseline` is the name of a configuration, without its learning rate. Runs without scores on
+    test examples are excluded.
 
     Returns:
         One row per configuration (its name, and its settings in columns of their own),
@@ -95,11 +92,12 @@ def compute(runs: Sequence[Run], *, baseline: str = "LoRA") -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for measure in MEASURES:
         if tasks := tasks_scored(configurations, measure):
-            compared = at_equal_rates(methods, baseline, tasks, measure)
-            compared += at_own_rates(methods, baseline, tasks, measure)
-            for row in compared:
-                one = methods[row["configuration"]][row["learning_rate"]]
-                validation = _validation(one, methods, measure)
+            for row in compare(methods, baseline, tasks, measure):
+                of_rates = methods[row["configuration"]]
+                known = of_rates[row["learning_rate"]].validation
+                # The mean over the seeds by which the method's rates are compared.
+                scores = [known[measure, seed] for seed in validated_seeds(of_rates, measure)]
+                validation = sum(scores) / len(scores) if scores else math.nan
                 rows.append(row | {"measure": measure, "validation": validation})
     table = pd.DataFrame(rows, columns=COLUMNS).assign(baseline=baseline)
     table["at_edge"] = table["at_edge"].astype("boolean")
@@ -126,26 +124,12 @@ def _check(methods: Methods, baseline: str) -> None:
         )
 
 
-def _validation(one: Configuration, methods: Methods, measure: str) -> float:
-    """Average over the seeds by which the method's rates are compared; nan without any."""
-    seeds = validated_seeds(methods[one.method], measure)
-    scores = [one.validation[measure, seed] for seed in seeds]
-    return sum(scores) / len(scores) if scores else float("nan")
-
-
 def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give each method's own rate and score, and its difference to the baseline at its own."""
-    return {
-        f"{row['configuration']}, {row['measure']}": {
-            "own_rate": row["learning_rate"],
-            "ratio": row["rate_ratio"],
-            "test": row["mean"],
-            "difference": row["difference"],
-            "low": row["difference_low"],
-            "high": row["difference_high"],
-        }
-        for row in table[table["rates"] == OWN].to_dict(orient="records")
-    }
+    rows = table[table["rates"] == OWN]
+    rates = {"own_rate": "learning_rate", "ratio": "rate_ratio", "test": "mean"}
+    numbers = {"difference": "difference", "low": "difference_low", "high": "difference_high"}
+    return kit.summary_by(rows["configuration"] + ", " + rows["measure"], rows, **rates, **numbers)
 
 
 ANALYSIS = kit.Analysis(
@@ -157,7 +141,6 @@ ANALYSIS = kit.Analysis(
     plot=kit.Plot(draw),
     summarize=summarize,
     texts={"md": as_markdown},
-    on_screen=as_markdown,
     options={"baseline": kit.option("LoRA", "the configuration to compare with")},
     reading="Scores over the learning rate: at one rate a method can be ahead that is behind with "
     "each at its own, the rate of the best mean on validation examples.",

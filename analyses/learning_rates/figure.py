@@ -42,18 +42,19 @@ def draw(table: pd.DataFrame, page: kit.Page) -> None:
         differences.axvline((rates[-1] * own_place) ** 0.5, color="0.6", linewidth=0.6)
         for number, name in enumerate(names):
             of_method = rows[rows["configuration"] == name]
+            shift = (rates[1] / rates[0]) ** (DODGE * (number - (len(names) - 1) / 2))
+            of_method = of_method.assign(x=of_method["learning_rate"] * shift)
             equal, own = (of_method[of_method["rates"] == rates_] for rates_ in (EQUAL, OWN))
             style = {**page.style(name), "linestyle": page.line(name)}
-            shift = (rates[1] / rates[0]) ** (DODGE * (number - (len(names) - 1) / 2))
-            _errorbars(scores, equal, "mean", "low", "high", scale, shift, style | {"label": name})
+            _errorbars(scores, equal, ["mean", "low", "high"], scale, label=name, **style)
             scores.plot(
-                own["learning_rate"] * shift, scale * own["mean"], linestyle="", marker="o",
-                markersize=7, markerfacecolor="none", markeredgecolor=style["color"],
+                own["x"], scale * own["mean"], linestyle="", marker="o", markersize=7,
+                markerfacecolor="none", markeredgecolor=style["color"],
             )  # fmt: skip
-            ends = ("difference", "difference_low", "difference_high")
-            _errorbars(differences, equal, *ends, scale, shift, style)
-            at_own = own.assign(learning_rate=own_place)
-            _errorbars(differences, at_own, *ends, scale, shift, style | {"linestyle": ""})
+            ends = ["difference", "difference_low", "difference_high"]
+            _errorbars(differences, equal, ends, scale, **style)
+            at_own = own.assign(x=own_place * shift)
+            _errorbars(differences, at_own, ends, scale, **style | {"linestyle": ""})
     for panel in axes.values():
         panel.set_xscale("log")
         panel.xaxis.set_minor_locator(NullLocator())
@@ -69,25 +70,9 @@ def draw(table: pd.DataFrame, page: kit.Page) -> None:
     page.legend({panels[0]: axes[panels[0]]})
 
 
-def _errorbars(
-    axes: Axes,
-    rows: pd.DataFrame,
-    value: str,
-    low: str,
-    high: str,
-    scale: float,
-    shift: float,
-    style: dict[str, Any],
-) -> None:
-    known = rows[rows[value].notna()]
-    if known.empty:
-        return
-    spread = np.nan_to_num(np.stack([known[value] - known[low], known[high] - known[value]]))
-    axes.errorbar(
-        known["learning_rate"] * shift,
-        scale * known[value],
-        yerr=scale * spread,
-        capsize=1.5,
-        elinewidth=0.7,
-        **style,
-    )
+def _errorbars(axes: Axes, rows: pd.DataFrame, ends: list[str], scale: float, **style: Any) -> None:
+    value, low, high = (scale * rows.dropna(subset=ends[:1])[name] for name in ends)
+    if not value.empty:
+        spread = np.nan_to_num(np.stack([value - low, high - value]))
+        x = rows["x"][value.index]
+        axes.errorbar(x, value, yerr=spread, capsize=1.5, elinewidth=0.7, **style)

@@ -6,13 +6,13 @@ from typing import Any
 
 import pandas as pd
 
-from analyses import kit
 from analyses.comparisons.rates import EQUAL, OWN
 from analyses.comparisons.scores import ACCURACY
 from analyses.comparisons.texts import (
     MEASURES,
     cells_by,
     difference_text,
+    grid,
     mean_text,
     remarks_text,
 )
@@ -41,19 +41,24 @@ def as_markdown(table: pd.DataFrame) -> str:
         parts += [
             f"{title} ({unit}) on test examples by learning rate: mean, its 95 % interval over "
             "seeds; bold at the rate with the best mean on validation examples",
-            _grid(heads, _means(equal, own, rates)),
+            grid("method", heads, _means(equal, own, rates)),
             f"{title} ({unit}): paired difference to {baseline} at equal learning rate, and each "
             "at its own, 95 % interval over seeds",
-            _grid([*heads, "each at its own"], _differences(equal, own, rates)),
+            grid("method", [*heads, "each at its own"], _differences(equal, own, rates)),
             f"{title}: what a comparison with {baseline} at one rate would have said (by whether "
             "the interval excludes 0), and with each method at its own rate",
-            _grid(
+            grid(
+                "method",
                 [head.format(baseline=baseline) for head in OWN_RATE],
                 {str(row.configuration): _said(row, equal) for row in own.itertuples()},
             ),
         ]
-    if own_at_edge := _edges(table):
-        parts.append(own_at_edge)
+    names = ", ".join(
+        f"{row.configuration} ({row.measure}) at {row.learning_rate:g}"
+        for row in table[table["at_edge"].fillna(False)].itertuples()
+    )
+    if names:
+        parts.append(f"At the edge of the grid, so that a better rate may lie beyond it: {names}.")
     return "\n\n".join([*parts, *remarks_text(table)]) + "\n"
 
 
@@ -66,12 +71,6 @@ def verdict(low: float, high: float, measure: str) -> str:
     if low > 0 or high < 0:
         return "ahead" if (high < 0) == (measure != ACCURACY) else "behind"
     return "open"
-
-
-def _grid(heads: list[str], lines: dict[str, list[str]]) -> str:
-    return kit.markdown_table(
-        [["method", *heads], *([name, *cells] for name, cells in lines.items())]
-    )
 
 
 def _means(equal: pd.DataFrame, own: pd.DataFrame, rates: list[float]) -> dict[str, list[str]]:
@@ -106,12 +105,3 @@ def _said(row: Any, equal: pd.DataFrame) -> list[str]:
         said[words].append(f"{one.learning_rate:g}")
     own = verdict(row.difference_low, row.difference_high, row.measure)
     return [chosen, f"{row.rate_ratio:g}", *(", ".join(rates) for rates in said.values()), own]
-
-
-def _edges(table: pd.DataFrame) -> str:
-    at_edge = table[table["at_edge"].fillna(False)]
-    names = ", ".join(
-        f"{row.configuration} ({row.measure}) at {row.learning_rate:g}"
-        for row in at_edge.itertuples()
-    )
-    return names and (f"At the edge of the grid, so that a better rate may lie beyond it: {names}.")

@@ -45,10 +45,9 @@ from analyses.comparisons.pairing import (
 from analyses.comparisons.rates import (
     OWN,
     Methods,
-    at_equal_rates,
-    at_own_rates,
     by_method,
     check_baseline,
+    compare,
     several_rates,
 )
 from analyses.comparisons.scores import ACCURACY, AVERAGE, MEASURES, excluded_runs
@@ -65,9 +64,8 @@ COLUMNS = [
 def compute(runs: Sequence[Run], *, baseline: str = "LoRA") -> pd.DataFrame:
     """Compute means over seeds and paired differences to the baseline.
 
-    Args:
-        runs: recorded and evaluated runs; others are excluded.
-        baseline: name of a configuration, without its learning rate.
+    `baseline` is the name of a configuration, without its learning rate. Runs without scores are
+    excluded.
 
     Returns:
         One row per configuration (its name, and its settings in columns of their own), task (the
@@ -98,8 +96,7 @@ def compute(runs: Sequence[Run], *, baseline: str = "LoRA") -> pd.DataFrame:
         tasks = tasks_scored(configurations, measure)
         groups = [(task, [task]) for task in tasks] + [(AVERAGE, tasks)] * (len(tasks) > 1)
         for title, members in groups:
-            compared = at_equal_rates(methods, baseline, members, measure)
-            compared += at_own_rates(methods, baseline, members, measure)
+            compared = compare(methods, baseline, members, measure)
             rows += [row | {"task": title, "measure": measure} for row in compared]
     table = pd.DataFrame(rows, columns=COLUMNS).assign(baseline=baseline)
     if table["paired_seeds"].isna().all():
@@ -108,12 +105,8 @@ def compute(runs: Sequence[Run], *, baseline: str = "LoRA") -> pd.DataFrame:
             "evaluated on the same tasks and trained with the same seeds and learning rate"
         )
     if several_rates(methods):
-        table["configuration"] = [
-            f"{name} at {'its own rate' if rates == OWN else f'{rate:g}'}"
-            for name, rates, rate in zip(
-                table["configuration"], table["rates"], table["learning_rate"], strict=True
-            )
-        ]
+        rates = table["learning_rate"].map("{:g}".format)
+        table["configuration"] += " at " + rates.where(table["rates"] != OWN, "its own rate")
     table.attrs["remarks"] = _remarks(runs, methods, baseline)
     return table
 
@@ -150,15 +143,10 @@ def _text(seeds: Collection[Seeds]) -> str:
 
 def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give the paired differences to the baseline, over all tasks where all were scored."""
-    return {
-        f"{row['configuration']}, {row['task']}, {row['measure']}": {
-            "difference": row["difference"],
-            "low": row["difference_low"],
-            "high": row["difference_high"],
-            "p_value": row["p_value"],
-        }
-        for row in over_all_tasks(table).to_dict(orient="records")
-    }
+    rows = over_all_tasks(table)
+    names = rows["configuration"] + ", " + rows["task"] + ", " + rows["measure"]
+    numbers = {"difference": "difference", "low": "difference_low", "high": "difference_high"}
+    return kit.summary_by(names, rows, **numbers, p_value="p_value")
 
 
 ANALYSIS = kit.Analysis(
@@ -170,7 +158,6 @@ ANALYSIS = kit.Analysis(
     plot=kit.Plot(draw),
     summarize=summarize,
     texts={"md": as_markdown},
-    on_screen=as_markdown,
     options={"baseline": kit.option("LoRA", "the configuration to compare with")},
     reading="Each mark is the mean over seeds of a method's score minus the baseline's, on the "
     "same test examples after training on the same data in the same order; the bar is its 95 % "

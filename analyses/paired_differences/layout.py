@@ -12,9 +12,9 @@ from analyses.comparisons.rates import EQUAL, OWN
 from analyses.comparisons.scores import AVERAGE
 from analyses.comparisons.texts import (
     MEASURES,
-    Cell,
     cells_by,
     difference_text,
+    grid,
     mean_text,
     remarks_text,
 )
@@ -34,15 +34,25 @@ def as_markdown(table: pd.DataFrame) -> str:
     Differences at equal rates have a table of their own, and so have those of each at its own.
     """
     baseline = table["baseline"].iloc[0]
-    parts = [rates_note(table)]
+    tried = ", ".join(f"{rate:g}" for rate in sorted(table["learning_rate"].unique()))
+    if OWN in set(table["rates"]):
+        note = f"s: {tried}; methods are compared at equal rates and each at its own."
+    else:
+        note = (
+            f": {tried}. Methods are compared at equal rate only, so it is open which one is "
+            "better with each at its own best rate: train several rates, evaluated on validation "
+            "examples (`analyses.learning_rates`)."
+        )
+    parts = [f"Learning rate{note}"]
     for measure, (title, unit, _, _) in MEASURES.items():
         rows = table[table["measure"] == measure]
         if rows.empty:
             continue
+        tasks = list(dict.fromkeys(rows["task"]))
         parts += [
             f"{title} ({unit}): mean ± half width, or ends, of its 95 % interval over seeds "
             "(seeds)",
-            _grid(rows, lambda row: f"{mean_text(row)} ({row.seeds})"),
+            grid("configuration", tasks, cells_by("task", tasks, rows, _with_seeds)),
         ]
         for rates, words in RATES.items():
             paired = rows[(rows["rates"] == rates) & rows["paired_seeds"].notna()]
@@ -50,34 +60,18 @@ def as_markdown(table: pd.DataFrame) -> str:
                 parts += [
                     f"{title} ({unit}): paired difference to {baseline} {words}, 95 % interval "
                     "over seeds (standard error over test examples)",
-                    _grid(paired, _with_error),
+                    grid("configuration", tasks, cells_by("task", tasks, paired, _with_error)),
                 ]
     return "\n\n".join([*parts, *remarks_text(table)]) + "\n"
+
+
+def _with_seeds(row: Any) -> str:
+    return f"{mean_text(row)} ({row.seeds})"
 
 
 def _with_error(row: Any) -> str:
     _, _, scale, form = MEASURES[row.measure]
     return f"{difference_text(row)} ({scale * row.examples_error:{form}})"
-
-
-def _grid(rows: pd.DataFrame, cell: Cell) -> str:
-    tasks = list(dict.fromkeys(rows["task"]))
-    lines = cells_by("task", tasks, rows, cell)
-    return kit.markdown_table(
-        [["configuration", *tasks], *([name, *cells] for name, cells in lines.items())]
-    )
-
-
-def rates_note(table: pd.DataFrame) -> str:
-    """Say what the comparison's learning rates were, and what it therefore leaves open."""
-    rates = ", ".join(f"{rate:g}" for rate in sorted(table["learning_rate"].unique()))
-    if OWN in set(table["rates"]):
-        return f"Learning rates: {rates}; methods are compared at equal rates and each at its own."
-    return (
-        f"Learning rate: {rates}. Methods are compared at equal rate only, so it is open which one "
-        "is better with each at its own best rate: train several rates, evaluated on validation "
-        "examples (`analyses.learning_rates`)."
-    )
 
 
 def over_all_tasks(table: pd.DataFrame) -> pd.DataFrame:

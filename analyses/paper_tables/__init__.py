@@ -165,7 +165,6 @@ ANALYSIS = kit.Analysis(
     },
     summarize=summarize,
     texts={"md": as_markdown},
-    on_screen=as_markdown,
     compares=True,
     selects=False,
     without_runs=True,

@@ -24,9 +24,10 @@ def as_markdown(table: pd.DataFrame) -> str:
     A cell of Tables 1 to 5 is "published / measured ± half width (seeds)".
     """
     parts = [_one(number, table[table["table"] == number]) for number in TITLES]
+    parts.append(_datasets())
     if remarks := table.attrs.get("remarks"):
         parts += ["Not in the tables:\n", *(f"- {remark}" for remark in remarks)]
-    return "\n".join([PREAMBLE, *parts[:5], _datasets(), *parts[5:]])
+    return "\n".join([PREAMBLE, *parts])
 
 
 def _one(number: int, rows: pd.DataFrame) -> str:

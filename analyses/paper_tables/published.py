@@ -15,16 +15,10 @@ AVERAGE = "Average"
 
 @dataclass(frozen=True)
 class Row:
-    """One row of Tables 1 to 5.
+    """One row of Tables 1 to 5, its scores and trainable parameters as printed, the average last.
 
-    Attributes:
-        model: base model.
-        method: as the table names it.
-        printed: the scores as printed, by column, the average last.
-        parameters: trainable parameters, as printed.
-        cited: whether the paper took the row from another paper.
-        rank: rank of the adapter; 0 where there is none.
-        prune_prob: pruning rate of Table 5; None: the table does not vary it.
+    `cited` says whether the paper took it from another one. The `rank` is 0 where there is no
+    adapter, and `prune_prob` None where the table does not vary the pruning rate.
     """
 
     model: str
@@ -51,10 +45,7 @@ class Table:
     """One of Tables 1 to 5.
 
     Attributes:
-        number: in the paper.
-        title: what it shows.
         columns: task of `subspace_lab.evaluate` to the column's title; an average follows.
-        rows: in order.
         rank: rank of the paper's own rows.
         notes: by (model, method, column title); column "" for the whole row.
         scale: what an evaluation's value is multiplied by: 100 for accuracies.

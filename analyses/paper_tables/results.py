@@ -21,9 +21,7 @@ class Result:
     """What one configuration scored on one table's tasks.
 
     Attributes:
-        model: base model.
-        method: as the tables name it.
-        rank: the rank r; 0 for full fine-tuning.
+        rank: 0 for full fine-tuning.
         prune_prob: 1 - keep_prob; 0 without a mask.
         settings: method, rank, mask, and what else is unlike most runs of the base, by column.
         parameters: trainable parameters, in millions; empty where the run does not say.
@@ -69,15 +67,16 @@ def _result(
 ) -> Result:
     scores: dict[str, list[float]] = {}
     examples: dict[str, int] = {}
-    for summaries in (one.summaries for one in members):
-        for task, title in table.columns.items():
-            if task in summaries:
-                scores.setdefault(title, []).append(summaries[task]["value"])
-                count = summaries[task]["examples"]
-                examples[title] = min(count, examples.get(title, count))
-        if summaries.keys() == table.columns.keys():
-            mean = sum(summary["value"] for summary in summaries.values()) / len(table.columns)
-            scores.setdefault(AVERAGE, []).append(mean)
+    for task, title in table.columns.items():
+        if known := [one.summaries[task] for one in members if task in one.summaries]:
+            scores[title] = [summary["value"] for summary in known]
+            examples[title] = min(summary["examples"] for summary in known)
+    whole = [one.summaries for one in members if one.summaries.keys() == table.columns.keys()]
+    if whole:
+        scores[AVERAGE] = [
+            sum(summary["value"] for summary in summaries.values()) / len(summaries)
+            for summaries in whole
+        ]
     trained = members[0].run.description.get("provenance", {}).get("trainable_parameters")
     return Result(
         model,

@@ -35,10 +35,8 @@ from subspace_lab.stats.intervals import accuracy_interval
 def compute(runs: Sequence[Run], *, comparisons: Sequence[Path] | None = None) -> pd.DataFrame:
     """Make the overview of the runs, a row each.
 
-    Args:
-        runs: recorded runs.
-        comparisons: folders of the analyses of several runs together; None: where those of all
-            runs are written by default. The attribute `comparisons` of the table lists them.
+    The table's attribute `comparisons` lists the folders of the analyses of several runs together,
+    which are by default where those of all runs are written.
 
     Returns:
         Columns problem (what was learned, in words), configuration (a number that repetitions under

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pandas as pd
 
-from analyses.comparisons.configurations import settings_text
+from analyses.comparisons.pairing import name_of
 from analyses.comparisons.rates import OWN
 from analyses.comparisons.scores import ACCURACY
 from analyses.comparisons.texts import MEASURES, difference_text, mean_text
@@ -45,19 +44,11 @@ def without_rate(table: pd.DataFrame) -> pd.Series[str]:
     """Name the configurations of paired differences, without their learning rates."""
     with_rank = table["rank"].nunique() > 1
 
-    def name(row: pd.Series[Any]) -> str:
-        text = settings_text(row.to_dict(), with_rank=with_rank)
-        return f"{row['method']} ({text})" if text else str(row["method"])
-
-    return table.apply(name, axis=1)
+    return table.apply(lambda row: name_of(row.to_dict(), with_rank=with_rank), axis=1)
 
 
 def differences_table(table: pd.DataFrame) -> str:
-    """Render the paired differences: a row for each configuration and rate, a column a measure.
-
-    Args:
-        table: of `analyses.paired_differences`.
-    """
+    """Render the paired differences: a row for each configuration and rate, a column a measure."""
     baseline = str(table["baseline"].iloc[0])
     measures = [measure for measure in MEASURES if measure in set(table["measure"])]
     titles = [f"{MEASURES[measure][0]} ({MEASURES[measure][1]})" for measure in measures]
@@ -67,12 +58,10 @@ def differences_table(table: pd.DataFrame) -> str:
     lines = []
     table = table.assign(at=rates, name=without_rate(table))
     for (name, at, task), rows in table.groupby(["name", "at", "task"], sort=False):
-        by_measure = {row.measure: row for row in rows.itertuples()}
-        cells = [_cell(by_measure.get(measure)) for measure in measures]
-        head = [html.escape(str(name)), str(at)]
-        head += [html.escape(str(task))] if with_tasks else []
-        lines.append(head + cells)
-    heads = ["configuration", "learning rate", *(["task"] if with_tasks else []), *titles]
+        cells = {row.measure: _cell(row) for row in rows.itertuples()}
+        head = [html.escape(str(name)), str(at), *[html.escape(str(task))] * with_tasks]
+        lines.append(head + [cells.get(measure, "") for measure in measures])
+    heads = ["configuration", "learning rate", *["task"] * with_tasks, *titles]
     seeds, examples = int(table["seeds"].max()), int(table["examples"].min())
     below = (
         f"<p class='remark'>Means on {examples} test examples with 95 % intervals over {seeds} "
@@ -85,69 +74,52 @@ def differences_table(table: pd.DataFrame) -> str:
 
 
 def _cell(row: Any) -> str:
-    if row is None:
-        return ""
     text = html.escape(mean_text(row))
     if difference := difference_text(row):
         text += f"<br>{html.escape(difference)}<br>{verdict_html(outcome(row))}"
     return text
 
 
-@dataclass(frozen=True)
-class Score:
-    """One score of a run on test examples."""
-
-    task: str
-    metric: str
-    value: float
-    examples: int
-    split: str
-
-
-def scores_of(run: Run) -> Iterator[Score]:
-    """List a run's scores: of `subspace_lab.evaluate`, and of the end of its training."""
-    for task, summary in read_summaries(run.path).items():
-        split = str(summary["settings"].get("split", "test"))
-        yield Score(task, summary["metric"], summary["value"], summary["examples"], split)
-    last = run.metrics.iloc[-1]
-    if last.get("test_examples", 0) > 0:
-        task, examples = str(run.config.get("task", "")), int(last["test_examples"])
-        for metric, name in AFTER_TRAINING.items():
-            if (value := last.get(f"test_{metric}")) is not None:
-                yield Score(task, name, float(value), examples, "test")
-
-
 def scores_table(parts: Iterable[Part]) -> str:
     """Render the scores of all configurations, a column for each metric; empty without any."""
-    lines: list[tuple[list[str], dict[str, str]]] = []
-    for part in parts:
-        for runs in part.repetitions:
-            for (task, of), scores in _by_task(runs).items():
-                head = [several([run.name for run in runs]), html.escape(task), html.escape(of)]
-                lines.append((head, scores))
-    metrics = list(dict.fromkeys(metric for _, scores in lines for metric in scores))
-    heads = ["run", "task", "examples", *map(html.escape, metrics)]
-    rows = [head + [scores.get(metric, "") for metric in metrics] for head, scores in lines]
-    return table_html(heads, rows) if rows else ""
+    scores = pd.DataFrame(
+        {"run": several([one.name for one in runs]), **score}
+        for part in parts
+        for runs in part.repetitions
+        for run in runs
+        for score in _scores_of(run)
+    )
+    if scores.empty:
+        return ""
+    scores["of"] = scores["examples"].astype(str) + " " + scores["split"]
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for (*head, metric), rows in scores.groupby(["run", "task", "of", "metric"], sort=False):
+        lines.setdefault(tuple(map(str, head)), {})[str(metric)] = _score_text(rows)
+    metrics = list(dict.fromkeys(metric for cells in lines.values() for metric in cells))
+    body = [
+        [run, html.escape(task), html.escape(of), *(cells.get(name, "") for name in metrics)]
+        for (run, task, of), cells in lines.items()
+    ]
+    return table_html(["run", "task", "examples", *map(html.escape, metrics)], body)
 
 
-def _by_task(runs: Sequence[Run]) -> dict[tuple[str, str], dict[str, str]]:
-    """Average the scores of repetitions by task and examples, with intervals."""
-    known: dict[tuple[str, str], dict[str, list[Score]]] = {}
-    for run in runs:
-        for score in scores_of(run):
-            place = score.task, f"{score.examples} {score.split}"
-            known.setdefault(place, {}).setdefault(score.metric, []).append(score)
-    return {
-        place: {metric: _score_text(scores) for metric, scores in by_metric.items()}
-        for place, by_metric in known.items()
-    }
+def _scores_of(run: Run) -> Iterator[dict[str, Any]]:
+    """List a run's scores: of `subspace_lab.evaluate`, and of the end of its training."""
+    for task, summary in read_summaries(run.path).items():
+        known = {name: summary[name] for name in ("metric", "value", "examples")}
+        yield {"task": task, **known, "split": str(summary["settings"].get("split", "test"))}
+    last = run.metrics.iloc[-1]
+    if last.get("test_examples", 0) > 0:
+        of = {"task": str(run.config.get("task", "")), "examples": int(last["test_examples"])}
+        for metric, name in AFTER_TRAINING.items():
+            if (value := last.get(f"test_{metric}")) is not None:
+                yield {**of, "metric": name, "value": float(value), "split": "test"}
 
 
-def _score_text(scores: Sequence[Score]) -> str:
+def _score_text(scores: pd.DataFrame) -> str:
     """Write the mean with its t interval over seeds; one share has Wilson's."""
-    first, interval = scores[0], mean_interval([score.value for score in scores])
-    if len(scores) == 1 and first.metric.partition(" ")[0] in SHARES:
-        interval = accuracy_interval(round(first.value * first.examples), first.examples)
-    spread = "" if math.isnan(interval.low) else spread_text(interval, ".3f")
-    return f"{interval.estimate:.3f} {spread}".strip()
+    first, interval = scores.iloc[0], mean_interval(scores["value"])
+    if len(scores) == 1 and first["metric"].partition(" ")[0] in SHARES:
+        correct = round(first["value"] * first["examples"])
+        interval = accuracy_interval(correct, int(first["examples"]))
+    return f"{interval.estimate:.3f} {spread_text(interval, '.3f')}".strip()

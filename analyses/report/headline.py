@@ -16,11 +16,13 @@ from analyses.mask_theory import ANALYSIS as THEORY
 from analyses.paired_differences import ANALYSIS as PAIRED
 from analyses.paired_differences.layout import over_all_tasks
 from analyses.report.evaluations import BETTER, OPEN, WORSE, outcome, without_rate
-from analyses.report.parts import Part, exhibits
-from analyses.report.predictions import counted
+from analyses.report.parts import Exhibit, Part, exhibits
+from analyses.report.tables import some
+from analyses.report.theorems import counted
 
 DECISIVE = (CALIBRATED, LOSS, ACCURACY)
 """The first of these measures that a comparison has is the one that the headline reads."""
+BEYOND = (BETTER, WORSE)
 NAMED = 4  # differences or predictions; of more it says how many
 
 
@@ -29,12 +31,9 @@ def headline(
 ) -> list[str]:
     """Write three to six sentences, in HTML, with a link to the section that each is from.
 
-    Args:
-        overview: the table of the runs, from `report.compute`.
-        parts: the runs.
-        comparisons: folders of the tables of several runs together.
+    `overview` is the table of `report.compute`.
     """
-    compared = [(one.title, _decisive(one.table)) for one in exhibits(PAIRED, parts, comparisons)]
+    compared = [_decisive(one) for one in exhibits(PAIRED, parts, comparisons)]
     predictions = [one.table for one in exhibits(THEORY, parts, comparisons)]
     found = [
         *((sentence, PAIRED.name) for sentence in _differences(compared)),
@@ -47,21 +46,22 @@ def headline(
     ]
 
 
-def _decisive(table: pd.DataFrame) -> pd.DataFrame:
+def _decisive(exhibit: Exhibit) -> pd.DataFrame:
     """Keep the differences over all tasks, and the measure that the headline reads, in words."""
-    measure = next(one for one in DECISIVE if one in set(table["measure"]))
-    rows = over_all_tasks(table)
+    measure = next(one for one in DECISIVE if one in set(exhibit.table["measure"]))
+    rows = over_all_tasks(exhibit.table)
     rows = rows[rows["measure"] == measure]
     masks = rows["granularity"] + " masks"
     full = without_rate(rows)
     short = bool(full.groupby(masks).nunique().eq(1).all())
+    shown = masks.where(masks.notna(), full) if short else full
     return rows.assign(
-        shown=masks.where(masks.notna(), full) if short else full,
+        shown=shown + (f" on {exhibit.title}" if exhibit.title else ""),
         outcome=[outcome(row) for row in rows.itertuples()],
     )
 
 
-def _differences(compared: Sequence[tuple[str, pd.DataFrame]]) -> Iterator[str]:
+def _differences(compared: Sequence[pd.DataFrame]) -> Iterator[str]:
     """Say what differs from the baseline beyond its interval, what does not, and at which rates."""
     if not compared:
         yield (
@@ -69,75 +69,60 @@ def _differences(compared: Sequence[tuple[str, pd.DataFrame]]) -> Iterator[str]:
             "several seeds with scores on test examples."
         )
         return
-    own = [(whose, row) for whose, table in compared for row in _rows(table, OWN)]
-    equal = [(whose, row) for whose, table in compared for row in _rows(table, EQUAL)]
-    if all(row.outcome == OPEN for _, row in own + equal):
+    rows: list[Any] = [row for table in compared for row in table.itertuples()]
+    own, equal = ([row for row in rows if row.rates == rates] for rates in (OWN, EQUAL))
+    if all(row.outcome == OPEN for row in rows):
         yield (
             "Whether methods differ is not known: no difference has an interval, which takes "
             "several seeds."
         )
         return
-    baseline = str(compared[0][1]["baseline"].iloc[0])
-    of = f"to {baseline} in the {_measures([row for _, row in own + equal])}"
+    baseline = str(compared[0]["baseline"].iloc[0])
+    measures = (MEASURES[name] for name in dict.fromkeys(row.measure for row in own + equal))
+    named = (
+        f"{title.lower()} ({'points' if unit == '%' else unit})" for title, unit, *_ in measures
+    )
+    of = f"to {baseline} in the {' or '.join(named)}"
     if own:
-        seeds = min(int(row.paired_seeds) for _, row in own)
+        seeds = min(int(row.paired_seeds) for row in own)
         head = f"Each at its own learning rate, over {seeds} paired seeds"
-        within = [one for one in own if one not in _beyond(own)]
-        if beyond := _listed([_difference(*one) for one in _beyond(own)]):
+        within = [row for row in own if row.outcome not in BEYOND]
+        if beyond := _listed([_difference(row) for row in own if row.outcome in BEYOND]):
             yield f"{head}, the difference {of} is beyond its 95 % interval for {beyond}."
         if within:
             least = "It is not" if beyond else f"{head}, no difference {of} is beyond its interval"
-            yield f"{least} for {_listed([_difference(*one) for one in within])}."
+            yield f"{least} for {_listed([_difference(row) for row in within])}."
     if equal:
         yield _at_equal_rates(equal, of="" if own else f" {of}")
-    if (total := len(own) + len(equal)) > 1:
+    if (total := len(rows)) > 1:
         yield (
             f"None of these {total} intervals is corrected for the number of comparisons: were "
             f"there no difference at all, {total / 20:.1f} of them would exclude zero on average."
         )
 
 
-def _at_equal_rates(rows: Sequence[tuple[str, Any]], *, of: str) -> str:
+def _at_equal_rates(rows: Sequence[Any], *, of: str) -> str:
     """Say how many differences are beyond their intervals, and which; of one alone how large it is.
 
-    Args:
-        rows: of which runs, and the difference.
-        of: between what and in what the differences are, where no sentence said so before.
+    `of` says between what and in what the differences are, where no sentence said so before.
     """
-    beyond = _beyond(rows)
+    beyond = [row for row in rows if row.outcome in BEYOND]
     if len(rows) == 1:
         count = f"the difference{of} is {'' if beyond else 'not '}beyond its 95 % interval"
     else:
         count = f"{len(beyond)} of {len(rows)} differences{of} are beyond their 95 % intervals"
     named = beyond if len(rows) > 1 else rows
-    listed = _listed([f"{_difference(*one)} at {one[1].learning_rate:g}" for one in named])
+    listed = _listed([f"{_difference(row)} at {row.learning_rate:g}" for row in named])
     return (
         f"At equal learning rates, {count}{': ' * bool(listed)}{listed}; this does not say which "
         "method is better, since methods have different best rates."
     )
 
 
-def _measures(rows: Sequence[Any]) -> str:
-    measures = dict.fromkeys(row.measure for row in rows)
-    return " or ".join(
-        f"{title.lower()} ({'points' if unit == '%' else unit})"
-        for title, unit, *_ in (MEASURES[measure] for measure in measures)
-    )
-
-
-def _rows(table: pd.DataFrame, rates: str) -> list[Any]:
-    return list(table[table["rates"] == rates].itertuples())
-
-
-def _beyond(rows: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    return [(whose, row) for whose, row in rows if row.outcome in (BETTER, WORSE)]
-
-
-def _difference(whose: str, row: Any) -> str:
+def _difference(row: Any) -> str:
     """Write a difference with its interval: of which method, and on what."""
-    where = f" on {whose}" if whose else ""
-    verdict = f"{row.outcome}: " if row.outcome in (BETTER, WORSE) else ""
-    return f"{row.shown}{where} ({verdict}{difference_text(row)})"
+    verdict = f"{row.outcome}: " if row.outcome in BEYOND else ""
+    return f"{row.shown} ({verdict}{difference_text(row)})"
 
 
 def _cost(overview: pd.DataFrame) -> Iterator[str]:
@@ -179,7 +164,4 @@ def _range(values: Sequence[float]) -> str:
 
 
 def _listed(texts: Sequence[str]) -> str:
-    """List the first few, and count the others."""
-    more = len(texts) - NAMED
-    shown = "; ".join(texts if more <= 1 else texts[:NAMED])
-    return shown if more <= 1 else f"{shown}; and {more} others"
+    return some(texts, NAMED, joined="; ", others="; and")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
 from analyses.report.tables import several, table_html
-from subspace_lab.stats.intervals import Interval, mean_interval
+from subspace_lab.stats.intervals import mean_interval
 
 RESCALES = {
     "none": "not rescaled",
@@ -17,17 +17,9 @@ RESCALES = {
     "realized": "× 1/the share kept",
 }
 COLUMNS = (
-    "run",
-    "method",
-    "mask",
-    "learning rate",
-    "steps",
-    "loss when evaluated<br>(nats/token)",
-    "exact match<br>(95&nbsp;% interval)",
-    "evaluated on",
-    "step time<br>(median)",
-    "size",
-)
+    "run", "method", "mask", "learning rate", "steps", "loss when evaluated<br>(nats/token)",
+    "exact match<br>(95&nbsp;% interval)", "evaluated on", "step time<br>(median)", "size",
+)  # fmt: skip
 SEEDS = """<p class='remark'>Where several seeds are averaged, intervals are Student's t over \
 seeds; of a single run, Wilson's over its examples.</p>"""
 CAUTION = """<p class='remark'>Runs with one seed: differences between them are within what \
@@ -35,15 +27,11 @@ another seed could change, whatever the examples' interval says.</p>"""
 
 
 def overview(table: pd.DataFrame) -> str:
-    """Render the runs of each problem, with what is special about their base models.
-
-    Args:
-        table: the overview, from `report.compute`.
-    """
+    """Render the table of `report.compute` by problem, and what is special about base models."""
     bodies, alone = [], False
     for problem, of_problem in table.groupby("problem", sort=False):
         by_configuration = of_problem.groupby("configuration", sort=False)
-        groups = [list(rows.itertuples()) for _, rows in by_configuration]
+        groups = [rows for _, rows in by_configuration]
         alone |= any(len(group) == 1 for group in groups)
         several_problems = table["problem"].nunique() > 1
         title = f"<h3>{html.escape(str(problem))}</h3>" if several_problems else ""
@@ -53,28 +41,29 @@ def overview(table: pd.DataFrame) -> str:
     return "".join(bodies) + "".join(of_bases) + SEEDS + CAUTION * alone
 
 
-def _cells(rows: Sequence[Any]) -> Iterator[str]:
+def _cells(rows: pd.DataFrame) -> Iterator[str]:
     """Yield the cells of a configuration; empty where it has no such number."""
-    first = rows[0]
-    yield several([row.run for row in rows])
+    first: Any = next(rows.itertuples())
+    yield several(rows["run"].tolist())
     yield html.escape(first.method)
     yield html.escape(_mask(first))
     yield f"{first.learning_rate:g}" if first.learning_rate > 0 else ""
     yield str(first.steps)
+    numbers = ["first_loss", "last_loss", "first_exact_match", "last_exact_match", "step_seconds"]
+    mean = rows[numbers].astype(float).mean(skipna=False)
     if first.examples > 0:
-        match = Interval(
-            first.last_exact_match, first.exact_match_low, first.exact_match_high, 0.95, 1
-        )
+        low, high = first.exact_match_low, first.exact_match_high
         if len(rows) > 1:
-            match = mean_interval([row.last_exact_match for row in rows])
-        yield f"{_mean(rows, 'first_loss'):.2f} → {_mean(rows, 'last_loss'):.2f}"
-        ends = f"[{max(match.low, 0):.2f}, {min(match.high, 1):.2f}]"
-        yield f"{_mean(rows, 'first_exact_match'):.2f} → {match.estimate:.2f} {ends}"
+            interval = mean_interval(rows["last_exact_match"])
+            low, high = interval.low, interval.high
+        yield f"{mean['first_loss']:.2f} → {mean['last_loss']:.2f}"
+        ends = f"[{max(low, 0):.2f}, {min(high, 1):.2f}]"
+        yield f"{mean['first_exact_match']:.2f} → {mean['last_exact_match']:.2f} {ends}"
         yield html.escape(f"{first.examples:g} {first.split} examples")
     else:
         yield from ("", "", "nothing")
-    yield f"{_mean(rows, 'step_seconds'):.2f} s" if first.step_seconds > 0 else ""
-    yield f"{sum(row.bytes for row in rows) / 2**20:.0f} MiB"
+    yield f"{mean['step_seconds']:.2f} s" if first.step_seconds > 0 else ""
+    yield f"{rows['bytes'].sum() / 2**20:.0f} MiB"
 
 
 def _mask(row: Any) -> str:
@@ -83,7 +72,3 @@ def _mask(row: Any) -> str:
     kind = "" if row.sampling == "bernoulli" else f"{row.sampling}, "
     share = f"keep_prob {row.keep_prob:g}, " if row.keep_prob > 0 else ""
     return f"{kind}per {row.granularity}, {share}{RESCALES[row.rescale]}"
-
-
-def _mean(rows: Sequence[Any], name: str) -> float:
-    return float(pd.Series([getattr(row, name) for row in rows]).mean(skipna=False))

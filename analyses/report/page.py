@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -31,11 +30,9 @@ PLAIN_WORDS = "The theorems in plain words"
 
 
 def render(table: pd.DataFrame) -> str:
-    """Render the page, with every figure inside it.
+    """Render the page of `report.compute`'s table, with every figure inside it.
 
-    Args:
-        table: the overview, from `report.compute`; its attribute `folder` is the one to which links
-            are relative.
+    Links are relative to the table's attribute `folder`.
     """
     parts = parts_of(open_named_runs([table["path"].tolist()]))
     comparisons = [Path(folder) for folder in table.attrs["comparisons"]]
@@ -43,15 +40,11 @@ def render(table: pd.DataFrame) -> str:
     analyses = [analysis for analysis in all_analyses().values() if analysis.reading]
     scores = scores_table(parts)
 
-    def contents() -> Iterator[tuple[str, str]]:
-        yield "runs", "The runs"
-        if scores:
-            yield "scores", SCORES
-        yield from ((analysis.name, question_of(analysis)) for analysis in analyses)
-        yield "theorems", PLAIN_WORDS
-
+    contents = {"runs": "The runs"} | ({"scores": SCORES} if scores else {})
+    contents |= {analysis.name: question_of(analysis) for analysis in analyses}
+    contents["theorems"] = PLAIN_WORDS
     found = "".join(f"<li>{line}</li>" for line in headline(table, parts, comparisons))
-    entries = "".join(f"<li><a href='#{name}'>{title}</a></li>" for name, title in contents())
+    entries = "".join(f"<li><a href='#{name}'>{title}</a></li>" for name, title in contents.items())
     body = [
         f"{INTRODUCTION}<ul class='headline'>{found}</ul>",
         f"<nav><h2>Contents</h2><ol>{entries}</ol></nav>",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +46,6 @@ class Exhibit:
 
     Attributes:
         title: whose it is; empty where the report has one part only.
-        table: the table.
-        sources: its files.
         things: runs or configurations in the order of their colors.
         missing: runs of the part without such a table.
     """
@@ -61,20 +58,22 @@ class Exhibit:
 
 
 def parts_of(runs: Sequence[Run]) -> list[Part]:
-    """Group runs by base, data and length of training, in their order."""
+    """Group runs by base, data and length of training, in their order.
+
+    Parts are named by what they learned, such as "flip, 128 examples, 40 % label noise".
+    """
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(identity(_problem(run)), []).append(run)
     problems = [_problem(members[0]) for members in groups.values()]
     names = [_name(problem) for problem in problems]
-    counts = Counter(names)
-    names = [
-        name if counts[name] == 1 else f"{name}, {_length(problem)} of {problem.get('base')}"
-        for name, problem in zip(names, problems, strict=True)
-    ]
-    return [
-        Part(name, tuple(members)) for name, members in zip(names, groups.values(), strict=True)
-    ]
+    parts = []
+    for name, problem, members in zip(names, problems, groups.values(), strict=True):
+        steps, epochs, base = (problem.get(key) for key in ("steps", "epochs", "base"))
+        length = f"{steps} steps" if steps else f"{epochs} epochs"
+        unique = name if names.count(name) == 1 else f"{name}, {length} of {base}"
+        parts.append(Part(unique, tuple(members)))
+    return parts
 
 
 def _problem(run: Run) -> dict[str, Any]:
@@ -83,7 +82,6 @@ def _problem(run: Run) -> dict[str, Any]:
 
 
 def _name(problem: Mapping[str, Any]) -> str:
-    """Name what was learned, such as "flip, 128 examples, 40 % label noise"."""
     if "task" not in problem:
         return "runs of another script"
     size, noise = problem.get("train_size"), problem.get("label_noise")
@@ -91,11 +89,6 @@ def _name(problem: Mapping[str, Any]) -> str:
     words += [f"{size:,} examples"] if size else []
     words += [f"{100 * noise:g} % label noise"] if noise else []
     return ", ".join(words)
-
-
-def _length(problem: Mapping[str, Any]) -> str:
-    steps = problem.get("steps")
-    return f"{steps} steps" if steps else f"{problem.get('epochs')} epochs"
 
 
 def exhibits(
@@ -107,41 +100,38 @@ def exhibits(
     its runs, by its NAME.json; one of several parts comes last.
     """
     shown = []
-    several = len(parts) > 1
     wholes = [
-        (path, files.read_table(path), names)
+        Exhibit("runs of several problems", files.read_table(path), [path])
         for folder in comparisons
         if analysis.compares and (path := folder / f"{analysis.name}.parquet").is_file()
-        if (names := _compared(path))
     ]
+    behind = [(whole, names) for whole in wholes if (names := _compared(whole))]
     for part in parts:
-        title, of_part = part.name * several, {run.name for run in part.runs}
-        tables = tables_of(analysis, part.runs, comparisons)
-        if tables:
+        title = part.name if len(parts) > 1 else ""
+        if tables := tables_of(analysis, part.runs, comparisons):
             # What several runs share, such as the masks of one seed, counts once in mask_theory.
             table = kit.label(analysis.join(tables.values()), list(tables))
-            table.attrs["notes"] = {run.name: _notes(one, run) for run, one in tables.items()}
+            notes = {run.name: one.attrs.get("notes", {}) for run, one in tables.items()}
+            table.attrs["notes"] = {name: list(of.get(name, [])) for name, of in notes.items()}
             sources = dict.fromkeys(Path(one.attrs["path"]) for one in tables.values())
             missing = [run.name for run in part.runs if run not in tables]
             shown.append(Exhibit(title, table, list(sources), part.things, missing))
-        shown += [
-            Exhibit(title, table, [path], part.things)
-            for path, table, names in wholes
-            if names <= of_part
-        ]
-    known = {run.name for part in parts for run in part.runs}
-    of_parts = [{run.name for run in part.runs} for part in parts]
+        names_of_part = {run.name for run in part.runs}
+        for whole, names in behind:
+            if names <= names_of_part:
+                shown.append(replace(whole, title=title, things=part.things))
     return shown + [
-        Exhibit("runs of several problems", table, [path])
-        for path, table, names in wholes
-        if names <= known and not any(names <= one for one in of_parts)
+        whole
+        for whole, names in behind
+        if names <= {run.name for part in parts for run in part.runs}
+        and not any(names <= {run.name for run in part.runs} for part in parts)
     ]
 
 
-def _compared(path: Path) -> set[str]:
+def _compared(whole: Exhibit) -> set[str]:
     """Name the runs behind a comparison whose table does not name them; else give none."""
-    beside = path.with_suffix(".json")
-    if "run" in files.read_table(path) or not beside.is_file():
+    beside = whole.sources[0].with_suffix(".json")
+    if "run" in whole.table or not beside.is_file():
         return set()
     return {str(run["name"]) for run in files.read_json(beside)["runs"]}
 
@@ -177,7 +167,3 @@ def _own(run: Run, path: Path) -> pd.DataFrame:
     table.attrs["notes"] = {run.name: [line for lines in notes for line in lines]}
     table.attrs["path"] = str(path)
     return table.drop(columns="configuration", errors="ignore")
-
-
-def _notes(table: pd.DataFrame, run: Run) -> list[str]:
-    return list(table.attrs.get("notes", {}).get(run.name, []))

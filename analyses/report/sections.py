@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.figure import Figure
 
 from analyses import kit
 from analyses.report.evaluations import differences_table
 from analyses.report.parts import Exhibit, Part, exhibits
-from analyses.report.pictures import picture
-from analyses.report.predictions import theorems_table
+from analyses.report.tables import some
+from analyses.report.theorems import theorems_table
 from subspace_lab.errors import UserError
+from subspace_lab.figures.style import COLUMN_WIDTH, SETTINGS
 from subspace_lab.runs.run import Run
 
 NAMED = 3  # runs, of many
 TABLES = {"paired_differences": differences_table, "mask_theory": theorems_table}
 """Tables that are shown below an analysis's figure."""
+PAGE_WIDTH = 6.9  # inches, of the page's column
+PHONE = "40rem"  # of the window, up to which the figure of a paper's column is shown
 
 
 def question_of(analysis: kit.Analysis) -> str:
@@ -30,11 +39,8 @@ def section(
 ) -> str:
     """Render one analysis; where its table is missing, the command that makes it.
 
-    Args:
-        analysis: the analysis; one without a figure is shown as its text in HTML.
-        parts: the runs of the report.
-        comparisons: folders of the tables of several runs together.
-        folder: of the page, to which links are relative.
+    An analysis without a figure is shown as its text in HTML. `comparisons` are folders of the
+    tables of several runs together, and links are relative to `folder`, the page's.
     """
     head = f"<h2 id='{analysis.name}'>{question_of(analysis)}</h2>"
     shown = exhibits(analysis, parts, comparisons)
@@ -49,20 +55,42 @@ def _exhibit(analysis: kit.Analysis, exhibit: Exhibit, folder: Path) -> str:
     title = f"<h3>{whose}</h3>" if whose else ""
     alternative = ": ".join(filter(None, [analysis.question, exhibit.title]))
     pictures = "".join(
-        picture(plot, shown, things=exhibit.things, alternative=alternative)
+        _picture(plot, shown, things=exhibit.things, alternative=alternative)
         for plot in analysis.plots.values()
         if not (shown := plot.shown(exhibit.table)).empty
     )
     texts = [] if analysis.plots else [analysis.texts["html"]]
     texts += [TABLES[analysis.name]] if analysis.name in TABLES else []
     body = "".join(text(exhibit.table) for text in texts)
-    missing = _names(exhibit.missing)
+    missing = some(exhibit.missing, NAMED)
     remarks = [f"Without {missing}: {analysis.why_missing}."] if missing else []
     notes: Mapping[str, Sequence[str]] = exhibit.table.attrs.get("notes", {})
     remarks += [f"{run}: {line}." for run, lines in notes.items() for line in lines]
     remarks += exhibit.table.attrs.get("remarks", [])
     below = "".join(f"<p class='remark'>{html.escape(remark)}</p>" for remark in remarks)
     return title + pictures + body + below + _links(exhibit.sources, folder)
+
+
+def _picture(
+    plot: kit.Plot, shown: pd.DataFrame, *, things: Sequence[str], alternative: str
+) -> str:
+    """Draw a table in vectors for the page and for a phone; `alternative` says what it shows."""
+    wide, narrow = (
+        _vectors(plot.figure(shown, kit.Page(width=width, things=things)))
+        for width in (PAGE_WIDTH, COLUMN_WIDTH)
+    )
+    return (
+        f"<figure><picture><source media='(max-width: {PHONE})' srcset='{narrow}'>"
+        f"<img alt='{html.escape(alternative, quote=True)}' src='{wide}'></picture></figure>"
+    )
+
+
+def _vectors(figure: Figure) -> str:
+    """Give a figure as the address of an SVG; its letters are outlines, for want of fonts."""
+    stream = io.BytesIO()
+    with mpl.rc_context(SETTINGS | {"svg.fonttype": "path"}):
+        Figure.savefig(figure, stream, format="svg", metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def _links(sources: Sequence[Path], folder: Path) -> str:
@@ -99,12 +127,3 @@ def _lacks(run: Run, needs: kit.Needs) -> str:
     except UserError as error:
         return str(error)
     return ""
-
-
-def _names(names: Iterable[str]) -> str:
-    """Name a few, and say how many others there are."""
-    known = list(names)
-    more = len(known) - NAMED
-    if more <= 1:
-        return ", ".join(known)
-    return f"{', '.join(known[:NAMED])} and {more} others"

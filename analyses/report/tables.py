@@ -21,3 +21,11 @@ def several(names: Sequence[str]) -> str:
     more = len(names) - 1
     every = html.escape(", ".join(names), quote=True)
     return f"<span title='{every}'>{first} and {more} other seed{'s' * (more > 1)}</span>"
+
+
+def some(texts: Sequence[str], most: int, *, joined: str = ", ", others: str = " and") -> str:
+    """List the first few, and count the others if there are several."""
+    more = len(texts) - most
+    if more <= 1:
+        return joined.join(texts)
+    return f"{joined.join(texts[:most])}{others} {more} others"

@@ -1,8 +1,16 @@
-"""The theorems in plain words, and links to them wherever the page gives their numbers."""
+"""The theorems in plain words, links to them, and how many tested predictions agree."""
 
 from __future__ import annotations
 
+import html
 import re
+
+import pandas as pd
+
+from analyses.kit.verdicts import verdict_html
+from analyses.mask_theory.figure import THEOREMS as ABOUT
+from analyses.mask_theory.figure import disagreements
+from analyses.report.tables import table_html
 
 THEOREMS = {
     "T1": "How many rank directions two successive masks share, how often a direction is kept, "
@@ -58,3 +66,22 @@ def listed() -> str:
         f"<dt id='{number}'>{number}</dt><dd>{words}</dd>" for number, words in THEOREMS.items()
     )
     return f"<dl>{''.join(lines)}</dl>"
+
+
+def counted(table: pd.DataFrame) -> pd.DataFrame:
+    """Keep the comparisons with a verdict, what several runs share once."""
+    return table[table["agrees"].notna() & ~table["repeats"].astype(bool)]
+
+
+def theorems_table(table: pd.DataFrame) -> str:
+    """Render how many comparisons of each theorem agree, and what disagrees in words."""
+    tested = counted(table).assign(statement=lambda rows: rows["statement"].astype(str))
+    lines = []
+    for theorem, rows in tested.groupby("statement", sort=False):
+        agree, all_ = int(rows["agrees"].sum()), len(rows)
+        verdict = "agree" if agree == all_ else "disagree"
+        about = html.escape(ABOUT.get(str(theorem), ""))
+        lines.append([str(theorem), about, f"{agree} of {all_}", verdict_html(verdict)])
+    failed = "".join(f"<li>{html.escape(line)}</li>" for line in disagreements(table))
+    heads = ["theorem", "about", "comparisons that agree", "verdict"]
+    return table_html(heads, lines) + (f"<ul>{failed}</ul>" if failed else "")

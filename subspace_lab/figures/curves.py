@@ -84,13 +84,8 @@ def draw_curves(
 ) -> None:
     """Draw the curves of a panel over a column, with bands or intervals.
 
-    Args:
-        axis: where to draw.
-        rows: the curves.
-        over: column of the horizontal axis.
-        styles: of the measured curves.
-        expected: style of the predicted ones; where several differ, each has its curve's color.
-        faint: names of curves that are drawn pale and thin.
+    `styles` are those of measured curves, and `expected` that of predictions; where several differ,
+    each has its curve's color. The curves named in `faint` are drawn pale and thin.
     """
     curves = list(rows.groupby(["kind", "group", "shown"], sort=False))
     measured = [curve for (kind, *_), curve in curves if kind == "measured"]

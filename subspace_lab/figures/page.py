@@ -25,15 +25,9 @@ from subspace_lab.figures.style import (
 )
 
 VENUES = {
-    "acl": 3.03,
-    "acl-two-columns": 6.30,
-    "icml": 3.25,
-    "icml-two-columns": 6.75,
-    "iclr": 5.5,
-    "iclr-half": 2.67,
-    "neurips": 5.5,
-    "neurips-half": 2.67,
-}
+    "acl": 3.03, "acl-two-columns": 6.30, "icml": 3.25, "icml-two-columns": 6.75,
+    "iclr": 5.5, "iclr-half": 2.67, "neurips": 5.5, "neurips-half": 2.67,
+}  # fmt: skip
 """Widths of a column in inches, by the venues' style files; half: two figures side by side."""
 PANEL_WIDTH = 2.6  # inches; two panels stand side by side where both are as wide
 TITLE_CHARACTER, SUBTITLE_CHARACTER = 0.059, 0.054  # of panels and figures, inches on average
@@ -75,11 +69,8 @@ class Page:
     ) -> dict[str, Axes]:
         """Make the axes of the panels by name, or take those that were given.
 
-        Args:
-            names: of the panels, each once.
-            row_height: of a row of panels, in inches.
-            panel_width: least width of panels that stand side by side, in inches.
-            share_x: whether all panels have one horizontal axis, labeled in the lowest.
+        Sizes are in inches; `panel_width` is the least of panels that stand side by side. With
+        `share_x` all panels have one horizontal axis, labeled in the lowest.
 
         Raises:
             UserError: if other axes were given than there are panels.
@@ -172,10 +163,7 @@ class Page:
     def style(self, thing: str) -> dict[str, Any]:
         """Give the color and the marker of a run, configuration or method."""
         place = self.place(thing)
-        return {
-            "color": PALETTE[place % len(PALETTE)],
-            "marker": MARKERS[place % len(MARKERS)],
-        }
+        return {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)]}
 
     def line(self, thing: str) -> Any:
         """Give the dashes of a thing that has one curve in each panel."""

@@ -91,9 +91,9 @@ def draw_panels(
         curves: columns panel, facet, split, group, name, shown, kind (measured, predicted), center,
             low, high, band, modules, runs, and those of the panels' horizontal axes.
         page: where to draw.
-        panels: titles, units and scales; panels without a row are left out.
+        panels: titles, units and scales; those without a row are left out.
         title: of the figure; what the bands are and the sample sizes are added.
-        panel_width: least width of panels that stand side by side, in inches.
+        panel_width: see `Page.panels`.
     """
     faceted = curves["facet"].nunique() > 1
     named = {

@@ -122,14 +122,10 @@ def new_figure(
     row_height: float = 1.3,
     share_x: bool = True,
 ) -> tuple[Figure, np.ndarray[Any, np.dtype[np.object_]]]:
-    """Make a figure with a grid of axes (rows, columns).
+    """Make a figure with a grid of axes (rows, columns), of sizes in inches.
 
-    Args:
-        rows: rows of axes.
-        columns: columns of axes.
-        width: of the figure, in inches; `page.VENUES` has those of conferences.
-        row_height: height of a row, in inches.
-        share_x: whether the axes of a column share the horizontal axis.
+    `page.VENUES` has the widths of conferences. With `share_x` the axes of a column share the
+    horizontal axis.
     """
     with paper_style():
         figure = PaperFigure(figsize=(width, rows * row_height), layout="constrained")

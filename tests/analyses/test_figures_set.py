@@ -17,10 +17,9 @@ from scipy import stats
 
 from analyses import ensemble_vs_single, figures, gate_expansion, grassmann, kit, paired_differences
 from analyses.figures import drawing, samples
-from analyses.figures.captions import Caption
+from analyses.figures.captions import SPECIAL, Caption, caption_file, escape
 from analyses.figures.figure_set import FIGURES, SetFigure
 from analyses.figures.heat_maps import layer_cells, overlap_means
-from analyses.figures.latex import SPECIAL, caption_file, escape
 from analyses.figures.over_seeds import points_over_seeds
 from analyses.figures.sources import (
     MAX_SNAPSHOTS,
