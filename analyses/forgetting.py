@@ -235,3 +235,7 @@ ANALYSIS = kit.Analysis(
     },
     position=87,
 )
+
+
+if __name__ == "__main__":
+    kit.run_analysis(ANALYSIS)

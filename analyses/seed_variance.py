@@ -165,3 +165,7 @@ ANALYSIS = kit.Analysis(
     csv=True,
     position=112,
 )
+
+
+if __name__ == "__main__":
+    kit.run_analysis(ANALYSIS)
