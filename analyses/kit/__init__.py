@@ -16,7 +16,9 @@ from analyses.kit.curves import (
 from analyses.kit.modules import module_map
 from analyses.kit.needs import Needs, check_needs
 from analyses.kit.notes import print_notes
+from analyses.kit.seeds import over_seeds
 from analyses.kit.selection import open_named_runs, select_modules, select_steps
+from analyses.kit.snapshots import over_snapshots
 from analyses.kit.tables import (
     concatenate,
     evaluated_examples,
@@ -61,6 +63,8 @@ __all__ = [
     "option",
     "over_batches",
     "over_cores",
+    "over_seeds",
+    "over_snapshots",
     "page_of",
     "print_notes",
     "ragged",

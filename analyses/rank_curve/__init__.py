@@ -33,17 +33,15 @@ model is their residual base. Of DoRA the magnitudes stay.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pandas as pd
 
 from analyses import kit
 from analyses.rank_curve.figure import draw, figure_table
+from analyses.rank_curve.kept_directions import score_probes
 from analyses.rank_curve.probes import LEFT_OUT, all_but_one, curves
-from analyses.rank_curve.scoring import score_probes
 from analyses.rank_curve.tables import MEAN, curve_rows, left_out_rows, with_evenness
 from subspace_lab.errors import check_counts
-from subspace_lab.evaluation.trained_model import evaluation_examples, load_trained
+from subspace_lab.evaluation.trained_model import TrainedModel, evaluation_examples
 from subspace_lab.models import Precision
 from subspace_lab.runs.run import Run
 
@@ -51,8 +49,8 @@ from subspace_lab.runs.run import Run
 def compute(
     run: Run,
     *,
-    steps: Sequence[int] | None = None,
-    modules: Sequence[str] | None = None,
+    steps: kit.Steps = None,
+    modules: kit.Modules = None,
     points: int = 9,
     draws: int = 8,
     left_out: int = 8,
@@ -61,19 +59,7 @@ def compute(
     seed: int = 0,
     dtype: Precision = "fp32",
 ) -> pd.DataFrame:
-    """Evaluate the adapter with some of its directions.
-
-    Args:
-        run: the run.
-        steps: which snapshots; None: the last.
-        modules: whose directions are left out; None: all modules.
-        points: kept ranks on a curve at most, from none to all.
-        draws: random orders of the directions.
-        left_out: modules whose directions are left out one at a time, evenly spread over `modules`.
-        examples: examples used at most.
-        batch_size: examples in one forward pass.
-        seed: seed of the random orders.
-        dtype: what the model computes in.
+    """Evaluate the adapters of `steps` (None: the last) with some of their directions.
 
     Returns:
         A row is a run, step, curve, kept rank and draw: `run, step, curve, kept` (directions of a
@@ -91,16 +77,15 @@ def compute(
     check_counts(0, draws=draws, left_out=left_out, seed=seed)
     check_counts(examples=examples, batch_size=batch_size)
     evaluated = evaluation_examples(run, size=examples)
-    table = run.modules.set_index("module")["r"]
-    ranks = {str(name): int(r) for name, r in table.items()}
+    ranks = dict(zip(run.modules["module"], run.modules["r"], strict=True))
     if modules is not None:
         ranks = {name: ranks[name] for name in modules}
     along = curves(ranks, points=points, draws=draws)
-    single = all_but_one(ranks, modules=left_out)
-    probes = list(dict.fromkeys([*(probe for curve in along for probe in curve.probes), *single]))
-    law, parts = run.mask_law, []
-    for step in [None] if steps is None else steps:
-        trained = load_trained(run, step=step, dtype=dtype)
+    probes = [probe for curve in along for probe in curve.probes]
+    probes = list(dict.fromkeys([*probes, *all_but_one(ranks, modules=left_out)]))
+    law = run.mask_law
+
+    def of_snapshot(trained: TrainedModel) -> pd.DataFrame:
         scores = score_probes(
             trained,
             evaluated,
@@ -110,49 +95,46 @@ def compute(
             seed=seed,
             description=f"kept directions of {run.name}",
         )
-        rows = pd.DataFrame([*curve_rows(along, probes, scores), *left_out_rows(probes, scores)])
-        rows.insert(0, "run", run.name)
-        rows.insert(1, "step", trained.step)
-        parts.append(
-            with_evenness(rows).assign(
-                rank=max(ranks.values()),
-                examples=len(evaluated),
-                split=run.evaluated_split,
-                draws=draws,
-                granularity=law.granularity if law else "",
-                keep_prob=law.keep_prob if law else float("nan"),
-                rescale=str(law.rescale) if law else "",
-                dtype=trained.dtype,
-            )
+        rows = [*curve_rows(along, probes, scores), *left_out_rows(probes, scores)]
+        return with_evenness(pd.DataFrame(rows)).assign(
+            rank=max(ranks.values()),
+            examples=len(evaluated),
+            split=run.evaluated_split,
+            draws=draws,
+            granularity=law.granularity if law else "",
+            keep_prob=law.keep_prob if law else float("nan"),
+            rescale=str(law.rescale) if law else "",
         )
-    return pd.concat(parts, ignore_index=True)
+
+    return kit.over_snapshots(run, of_snapshot, steps=steps, dtype=dtype)
 
 
 def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give the areas, the losses at half the rank, and how alike the directions are."""
     summary: dict[str, str] = {}
+    titles = {
+        "cost_area": "mean cost over ranks (nats/token)",
+        "accuracy_area": "mean exact match over ranks",
+    }
     for (run, step), rows in table.groupby(["run", "step"], sort=False):
         name = f"{run}, step {step}"
         points = rows[(rows["draw"] == MEAN) & (rows["curve"] != LEFT_OUT)]
-        by_curve = points.groupby("curve", sort=False)
-        for column, title in (
-            ("cost_area", "mean cost over ranks (nats/token)"),
-            ("accuracy_area", "mean exact match over ranks"),
-        ):
+        for column, title in titles.items():
+            areas = points.drop_duplicates("curve")[
+                ["curve", column, f"{column}_low", f"{column}_high"]
+            ]
             summary[f"{name}, {title}"] = ", ".join(
-                f"{curve} {row[column]:.3g} [{row[f'{column}_low']:.3g}, "
-                f"{row[f'{column}_high']:.3g}]"
-                for curve, row in by_curve.first().iterrows()
+                f"{curve} {area:.3g} [{low:.3g}, {high:.3g}]"
+                for curve, area, low, high in areas.itertuples(index=False)
             )
-        half = points["kept"].unique()[len(points["kept"].unique()) // 2]
-        of_draws = rows.loc[(rows["kept"] == half) & (rows["draw"] > MEAN), "cost"]
-        summary[f"{name}, cost of keeping {half} of {rows['rank'].iloc[0]} directions"] = ", ".join(
-            f"{curve} {cost:.3g}"
-            for curve, cost in points[points["kept"] == half]
-            .groupby("curve", sort=False)["cost"]
-            .first()
-            .items()
-        ) + (f" (standard deviation over orders {of_draws.std():.2g})" if len(of_draws) > 1 else "")
+        kept = points["kept"].unique()
+        half = kept[len(kept) // 2]
+        at_half = rows[rows["kept"] == half]
+        costs = points.loc[points["kept"] == half].set_index("curve")["cost"]
+        text = ", ".join(f"{curve} {cost:.3g}" for curve, cost in costs.items())
+        if len(of_draws := at_half.loc[at_half["draw"] > MEAN, "cost"]) > 1:
+            text += f" (standard deviation over orders {of_draws.std():.2g})"
+        summary[f"{name}, cost of keeping {half} of {rows['rank'].iloc[0]} directions"] = text
         evenness = rows.drop_duplicates("module")["evenness"].dropna()
         if len(evenness):
             summary[f"{name}, evenness of directions left out one at a time"] = (
