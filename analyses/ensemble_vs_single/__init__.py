@@ -9,7 +9,7 @@ Evaluates one trained adapter in six ways on test examples, by teacher forcing:
 - scaled: the full-rank update times an inference scale;
 - single: one rank mask on, rescaled as in training (several draws);
 - arithmetic: the mean of the single masks' probabilities;
-- geometric: the normalized geometric mean of the single masks' probabilities.
+- geometric: their normalized geometric mean.
 
 The paper likens full-rank inference to an ensemble. For an adapter on the logits with rescaled
 masks, full and geometric agree exactly; in a deep network they need not, and what single masks
@@ -19,13 +19,13 @@ run was not masked, such as LoRA's). Loss is in nats per response token; accurac
 examples whose response greedy decoding would reproduce exactly. The model computes in fp32 on every
 machine: the cost of masks and ensembles is often less than the rounding of bf16.
 
-An ensemble's predictions are less sure, which lowers the loss of an overconfident model without
-any ensemble, too. So each predictor is also scored at a temperature of its own: the validated one,
-which has the lowest loss on validation examples (`--validation`, of the task, none of them trained
-on), and the oracle, which has the lowest loss on the test examples themselves and is a bound. What
-an ensemble is still ahead of the full update at their validated temperatures, `difference`, is not
-calibration; its 95 % interval is over examples. The expected calibration error (ECE) has 15 bins of
-equal width, and is of the token predictions under teacher forcing, as the Brier score is.
+An ensemble's predictions are less sure, which alone lowers the loss of an overconfident model. So
+each predictor is also scored at a temperature of its own: the validated one, of the lowest loss on
+validation examples (`--validation`, of the task, none of them trained on), and the oracle, of the
+lowest loss on the test examples themselves, a bound. What an ensemble is still ahead of the full
+update at their validated temperatures, `difference`, is not calibration; its 95 % interval is over
+examples. The expected calibration error (ECE) has 15 bins of equal width, and is of the token
+predictions under teacher forcing, as the Brier score is.
 
 Masks and scales act on the B A that was trained. PiSSA and MiLoRA train it on the residual base,
 without the initial B A: there scale 0 is that residual base, and `base`, the original one, is not

@@ -99,15 +99,22 @@ def predictors(
     ranks = dict(zip(run.modules["module"], run.modules["r"], strict=True))
 
     def under(gates: Mapping[str, Tensor]) -> Context:
-        return functools.partial(mask.in_evaluation, _leaving_the_start(gates, mask.ranks))
+        """Put gates, (r,) or (r, r), on the trained directions, and 1 on the start."""
+        whole = {}
+        for name, gate in gates.items():
+            ones = torch.ones(mask.ranks[name] - len(gate))
+            diagonal = gate.dim() == 1
+            whole[name] = (
+                torch.cat([gate, ones]) if diagonal else torch.block_diag(gate, ones.diag())
+            )
+        return functools.partial(mask.in_evaluation, whole)
 
     def scaled(scale: float) -> Context:
-        ones = {name: torch.ones(r) for name, r in ranks.items()}
-        return under({n: scale * (g if law.diagonal else g.diag()) for n, g in ones.items()})
+        unit = torch.ones if law.diagonal else torch.eye
+        return under({name: scale * unit(r) for name, r in ranks.items()})
 
     def single(draw: int) -> Context:
-        step = FIRST_DRAW + draw
-        gates = {name: mask.law.step_gates(step, name, r) for name, r in ranks.items()}
+        gates = {n: mask.law.step_gates(FIRST_DRAW + draw, n, r) for n, r in ranks.items()}
         return under({name: torch.from_numpy(gate).float() for name, gate in gates.items()})
 
     scale_of_base = 0.0 if ranks == mask.ranks else float("nan")
@@ -117,15 +124,4 @@ def predictors(
         Predictor("full", 0, 1.0, -1): contextlib.nullcontext,
         **{Predictor("scaled", 0, scale, -1): scaled(scale) for scale in sorted(scales)},
         **{Predictor("single", 1, 1.0, draw): single(draw) for draw in range(masks)},
-    }
-
-
-def _leaving_the_start(gates: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
-    """Extend gates of the trained directions, (r,) or (r, r), to the ranks, by ones."""
-    ones = {name: torch.ones(ranks[name] - len(gate)) for name, gate in gates.items()}
-    return {
-        name: torch.cat([gate, ones[name]])
-        if gate.dim() == 1
-        else torch.block_diag(gate, ones[name].diag())
-        for name, gate in gates.items()
     }

@@ -77,13 +77,9 @@ class Tally:
 def score_predictors(
     predict: Predict, examples: Sequence[Example], validation: Sequence[Example]
 ) -> pd.DataFrame:
-    """Score every predictor by teacher forcing.
+    """Score every predictor, which `predict` gives the predictions of, batch by batch.
 
-    Args:
-        predict: gives the predictions of all predictors for examples, batch by batch.
-        examples: what is scored.
-        validation: what chooses the temperatures; empty: none is chosen, and the columns that need
-            one are nan.
+    Without validation examples, which choose the temperatures, columns that need one are nan.
 
     Returns:
         A row for each predictor, and one, `singles`, with the means over the single masks:

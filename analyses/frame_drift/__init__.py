@@ -15,9 +15,8 @@ space of A; column: the column space of B), since the previous step and since th
 
 A GaLore run has no A and B: its frame is the projection that it draws at each refresh (see
 subspace_lab.adapters.galore), of one side only; the previous step is the previous refresh, and an
-orthonormal frame has no step norm. analyses.subspace_motion draws all three kinds of motion.
-After a restart the previous frame is the redrawn one, and the redraw shows in the angle to the
-start.
+orthonormal frame has no step norm. analyses.subspace_motion draws all three kinds of motion. After
+a restart the previous frame is the redrawn one; the redraw shows in the angle to the start.
 
 Under plain SGD a dropped direction does not move: leakage 0. AdamW moves it by its momentum; the
 dotted line is the prediction for stationary gradients without weight decay (T16),
@@ -86,13 +85,14 @@ def compute(run: Run, *, steps: kit.Steps = None, modules: kit.Modules = None) -
         norms = stacked(X.displacement(since).norm for X, since in pairs)
         squares = [X.displacement("previous").coordinates.square().sum(-2) for X in frames]
         dropped = 1 - masks.kept(batch.steps, batch)
-        leakage = [(square * dropped).sum(-1) / square.sum(-1) for square in squares]
-        none = torch.full_like(norms[..., 0], torch.nan)
+        shares = [(square * dropped).sum(-1) / square.sum(-1) for square in squares]
+        leakage = torch.full_like(norms, torch.nan)  # since the start there is none
+        leakage[..., 0] = torch.stack(shares, dim=-1)
         columns = {
             "angles": kit.ragged(angles),
             "max_angle": largest.where(largest >= 0, torch.nan),
             "step_norm": norms,
-            "leakage": torch.stack([torch.stack(leakage, dim=-1), none], dim=-1),
+            "leakage": leakage,
             "expected_leakage": [expected, np.nan],
         }
         return kit.grid_table(run, batch, columns, axes={"side": list(SIDES), "since": SINCE})

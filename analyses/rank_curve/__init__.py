@@ -3,8 +3,8 @@
     python -m analyses.rank_curve --run RUN [--run RUN2 ...] [--steps last] [--draws 8]
 
 Keeps k of the r rank directions of a trained adapter, in all modules at once, and evaluates it on
-the examples of the run's eval_split (test examples where it is none), by teacher forcing. No
-training is needed. There are four choices of the directions:
+the examples of the run's eval_split (test examples where it is none), by teacher forcing, without
+training. There are four choices of the directions:
 
 - svd: the first k singular directions of B A, the best approximation of rank k;
 - prefix: the first k trained directions, as in DyLoRA and Matryoshka adapters;
@@ -14,16 +14,15 @@ training is needed. There are four choices of the directions:
 
 If training made directions interchangeable, as a rank mask might, then every choice of k trained
 directions has the same loss: prefix lies on the mean of random, random orders do not differ, and
-leaving out any direction of a module costs the same. LoRA's directions are alike before training,
-so compare with a LoRA run, not with 1. `evenness` of a module is Kish's effective number of
-directions, (sum |c|)^2 / (r sum c^2) of the costs c of leaving out one, over r: 1 if they are
-interchangeable, 1/r if one does it all.
+leaving out any direction of a module costs the same. `evenness` of a module is Kish's effective
+number of directions, (sum |c|)^2 / sum c^2 of the costs c of leaving out one, over r: 1 if they are
+interchangeable, 1/r if one does it all. LoRA's directions are alike before training, so compare
+with a LoRA run, not with 1.
 
-Nothing is rescaled: what is kept is B diag(d) A with gates d of 0 and 1, whatever the training did.
-(A run that was trained with rescaled masks saw kept directions 1 / keep_prob times as large.)
-Loss is in nats per response token, `cost` is the loss above that of all directions. Intervals are
-95 % ones over examples, those of cost paired by example. Areas are means over the kept share k/r:
-of exact match (AURAC) and of cost.
+Nothing is rescaled: what is kept is B diag(d) A with gates d of 0 and 1. (A run that was trained
+with rescaled masks saw kept directions 1 / keep_prob times as large.) Loss is in nats per response
+token, `cost` is the loss above that of all directions. Intervals are 95 % ones over examples, those
+of cost paired by example. Areas are means over the kept share k/r: of exact match (AURAC), of cost.
 
 In modules of a rank below the largest, the same share of directions is kept. `--modules` chooses
 the modules whose directions are left out; others stay whole. Of PiSSA and MiLoRA the B A that was
@@ -64,11 +63,10 @@ def compute(
     Returns:
         A row is a run, step, curve, kept rank and draw: `run, step, curve, kept` (directions of a
         module of the largest rank, `rank`), `draw` (-1: the mean over random orders, or none),
-        `module` and `direction` (of left_out), `loss`, `cost` and `accuracy` (share of examples
-        whose response greedy decoding would write) with `..._low` and `..._high`, `cost_area` and
-        `accuracy_area` of the curve, with theirs, `evenness`, `examples`, `split`, `draws`,
-        `granularity`, `keep_prob` and `rescale` (of the masks in training; empty, nan and empty
-        without), `dtype`.
+        `module` and `direction` (of left_out), `loss`, `cost`, `accuracy` (share of examples whose
+        response greedy decoding would write), `cost_area` and `accuracy_area` of the curve, all
+        with `..._low` and `..._high`, `evenness`, `examples`, `split`, `draws`, `granularity`,
+        `keep_prob`, `rescale` (of the masks in training; without: empty, nan, empty), `dtype`.
 
     Raises:
         UserError: if the run has no adapter to load, or an argument is out of range.
