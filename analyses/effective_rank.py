@@ -35,7 +35,6 @@ stable rank. The figure says so.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import get_args
 
@@ -81,37 +80,31 @@ def compute(
     modules: kit.Modules = None,
     measures: Measure | Sequence[Measure] = MEASURES,
 ) -> pd.DataFrame:
-    """Compute the table; a row is (run, step, module, matrix, measure).
-
-    Args:
-        run: a run or adapters; `masked_update` needs step masks.
-        steps: its steps.
-        modules: its modules.
-        measures: names of `linalg.effective_rank`'s measures, or a single one.
+    """Compute the table, of one measure of `linalg.effective_rank` or several.
 
     Returns:
-        Columns run, step, module, layer, projection, matrix (update or product, masked_update or
-        masked_product, A, B), measure, value, kept (rank directions that the mask keeps; r without
-        one), expected_rank (keep_prob x r for masked updates, else nan), remark (why a product is
-        not the update; else empty).
+        A row is (run, step, module, matrix, measure). Columns run, step, module, layer, projection,
+        matrix (update or product, masked_update or masked_product, A, B), measure, value, kept
+        (rank directions that the mask keeps; r without one), expected_rank (keep_prob x r for
+        masked updates, else nan), remark (why a product is not the update; else empty).
 
     Raises:
         UserError: if a measure is unknown.
     """
-    measures = [measures] if isinstance(measures, str) else list(measures)
-    if unknown := set(measures) - set(get_args(Measure)):
-        known = ", ".join(get_args(Measure))
-        raise UserError(f"unknown measure {', '.join(sorted(unknown))}: choose among {known}")
+    chosen: list[Measure] = [measures] if isinstance(measures, str) else list(measures)
+    known = get_args(Measure)
+    if unknown := sorted(set(chosen).difference(known)):
+        raise UserError(f"unknown measure {', '.join(unknown)}: choose among {', '.join(known)}")
     masks, remark, law = kit.StepMasks(run), remark_on_product(run), run.mask_law
     product = "product" if remark else "update"
 
     def rows(batch: kit.CoreBatch, sigma: dict[str, Tensor], kept: Tensor) -> pd.DataFrame:
         values = [
-            torch.stack([linalg.effective_rank(s, measure=m) for m in measures], dim=-1)
+            torch.stack([linalg.effective_rank(s, measure=m) for m in chosen], dim=-1)
             for s in sigma.values()
         ]
         columns = {"value": torch.stack(values, dim=-2), "kept": kept[..., None, None]}
-        axes: dict[str, Sequence[str]] = {"matrix": list(sigma), "measure": list(measures)}
+        axes: dict[str, Sequence[str]] = {"matrix": list(sigma), "measure": chosen}
         return kit.grid_table(run, batch, columns, axes=axes)  # (T, M, matrix, measure)
 
     def of_batch(batch: kit.CoreBatch) -> pd.DataFrame:
@@ -165,19 +158,15 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
     return {**medians, **{f"{run}, product": str(remark) for run, remark in remarks.to_numpy()}}
 
 
-of_measure = functools.partial(
-    kit.Panel,
-    "value",
-    by="matrix",
-    labels=MATRICES,
-    only_alone=("A", "B"),  # they would crowd a comparison
-    unit="dimensions",
-    limits=(0, None),
-    expected="expected_rank",
-    expected_label="keep_prob × r (exact: numerical)",
-)
-measures = dict.fromkeys((*MEASURES, *get_args(Measure)))
-panels = [of_measure(title=measure, where={"measure": measure}) for measure in measures]
+panels = [
+    kit.Panel(
+        "value", title=measure, where={"measure": measure}, by="matrix", labels=MATRICES,
+        only_alone=("A", "B"),  # they would crowd a comparison
+        unit="dimensions", limits=(0, None),
+        expected="expected_rank", expected_label="keep_prob × r (exact: numerical)",
+    )
+    for measure in dict.fromkeys((*MEASURES, *get_args(Measure)))
+]  # fmt: skip
 plot = kit.curves_over_steps(*panels, title="Effective ranks", panel_width=1.5)
 modules = kit.module_map(
     "value", title="Stable rank of the update at the last step", unit="dimensions",

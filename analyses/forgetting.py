@@ -17,7 +17,7 @@ paired by example with the base.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +29,10 @@ from analyses import kit
 from subspace_lab import tasks
 from subspace_lab.errors import UserError, check_counts
 from subspace_lab.evaluation.likelihood import score_responses
-from subspace_lab.evaluation.trained_model import TrainedModel, evaluation_examples, load_trained
+from subspace_lab.evaluation.trained_model import TrainedModel, evaluation_examples
 from subspace_lab.models import Precision
 from subspace_lab.runs.run import Run
-from subspace_lab.stats.intervals import mean_interval, ratio_interval
+from subspace_lab.stats.intervals import ratio_interval
 from subspace_lab.tasks import Example, pocket_text
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ TRAINED, REDUCED = "default", "reduced"
 def compute(
     run: Run,
     *,
-    steps: Sequence[int] | None = None,
-    modules: Sequence[str] | None = None,
+    steps: kit.Steps = None,
+    modules: kit.Modules = None,
     text: str | None = None,
     examples: int = 256,
     batch_size: int = 32,
@@ -55,19 +55,12 @@ def compute(
 ) -> pd.DataFrame:
     """Measure losses of the base, and of the adapter with its intruders kept by and by less.
 
-    Args:
-        run: the run.
-        steps: which snapshots; None: the last.
-        modules: must be None: losses are of the whole model.
-        text: a task or file; None: the pocket base's pretraining text.
-        examples: of the text, and of the run's test examples, at most.
-        batch_size: examples in one forward pass.
-        dtype: what the model computes in.
+    `steps` None: the last; `modules` must be None.
 
     Returns:
         A row is a run, step, model (base, trained) and text: `run, step`, `model`, `kept` (share of
-        the intruder dimensions; nan of the base), `text` (a task's name), `of` (general text, own
-        task), `loss`, `low`, `high`, `difference` (to the base), `difference_low`,
+        the intruder dimensions; nan of the base), `of` (general text, own task), `text` (a task's
+        name), `loss`, `low`, `high`, `difference` (to the base), `difference_low`,
         `difference_high`, `examples`, `dtype`.
 
     Raises:
@@ -81,9 +74,8 @@ def compute(
         "general text": _general_text(run, text, examples),
         "own task": evaluation_examples(run, split="test", size=examples),
     }
-    rows = []
-    for step in [None] if steps is None else steps:
-        trained = load_trained(run, step=step, dtype=dtype)
+
+    def of_snapshot(trained: TrainedModel) -> Iterator[dict[str, Any]]:
         if trained.model.active_peft_config.peft_type != "LORA":
             raise UserError(
                 f"{run.path} is not LoRA, whose intruder dimensions alone can be scaled"
@@ -97,25 +89,21 @@ def compute(
                     losses["trained", kept], _ = _nats(trained, chosen, batch_size)
             for (model, kept), nats in losses.items():
                 loss, change = (ratio_interval(x, tokens) for x in (nats, nats - before))
-                rows.append(
-                    {
-                        "run": run.name,
-                        "step": trained.step,
-                        "model": model,
-                        "kept": kept,
-                        "of": of,
-                        "text": chosen[0].task,
-                        "loss": loss.estimate,
-                        "low": loss.low,
-                        "high": loss.high,
-                        "difference": change.estimate,
-                        "difference_low": change.low,
-                        "difference_high": change.high,
-                        "examples": len(chosen),
-                        "dtype": trained.dtype,
-                    }
-                )
-    return pd.DataFrame(rows)
+                yield {
+                    "model": model,
+                    "kept": kept,
+                    "of": of,
+                    "text": chosen[0].task,
+                    "loss": loss.estimate,
+                    "low": loss.low,
+                    "high": loss.high,
+                    "difference": change.estimate,
+                    "difference_low": change.low,
+                    "difference_high": change.high,
+                    "examples": len(chosen),
+                }
+
+    return kit.over_snapshots(run, of_snapshot, steps=steps, dtype=dtype)
 
 
 def _general_text(run: Run, text: str | None, size: int) -> list[Example]:
@@ -127,15 +115,13 @@ def _general_text(run: Run, text: str | None, size: int) -> list[Example]:
 
 
 def _nats(
-    trained: TrainedModel, examples: Sequence[Example], batch_size: int
+    trained: TrainedModel, examples: list[Example], batch_size: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Give nats (N,) and tokens (N,) of the responses."""
     pairs = [(example.prompt, example.response) for example in examples]
     scores = score_responses(trained.model, trained.tokenizer, pairs, batch_size=batch_size)
-    return (
-        np.array([score.nats for score in scores]),
-        np.array([score.tokens for score in scores], dtype=np.float64),
-    )
+    nats, tokens = np.array([(score.nats, score.tokens) for score in scores]).T
+    return nats, tokens
 
 
 @contextmanager
@@ -160,17 +146,14 @@ def intruders_kept(model: PeftModel, kept: float) -> Iterator[None]:
 
 def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give each run's loss before, after, and with its intruders removed."""
-    summary: dict[str, float | int | str] = {}
+    summary: dict[str, str] = {}
     for (run, step, of), rows in table.groupby(["run", "step", "of"], sort=False):
-        known = rows.set_index("kept")
         before = rows.loc[rows["model"] == "base", "loss"].iloc[0]
-        after, low, high = (
-            known[column].loc[1.0] for column in ("difference", "difference_low", "difference_high")
-        )
-        without = known["loss"].loc[0.0]
+        known = rows.set_index("kept")
+        after, low, high = known.loc[1.0, ["difference", "difference_low", "difference_high"]]
         summary[f"{run}, step {step}, loss on {of} ({rows['text'].iloc[0]})"] = (
             f"{before:.4g} before, {before + after:.4g} after ({after:+.4g} [{low:+.4g}, "
-            f"{high:+.4g}]), {without:.4g} without intruder dimensions"
+            f"{high:+.4g}]), {known['loss'].loc[0.0]:.4g} without intruder dimensions"
         )
     return summary
 
@@ -178,24 +161,16 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
 def figure_table(table: pd.DataFrame) -> pd.DataFrame:
     """Make the table of what is drawn of each run's last step, a row for each point.
 
-    Columns: `run` (or configuration), `of`, `kept`, `value` (the change of the loss to the base),
-    `low` and `high` (95 % over examples; of several seeds the mean and 95 % over seeds), `seeds`,
+    Columns: `run` (or configuration), `of`, `kept`, `seeds`, `value` (the change of the loss to the
+    base), `low` and `high` (95 % over examples; of several seeds the mean and 95 % over seeds),
     `examples`, `dtype`.
     """
     trained = kit.at_last_step(table[table["model"] == "trained"])
-    rows = []
-    keys = [kit.group_column(trained), "of", "kept"]
-    for (run, of, kept), seeds in trained.groupby(keys, sort=False, observed=True):
-        ends: list[Any] = seeds.iloc[0][
-            ["difference", "difference_low", "difference_high"]
-        ].tolist()
-        if len(seeds) > 1:
-            interval = mean_interval(seeds["difference"].to_numpy())
-            ends = [interval.estimate, interval.low, interval.high]
-        point = {"run": str(run), "of": of, "kept": kept, "seeds": len(seeds)}
-        sample = {"examples": seeds["examples"].iloc[0], "dtype": seeds["dtype"].iloc[0]}
-        rows.append(point | dict(zip(("value", "low", "high"), ends, strict=True)) | sample)
-    return pd.DataFrame(rows)
+    names = {"difference": "value", "difference_low": "low", "difference_high": "high"}
+    points = trained.drop(columns=["low", "high"], errors="ignore").rename(columns=names)
+    points = points.assign(run=trained[kit.group_column(trained)].astype(str))
+    columns = ["run", "of", "kept", "seeds", "value", "low", "high", "examples", "dtype"]
+    return kit.over_seeds(points, by=["run", "of", "kept"])[columns]
 
 
 def draw(points: pd.DataFrame, page: kit.Page) -> None:
@@ -235,3 +210,7 @@ ANALYSIS = kit.Analysis(
     },
     position=87,
 )
+
+
+if __name__ == "__main__":
+    kit.run_analysis(ANALYSIS)

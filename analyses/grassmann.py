@@ -46,13 +46,7 @@ def compute(
     steps: tuple[int, int] | None = None,
     modules: kit.Modules = None,
 ) -> pd.DataFrame:
-    """Compute the table; a row is (module, matrix, side, i, j).
-
-    Args:
-        run: the first adapter.
-        other: the second one; None: the same run at another step.
-        steps: the saved step of each; None: the final one of each.
-        modules: only these modules of `run`; None: all that both have.
+    """Compare two adapters of saved `steps` (None: the final ones), of one run or of two.
 
     Returns:
         Columns run, step, other_run, other_step, module, layer, projection, matrix (update,
@@ -71,36 +65,33 @@ def compute(
     table = table.merge(other.modules[sizes], on=sizes)
     if table.empty:
         raise UserError(f"{run.path} and {other.path} have no module of the same size in common")
-    pair: dict[str, Any] = {"run": run.name, "step": first}
-    pair |= {"other_run": other.name, "other_step": second}
-    names = ["module", "layer", "projection"]
+    pair: dict[str, Any] = {
+        "run": run.name,
+        "step": first,
+        "other_run": other.name,
+        "other_step": second,
+    }
+    places = table[["module", "layer", "projection"]].to_dict("records")
+    labels = ["run", "other_run", "module", "projection", "matrix", "side"]
 
-    def of_module(place: dict[str, Any]) -> pd.DataFrame:
+    def of_module(place: dict[Any, Any]) -> pd.DataFrame:
         module = place["module"]
         overlaps = _overlaps(run.factors(first, module), other.factors(second, module))
-        labels = ["run", "other_run", "module", "projection", "matrix", "side"]
         return overlaps.assign(**pair, **place).astype(dict.fromkeys(labels, "category"))
 
-    places = [dict(zip(names, row, strict=True)) for row in table[names].itertuples(index=False)]
     both = f"{run.name}, {other.name}"
     overlaps = kit.concatenate(
         kit.map_parallel(of_module, places, total=len(places), unit="module", description=both)
     )
     if overlaps.empty:
         raise UserError(f"the update of {run.path} or {other.path} is zero at that step")
-    return overlaps[[*pair, *names, "matrix", "side", "i", "j", "phi", "null_phi"]]
+    return overlaps[[*pair, *places[0], "matrix", "side", "i", "j", "phi", "null_phi"]]
 
 
 def compare(
     runs: Sequence[Run], *, steps: str | None = None, modules: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """Compute the table of two runs, or of one run at two steps.
-
-    Args:
-        runs: one run or two.
-        steps: one saved step for each of the two adapters, or one for both, as --steps names them;
-            None: the final ones.
-        modules: which modules, as --modules names them; None: all that both have.
+    """Compute the table of two runs, or of one run at two steps, named as on the command line.
 
     Raises:
         UserError: if there are more than two runs, or not two different adapters.
@@ -137,9 +128,9 @@ def _overlaps(first: Factors, second: Factors) -> pd.DataFrame:
     parts = []
     directions = zip(_directions(first), _directions(second), strict=True)
     for (matrix, side, U), (_, _, V) in directions:
-        known = bool(U.isfinite().all() and V.isfinite().all())
-        shape = (U.shape[1], V.shape[1])
-        phi = linalg.grassmann_overlap(U, V).numpy() if known else np.full(shape, np.nan)
+        phi = np.full((U.shape[1], V.shape[1]), np.nan)
+        if U.isfinite().all() and V.isfinite().all():
+            phi = linalg.grassmann_overlap(U, V).numpy()
         i, j = np.indices(phi.shape, dtype=np.int16) + 1
         columns = {"matrix": matrix, "side": side, "i": i.ravel(), "j": j.ravel()}
         null = np.maximum(i, j).ravel() / U.shape[0]

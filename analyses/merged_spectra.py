@@ -42,7 +42,7 @@ from analyses import kit
 from subspace_lab import linalg, models
 from subspace_lab.errors import UserError
 from subspace_lab.figures.style import REFERENCE
-from subspace_lab.linalg.dora import DoraUpdate, dora_whole_update
+from subspace_lab.linalg.dora import dora_whole_update
 from subspace_lab.linalg.factors import Factors
 from subspace_lab.peft_files.adapter_folder import AdapterFolder
 from subspace_lab.runs.base_svd_cache import cached_base_svd
@@ -69,23 +69,15 @@ def compute(
     epsilon: float = 0.5,
     base: str | None = None,
 ) -> pd.DataFrame:
-    """Compute the table; a row is (run, step, module, matrix).
-
-    Args:
-        run: a run with saved adapters.
-        steps: only these of the saved ones; None: the final one.
-        modules: only these modules; None: all.
-        top_k: how many singular values of base and merged weight, and vectors tested.
-        epsilon: cosine below which a vector is an intruder.
-        base: the base model; None: the one that the run names.
+    """Compute the table of saved adapters: those of `steps` (None: the final one).
 
     Returns:
-        Columns run, step, module, layer, projection, matrix (base, merged, update; only update
-        without a base); singular_values (list, descending); of merged only, else nan or empty:
-        intruders and undecided (of the top_k vectors), null_intruders and null_singular_values
-        (outliers and spectrum of the same update on a Gaussian base; not for DoRA);
-        update_to_base_norm (Frobenius; nan without a base); remark (on the base, or on the lack of
-        it).
+        A row is (run, step, module, matrix). Columns run, step, module, layer, projection, matrix
+        (base, merged, update; only update without a base); singular_values (list, descending); of
+        merged only, else nan or empty: intruders and undecided (of the top_k vectors),
+        null_intruders and null_singular_values (outliers and spectrum of the same update on a
+        Gaussian base; not for DoRA); update_to_base_norm (Frobenius; nan without a base); remark
+        (on the base, or on the lack of it).
 
     Raises:
         UserError: if no adapters were saved, or `base` was asked for and is not available or has
@@ -100,7 +92,7 @@ def compute(
     table = run.modules if modules is None else run.modules[run.modules["module"].isin(modules)]
     weights, remark = find_base(run, table["module"], name=base)
 
-    def of_module(place: dict[str, Any]) -> list[dict[str, Any]]:
+    def of_module(place: dict[Any, Any]) -> list[dict[str, Any]]:
         factors = {step: run.factors(step, place["module"]) for step in chosen}
         W0, reason = base_weight(weights, next(iter(factors.values())))
         spectrum = None if W0 is None else Base.of(W0, top_k=top_k)
@@ -110,8 +102,7 @@ def compute(
             for row in _rows(update, run.snapshots[step], spectrum, epsilon=epsilon)
         ]
 
-    names = ["module", "layer", "projection"]
-    places = [dict(zip(names, row, strict=True)) for row in table[names].itertuples(index=False)]
+    places = table[["module", "layer", "projection"]].to_dict("records")
     parts = kit.map_parallel(
         of_module, places, total=len(places), unit="module", description=run.name
     )
@@ -155,30 +146,24 @@ def _rows(
     if update.finite and (dora is None or dora.row_scaling.isfinite().all()):
         whole = sigma if dora is None else dora.dense(base.weight)
         relative = float(whole.norm() / base.weight.double().norm())
-        merged = _merged(update, dora, base, epsilon=epsilon)
-        merged |= {} if dora else _gaussian_null(sigma, base)
+        intruders = linalg.intruder_dimensions(
+            base.weight,
+            update.B,
+            update.A,
+            base=base.svd,
+            top_k=base.top_k,
+            epsilon=epsilon,
+            scaling=update.scaling,
+            row_scaling=None if dora is None else dora.row_scaling,
+        )
+        merged = {
+            "singular_values": intruders.singular_values.numpy(),
+            "intruders": float(intruders.intruder.sum()),
+            "undecided": float(intruders.undecided.sum()),
+            **({} if dora else _gaussian_null(sigma, base)),
+        }
     rows = [{"matrix": "base", "singular_values": leading.numpy()}, {"matrix": "merged", **merged}]
     return [{**of_matrix, "update_to_base_norm": relative} for of_matrix in [*rows, row]]
-
-
-def _merged(
-    update: Factors, dora: DoraUpdate | None, base: Base, *, epsilon: float
-) -> dict[str, Any]:
-    intruders = linalg.intruder_dimensions(
-        base.weight,
-        update.B,
-        update.A,
-        base=base.svd,
-        top_k=base.top_k,
-        epsilon=epsilon,
-        scaling=update.scaling,
-        row_scaling=None if dora is None else dora.row_scaling,
-    )
-    return {
-        "singular_values": intruders.singular_values.numpy(),
-        "intruders": float(intruders.intruder.sum()),
-        "undecided": float(intruders.undecided.sum()),
-    }
 
 
 def _gaussian_null(sigma: Tensor, base: Base) -> dict[str, Any]:
@@ -207,26 +192,14 @@ def _spectra(table: pd.DataFrame) -> pd.DataFrame:
     return values.assign(index=index)[values["singular_values"] > ROUNDING * largest]
 
 
-def _updates_beside_bases(table: pd.DataFrame) -> pd.DataFrame:
-    """Give the update's singular values, each with the base's of the same number."""
+def _beside_bases(table: pd.DataFrame, *, matrix: str) -> pd.DataFrame:
+    """Give a matrix's singular values, each with the base's and the excess over it, in %."""
     spectra = _spectra(table)
-    update, base = (spectra[spectra["matrix"] == matrix] for matrix in ("update", "base"))
-    place = ["run", "module", "index"]
-    base_values = base[[*place, "singular_values"]].rename(columns={"singular_values": "base"})
-    return update.merge(base_values.astype({"run": str, "module": str}), on=place, how="left")
-
-
-def _changes(table: pd.DataFrame) -> pd.DataFrame:
-    """Give by how much each leading singular value of the merged weight exceeds the base's, %."""
-    spectra = _spectra(table)
-    merged, base = (spectra[spectra["matrix"] == matrix] for matrix in ("merged", "base"))
-    both = merged.merge(
-        base[["run", "module", "index", "singular_values"]].astype({"run": str, "module": str}),
-        on=["run", "module", "index"],
-        suffixes=("", "_base"),
-    )
-    change = 100 * (both["singular_values"] / both["singular_values_base"] - 1)
-    return both.assign(change=change)
+    place, names = ["run", "module", "index"], {"singular_values": "base"}
+    bases = spectra.loc[spectra["matrix"] == "base", [*place, *names]].rename(columns=names)
+    bases = bases.astype({"run": str, "module": str})
+    both = spectra[spectra["matrix"] == matrix].merge(bases, on=place, how="left")
+    return both.assign(change=100 * (both["singular_values"] / both["base"] - 1))
 
 
 def _merged_at_last_step(table: pd.DataFrame) -> pd.DataFrame:
@@ -252,13 +225,15 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
     summary: dict[str, dict[str, float] | str] = {}
     for run, last in kit.at_last_step(table).groupby("run", observed=True):
         update, merged = (last[last["matrix"] == matrix] for matrix in ("update", "merged"))
-        largest = update["singular_values"].str[0]
+        counts = merged[["intruders", "undecided", "null_intruders"]].sum(min_count=1)
         summary[f"{run}, step {last['step'].iloc[0]}"] = {
-            "largest singular value of the update": float(largest.astype(float).median()),
+            "largest singular value of the update": float(
+                update["singular_values"].str[0].astype(float).median()
+            ),
             "update to base norm": float(update["update_to_base_norm"].median()),
-            "intruders": float(merged["intruders"].sum(min_count=1)),
-            "undecided": float(merged["undecided"].sum(min_count=1)),
-            "outliers of a Gaussian base": float(merged["null_intruders"].sum(min_count=1)),
+            "intruders": float(counts["intruders"]),
+            "undecided": float(counts["undecided"]),
+            "outliers of a Gaussian base": float(counts["null_intruders"]),
         }
         if remarks := list(filter(None, last["remark"].unique())):
             more = f" (and {len(remarks) - 3} more)" if len(remarks) > 3 else ""
@@ -270,12 +245,12 @@ by_projection = functools.partial(kit.Panel, over=None, by="projection")
 
 plot = kit.curves_over_steps(
     kit.Panel(
-        "singular_values", rows=_updates_beside_bases, over="index",
+        "singular_values", rows=functools.partial(_beside_bases, matrix="update"), over="index",
         title="singular values of the update", unit="σ", scale="log",
         expected="base", expected_label="base weight W₀", expected_style=REFERENCE
     ),
     kit.Panel(
-        "change", rows=_changes, over="index",
+        "change", rows=functools.partial(_beside_bases, matrix="merged"), over="index",
         title="change of the weight's σᵢ", unit="%",
     ),
     by_projection(
@@ -290,11 +265,9 @@ plot = kit.curves_over_steps(
     title="Merged spectra at the last step", panel_width=1.5,
 )  # fmt: skip
 modules = kit.module_map(
-    "update_to_base_norm",
-    title="Size of the update at the last step",
-    unit="‖ΔW‖ / ‖W₀‖",
+    "update_to_base_norm", title="Size of the update at the last step", unit="‖ΔW‖ / ‖W₀‖",
     rows=_merged_at_last_step,
-)
+)  # fmt: skip
 
 ANALYSIS = kit.Analysis(
     name="merged_spectra",

@@ -51,13 +51,12 @@ def compute(run: Run, *, steps: kit.Steps = None, modules: kit.Modules = None) -
         squared, norm = batch.core.scaling**2, batch.core.norm() ** 2
         norm = norm.masked_fill(norm == 0, torch.nan)
         R, minimum = squared * explicit_regularizer(B, A), squared * nuclear_norm_bound(B, A)
-        under_masks = dict.fromkeys(("penalty", "masked", "masked_mean", "masked_std"), np.nan)
         columns = {
             "regularizer": R,
             "minimum": minimum,
             "balance_ratio": R / norm,
             "minimum_ratio": minimum / norm,
-            **under_masks,
+            **dict.fromkeys(("penalty", "masked", "masked_mean", "masked_std"), np.nan),
         }
         if law is not None and law.diagonal and law.constant:
             moments, H = law.gate_moments(B.shape[-1]), masked_moments.gram_product(B, A)
@@ -84,10 +83,10 @@ def masked_ratio(table: pd.DataFrame) -> pd.DataFrame:
         the interval where chance leaves 95 % of the steps.
     """
     known = table[table["masked_mean"] > 0].dropna(subset="masked")
-    group = kit.group_column(table)
     known = known.assign(variance=known["masked_std"] ** 2)
-    of_step = known.groupby([group, "step"], observed=True)
-    sums = of_step[["masked", "masked_mean", "variance"]].sum(min_count=1).reset_index()
+    group, columns = kit.group_column(table), ["masked", "masked_mean", "variance"]
+    of_step = known.groupby([group, "step"], observed=True)[columns]
+    sums = of_step.sum(min_count=1).reset_index()
     half = 1.96 * sums["variance"] ** 0.5 / sums["masked_mean"]
     ratio = sums["masked"] / sums["masked_mean"]
     return sums.assign(run=sums[group], ratio=ratio, expected=1.0, low=1 - half, high=1 + half)

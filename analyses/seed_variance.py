@@ -158,3 +158,7 @@ ANALYSIS = kit.Analysis(
     csv=True,
     position=112,
 )
+
+
+if __name__ == "__main__":
+    kit.run_analysis(ANALYSIS)

@@ -43,15 +43,14 @@ LARGEST_NULL_RANK = 128  # the null's expectation enumerates some r^3 / 6 overla
 def compute(run: Run, *, steps: kit.Steps = None, modules: kit.Modules = None) -> pd.DataFrame:
     """Compute the table of the steps t whose mask, core and next mask were recorded.
 
-    A row is (run, step, module, space).
-
     Returns:
-        Columns run, step, next_step, module, layer, projection, space (coordinate, row, column);
-        kept, next_kept, shared (directions); jaccard; phi; angles (list, radians, ascending),
-        min_angle, median_angle, max_angle, min_residual_angle (smallest one that is not a shared
-        direction; radians); expected_kept, expected_shared, expected_jaccard and null_phi
-        (expectations under the run's mask law, null_phi for a Gaussian frame; nan where there is
-        none). Angles are fewer than min(kept, next_kept) where columns of B are still zero.
+        A row is (run, step, module, space). Columns run, step, next_step, module, layer,
+        projection, space (coordinate, row, column); kept, next_kept, shared (directions); jaccard;
+        phi; angles (list, radians, ascending), min_angle, median_angle, max_angle,
+        min_residual_angle (smallest one that is not a shared direction; radians); expected_kept,
+        expected_shared, expected_jaccard and null_phi (expectations under the run's mask law,
+        null_phi for a Gaussian frame; nan where there is none). Angles are fewer than
+        min(kept, next_kept) where columns of B are still zero.
 
     Raises:
         UserError: if the run has no step masks, or none of two successive steps.
@@ -69,9 +68,17 @@ def compute(run: Run, *, steps: kit.Steps = None, modules: kit.Modules = None) -
         on_weights = [linalg.masked_angles(frame.R, mask, following).angles for frame in frames]
         on_coordinates = _coordinate_angles(mask, following)
         angles = torch.stack([on_coordinates, *on_weights], dim=-2)  # (T, M, space, r)
+        shared, union = ((mask & following).sum(-1), (mask | following).sum(-1))
+        jaccard = torch.where(union > 0, shared.double() / union, 1.0)  # two empty masks: 1
+        of_masks = {
+            "kept": mask.sum(-1),
+            "next_kept": following.sum(-1),
+            "shared": shared,
+            "jaccard": jaccard,
+        }
         columns = {
             "next_step": (batch.steps + 1)[:, None, None],
-            **{name: values[..., None] for name, values in _overlap(mask, following).items()},
+            **{name: values[..., None] for name, values in of_masks.items()},
             "phi": angles.cos().square().nanmean(-1),
             **_describe(angles),
             **_expected(run, batch),
@@ -87,18 +94,6 @@ def compute(run: Run, *, steps: kit.Steps = None, modules: kit.Modules = None) -
             "record with --cores full"
         )
     return table
-
-
-def _overlap(mask: torch.Tensor, following: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Columns of two masks (T, M, r) alone, (T, M)."""
-    shared, union = (mask & following).sum(-1), (mask | following).sum(-1)
-    jaccard = shared.double() / union.clamp(min=1)
-    return {
-        "kept": mask.sum(-1),
-        "next_kept": following.sum(-1),
-        "shared": shared,
-        "jaccard": torch.where(union > 0, jaccard, 1.0),  # two empty masks: 1
-    }
 
 
 def _coordinate_angles(mask: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
@@ -159,11 +154,11 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
         of_masks = means.loc[run, "coordinate"]
         for value in ("kept", "shared", "jaccard"):
             pair = {"measured": of_masks[value], "expected": of_masks[f"expected_{value}"]}
-            summary[f"{run}, {value}"] = {name: float(mean) for name, mean in pair.items()}
+            summary[f"{run}, {value}"] = pair
         for space, label in SPACES.items():
             of_weights = means.loc[run, space]
             pair = {"measured": of_weights["phi"], "random": of_weights["null_phi"]}
-            summary[f"{run}, phi of the {label}"] = {name: float(phi) for name, phi in pair.items()}
+            summary[f"{run}, phi of the {label}"] = pair
     return summary
 
 

@@ -28,11 +28,8 @@ restarts a frame is compared with the one that its step began with: the redraw i
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from analyses import frame_drift, kit, subspace_angles
 from subspace_lab.runs.projections import projection_steps
@@ -43,24 +40,14 @@ SIDES = {"row": "row directions", "column": "column directions"}
 KEYS = ["run", "step", "module", "layer", "projection", "side"]
 
 
-def compute(
-    run: Run,
-    *,
-    steps: Collection[int] | None = None,
-    modules: Collection[str] | None = None,
-) -> pd.DataFrame:
-    """Compute the table; a row is (run, step, module, side, source).
-
-    Args:
-        run: a run with recorded cores or projections.
-        steps: only these steps; None: all.
-        modules: only these modules; None: all.
+def compute(run: Run, *, steps: kit.Steps = None, modules: kit.Modules = None) -> pd.DataFrame:
+    """Compute the table of a run with recorded cores or projections.
 
     Returns:
-        Columns run, step (at which the later subspace is in use; of masks, the one before),
-        module, layer, projection, side, source (frame, mask, projection), interval (optimizer
-        steps), angles (list, radians, ascending), phi, turned, max_angle (radians), null_phi,
-        null_turned (1 - null_phi).
+        A row is (run, step, module, side, source). Columns run, step (at which the later subspace
+        is in use; of masks, the one before), module, layer, projection, side, source (frame, mask,
+        projection), interval (optimizer steps), angles (list, radians, ascending), phi, turned,
+        max_angle (radians), null_phi, null_turned (1 - null_phi).
 
     Raises:
         UserError: if the run has neither cores nor projections.
@@ -76,18 +63,12 @@ def compute(
     return table.assign(null_turned=1 - table["null_phi"])
 
 
-def _drift(
-    run: Run, steps: Collection[int] | None, modules: Collection[str] | None
-) -> pd.DataFrame:
+def _drift(run: Run, steps: kit.Steps, modules: kit.Modules) -> pd.DataFrame:
     """Make the rows of the frames, or of the projections of a run that has some."""
     table = frame_drift.compute(run, steps=steps, modules=modules)
     table = table[table["since"] == "previous"]
-    sizes = run.modules.set_index("module")
-    length = np.where(
-        table["side"] == "row",
-        table["module"].astype(str).map(sizes["n"]),
-        table["module"].astype(str).map(sizes["m"]),
-    )
+    sizes = run.modules.set_index("module")[["n", "m"]].reindex(table["module"].astype(str))
+    length = np.where(table["side"] == "row", sizes["n"], sizes["m"])
     dimensions = table["angles"].map(len).to_numpy()
     refreshes = projection_steps(run.path)
     intervals = dict(zip(refreshes[1:], np.diff(refreshes).tolist(), strict=True))
@@ -100,14 +81,11 @@ def _drift(
 def _motion(table: pd.DataFrame, source: str) -> pd.DataFrame:
     """Keep the angles of a table to the previous subspace, and what they amount to."""
     labels = pd.Categorical([source] * len(table), categories=list(SOURCES))
-    turned = np.array([_mean_squared_sine(angles) for angles in table["angles"]])
+    squares = (np.sin(angles) ** 2 for angles in table["angles"])
+    turned = np.array([square.mean() if len(square) else np.nan for square in squares])
     return table[[*KEYS, "angles", "max_angle"]].assign(
         source=labels, phi=1 - turned, turned=turned
     )
-
-
-def _mean_squared_sine(angles: NDArray[np.float64]) -> float:
-    return float(np.mean(np.sin(angles) ** 2)) if len(angles) else float("nan")
 
 
 def summarize(table: pd.DataFrame) -> kit.Summary:
@@ -122,18 +100,11 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
 
 PANELS = [
     kit.Panel(
-        "turned",
-        title=title,
-        by="source",
-        labels=SOURCES,
-        where={"side": side},
-        unit="1 − φ",
-        scale="log",
-        expected="null_turned",
-        expected_label="random subspaces",
+        "turned", title=title, by="source", labels=SOURCES, where={"side": side},
+        unit="1 − φ", scale="log", expected="null_turned", expected_label="random subspaces",
     )
     for side, title in SIDES.items()
-]
+]  # fmt: skip
 
 ANALYSIS = kit.Analysis(
     name="subspace_motion",

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from experiments.design import Design, Rates
 from subspace_lab.adapters.modules import LoraModule, lora_modules
-from subspace_lab.evaluation.responses import response_batches
 from subspace_lab.evaluation.trained_model import TrainedModel, evaluation_examples, load_trained
 from subspace_lab.linalg import effective_rank
 from subspace_lab.runs.run import Run
@@ -103,15 +102,8 @@ def _input_moments(run: Run, trained: TrainedModel) -> Iterator[tuple[LoraModule
         for module in modules
     ]
     examples = evaluation_examples(run, split="test", size=EXAMPLES)
-    batches = response_batches(
-        trained.tokenizer,
-        [(example.prompt, example.response) for example in examples],
-        batch_size=50,
-        device=trained.model.device,
-        description="",
-    )
     with torch.no_grad():
-        for batch in batches:
+        for batch in trained.batches(examples, batch_size=50, description=""):
             batch.logits(trained.model)
     for handle in handles:
         handle.remove()

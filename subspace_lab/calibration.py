@@ -131,13 +131,15 @@ class Calibration:
         self,
         log_probabilities: Float[Tensor, "predictions classes"],
         targets: Int[Tensor, " predictions"],
-    ) -> None:
-        """Add predictions, given the right classes."""
+    ) -> Float64[Tensor, "predictions temperatures"]:
+        """Add predictions, given the right classes, and give the nats of each."""
         self.reliability.add(log_probabilities, targets)
         if self.place is not None:
             softened = (log_probabilities / TEMPERATURES[self.place]).log_softmax(-1)
             self.calibrated.add(softened, targets)
-        self.nats += nats_at_temperatures(log_probabilities, targets).double().sum(0).cpu()
+        nats = nats_at_temperatures(log_probabilities, targets).double().cpu()
+        self.nats += nats.sum(0)
+        return nats
 
     def summary(self) -> dict[str, float]:
         """Give `ece`, `brier`, `oracle_temperature` and `oracle_loss`; empty of no predictions.

@@ -9,7 +9,7 @@ Evaluates one trained adapter in six ways on test examples, by teacher forcing:
 - scaled: the full-rank update times an inference scale;
 - single: one rank mask on, rescaled as in training (several draws);
 - arithmetic: the mean of the single masks' probabilities;
-- geometric: the normalized geometric mean of the single masks' probabilities.
+- geometric: their normalized geometric mean.
 
 The paper likens full-rank inference to an ensemble. For an adapter on the logits with rescaled
 masks, full and geometric agree exactly; in a deep network they need not, and what single masks
@@ -19,13 +19,13 @@ run was not masked, such as LoRA's). Loss is in nats per response token; accurac
 examples whose response greedy decoding would reproduce exactly. The model computes in fp32 on every
 machine: the cost of masks and ensembles is often less than the rounding of bf16.
 
-An ensemble's predictions are less sure, which lowers the loss of an overconfident model without
-any ensemble, too. So each predictor is also scored at a temperature of its own: the validated one,
-which has the lowest loss on validation examples (`--validation`, of the task, none of them trained
-on), and the oracle, which has the lowest loss on the test examples themselves and is a bound. What
-an ensemble is still ahead of the full update at their validated temperatures, `difference`, is not
-calibration; its 95 % interval is over examples. The expected calibration error (ECE) has 15 bins of
-equal width, and is of the token predictions under teacher forcing, as the Brier score is.
+An ensemble's predictions are less sure, which alone lowers the loss of an overconfident model. So
+each predictor is also scored at a temperature of its own: the validated one, of the lowest loss on
+validation examples (`--validation`, of the task, none of them trained on), and the oracle, of the
+lowest loss on the test examples themselves, a bound. What an ensemble is still ahead of the full
+update at their validated temperatures, `difference`, is not calibration; its 95 % interval is over
+examples. The expected calibration error (ECE) has 15 bins of equal width, and is of the token
+predictions under teacher forcing, as the Brier score is.
 
 Masks and scales act on the B A that was trained. PiSSA and MiLoRA train it on the residual base,
 without the initial B A: there scale 0 is that residual base, and `base`, the original one, is not
@@ -35,7 +35,6 @@ a point of the scale curve.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -46,7 +45,7 @@ from analyses.ensemble_vs_single.figure import draw, figure_table, scale_curve
 from analyses.ensemble_vs_single.predictors import predictions, predictors
 from analyses.ensemble_vs_single.scoring import score_predictors
 from subspace_lab.errors import UserError, check_counts
-from subspace_lab.evaluation.trained_model import evaluation_examples, load_trained
+from subspace_lab.evaluation.trained_model import TrainedModel, evaluation_examples
 from subspace_lab.models import Precision
 from subspace_lab.runs.run import Run
 from subspace_lab.tasks.examples import Example
@@ -57,8 +56,8 @@ from subspace_lab.theory.mask_law import DEFAULT_LAW
 def compute(
     run: Run,
     *,
-    steps: Sequence[int] | None = None,
-    modules: Sequence[str] | None = None,
+    steps: kit.Steps = None,
+    modules: kit.Modules = None,
     masks: int = 8,
     examples: int = 64,
     validation: int = 64,
@@ -66,23 +65,11 @@ def compute(
     seed: int = 0,
     dtype: Precision = "fp32",
 ) -> pd.DataFrame:
-    """Evaluate the predictors.
+    """Evaluate the predictors of `steps` (None: the last); `modules` must be None.
 
     A row is a run, step and predictor: `run, step`, the columns of `scoring.score_predictors`,
     `split` (which examples), `predicted_scale` (T9's optimal inference scale for white inputs, one
-    number per run and step; nan without masks in training), `keep_prob`, `dtype` (what the model
-    computed in).
-
-    Args:
-        run: the run.
-        steps: which snapshots; None: the last.
-        modules: must be None: predictions come from the whole model.
-        masks: masks drawn.
-        examples: test examples used at most.
-        validation: validation examples that choose the temperatures, at most; 0: none are chosen.
-        batch_size: examples in one forward pass.
-        seed: seed of the drawn masks.
-        dtype: what the model computes in.
+    number per run and step; nan without masks in training), `keep_prob`, `dtype`.
 
     Raises:
         UserError: if the run has no adapter to load, or an argument is out of range.
@@ -94,9 +81,8 @@ def compute(
     law = replace((run.mask_law or DEFAULT_LAW).one_draw(), granularity="step", seed=seed)
     tested = evaluation_examples(run, split="test", size=examples)
     validated = _validation_examples(run, validation)
-    parts = []
-    for step in [None] if steps is None else steps:
-        trained = load_trained(run, step=step, dtype=dtype)
+
+    def of_snapshot(trained: TrainedModel) -> pd.DataFrame:
         predict = functools.partial(
             predictions,
             trained,
@@ -104,15 +90,13 @@ def compute(
             batch_size=batch_size,
             description=f"ensembles of {run.name}",
         )
-        scores = score_predictors(predict, tested, validated)
-        of_step = {
-            "split": "test",
-            "predicted_scale": predicted_scale(run, trained.step),
-            "keep_prob": run.mask_law.keep_prob if run.mask_law else float("nan"),
-            "dtype": trained.dtype,
-        }
-        parts.append(pd.DataFrame({"run": run.name, "step": trained.step, **scores, **of_step}))
-    return pd.concat(parts, ignore_index=True)
+        return score_predictors(predict, tested, validated).assign(
+            split="test",
+            predicted_scale=predicted_scale(run, trained.step),
+            keep_prob=run.mask_law.keep_prob if run.mask_law else float("nan"),
+        )
+
+    return kit.over_snapshots(run, of_snapshot, steps=steps, dtype=dtype)
 
 
 def _validation_examples(run: Run, size: int) -> list[Example]:
@@ -144,26 +128,26 @@ def predicted_scale(run: Run, step: int) -> float:
 
 def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give each run's losses, also calibrated, and the best of the scales beside the predicted."""
-    summary: dict[str, float | int | str] = {}
+    summary: dict[str, str] = {}
     for (run, step), rows in table.groupby(["run", "step"], sort=False):
         shown = rows[~rows["predictor"].isin(["scaled", "single"])].set_index("predictor")
-        for column, title in (
-            ("loss", "loss (nats/token)"),
-            ("calibrated_loss", "loss at the validated temperature"),
-            ("ece", "expected calibration error"),
-        ):
+        for column, title in TITLES.items():
             if shown[column].notna().any():
                 values = ", ".join(f"{name} {x:.4g}" for name, x in shown[column].items())
                 summary[f"{run}, step {step}, {title}"] = values
         curve = scale_curve(rows)
-        best = curve["scale"].iloc[curve["loss"].argmin()]
-        predicted = rows["predicted_scale"].iloc[0]
-        summary[f"{run}, step {step}, best scale of the grid"] = (
-            f"{best:.3g} (predicted {predicted:.3g})" if predicted == predicted else f"{best:.3g}"
-        )
+        best = f"{curve['scale'].iloc[curve['loss'].argmin()]:.3g}"
+        if pd.notna(predicted := rows["predicted_scale"].iloc[0]):
+            best += f" (predicted {predicted:.3g})"
+        summary[f"{run}, step {step}, best scale of the grid"] = best
     return summary
 
 
+TITLES = {
+    "loss": "loss (nats/token)",
+    "calibrated_loss": "loss at the validated temperature",
+    "ece": "expected calibration error",
+}
 plot = kit.Plot(draw, figure_table)
 
 ANALYSIS = kit.Analysis(

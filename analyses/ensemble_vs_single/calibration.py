@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 
 from analyses import kit
+from analyses.ensemble_vs_single.figure import beside
 from subspace_lab.figures.page import slant_names
 from subspace_lab.stats.intervals import mean_interval
 
@@ -29,24 +31,19 @@ def figure_table(table: pd.DataFrame) -> pd.DataFrame:
     mean with its 95 % t interval), `seeds`, `examples`, `split`, `masks`, `dtype`.
     """
     last = kit.at_last_step(table)
-    group = kit.group_column(last)
     samples: dict[str, Any] = {name: last[name].iloc[0] for name in ("examples", "split", "dtype")}
     samples["masks"] = last["masks"].max()
     rows = []
-    for run, of_run in last.groupby(group, sort=False, observed=True):
-        for panel, kind, column in SHOWN:
-            for predictor in PREDICTORS:
-                values = of_run.loc[of_run["predictor"] == predictor, column].dropna()
-                if len(values):
-                    point = {"run": str(run), "panel": panel, "kind": kind, "predictor": predictor}
-                    rows.append({**point, **_over_seeds(values), **samples})
+    for run, of_run in last.groupby(kit.group_column(last), sort=False, observed=True):
+        for (panel, kind, column), predictor in itertools.product(SHOWN, PREDICTORS):
+            values = of_run.loc[of_run["predictor"] == predictor, column].dropna()
+            if values.empty:
+                continue
+            mean = mean_interval(values)
+            point = {"run": str(run), "panel": panel, "kind": kind, "predictor": predictor}
+            ends = {"value": mean.estimate, "low": mean.low, "high": mean.high}
+            rows.append({**point, **ends, "seeds": len(values), **samples})
     return pd.DataFrame(rows)
-
-
-def _over_seeds(values: pd.Series[float]) -> dict[str, Any]:
-    interval = mean_interval(values.to_numpy())
-    ends = {"value": interval.estimate, "low": interval.low, "high": interval.high}
-    return {**ends, "seeds": len(values)}
 
 
 def draw(points: pd.DataFrame, page: kit.Page) -> None:
@@ -60,13 +57,8 @@ def draw(points: pd.DataFrame, page: kit.Page) -> None:
     first = next(iter(axes.values()))
     first.set_ylim(bottom=0)
     for kind, face in ((AS_IT_IS, "white"), (VALIDATED, "0.35")):
-        marker: dict[str, Any] = {
-            "color": "0.35",
-            "marker": "o",
-            "linestyle": "",
-            "markerfacecolor": face,
-        }
-        first.plot([], [], label=kind, **marker)
+        marker: dict[str, Any] = {"color": "0.35", "marker": "o", "markerfacecolor": face}
+        first.plot([], [], label=kind, linestyle="", **marker)
     count, seeds = int(points["masks"].max()), int(points["seeds"].max())
     note = f"{kit.examples_note(points)}, {count} mask{'s' * (count != 1)}"
     bars = f"; bars: 95 % over {seeds} seeds" if seeds > 1 else ""
@@ -75,10 +67,7 @@ def draw(points: pd.DataFrame, page: kit.Page) -> None:
 
 
 def _draw_panel(axis: Axes, points: pd.DataFrame, page: kit.Page) -> None:
-    runs = list(dict.fromkeys(points["run"]))
-    for place, run in enumerate(runs):
-        style: dict[str, Any] = page.style(run)
-        shift = 0.7 * ((place + 0.5) / len(runs) - 0.5)
+    for run, style, shift in beside(points, page):
         for kind, rows in points[points["run"] == run].groupby("kind", sort=False):
             x = rows["predictor"].map(PREDICTORS.index) + shift
             axis.vlines(x, rows["low"], rows["high"], color=style["color"], linewidth=0.7)

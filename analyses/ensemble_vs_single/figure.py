@@ -33,9 +33,8 @@ def figure_table(table: pd.DataFrame) -> pd.DataFrame:
     `value`, `low` and `high` (Wilson's 95 % interval of an accuracy), `examples`, `split`, `masks`,
     `dtype`.
     """
-    last = table[table["step"] == table.groupby("run")["step"].transform("max")]
     parts = []
-    for _, rows in last.groupby("run", sort=False):
+    for _, rows in kit.at_last_step(table).groupby("run", sort=False):
         samples: dict[str, Any] = {name: rows[name].iloc[0] for name in SAMPLES}
         samples["masks"] = rows["masks"].max()
         parts.append(pd.DataFrame(_points(rows)).assign(**samples))
@@ -79,7 +78,7 @@ def draw(points: pd.DataFrame, page: kit.Page) -> None:
     page.legend(axes)
 
 
-def _runs(points: pd.DataFrame, page: kit.Page) -> Iterator[tuple[str, dict[str, Any], float]]:
+def beside(points: pd.DataFrame, page: kit.Page) -> Iterator[tuple[str, dict[str, Any], float]]:
     """List the runs with their styles and their places beside each other, in [-0.35, 0.35]."""
     runs = list(dict.fromkeys(points["run"]))
     for i, run in enumerate(runs):
@@ -95,7 +94,7 @@ def _draw_loss(axis: Axes, points: pd.DataFrame, page: kit.Page) -> None:
     first, last = measured["scale"].min(), measured["scale"].max()
     margin, outside = 0.05 * (last - first), False
     axis.set_xlim(first - margin, last + margin)
-    for place, (run, style, _) in enumerate(_runs(points, page)):
+    for place, (run, style, _) in enumerate(beside(points, page)):
         curve = measured[measured["run"] == run]
         axis.plot(curve["scale"], curve["value"], label=run, linestyle=page.line(run), **style)
         _draw_ends(axis, curve["scale"], curve, style["color"])
@@ -122,13 +121,19 @@ def _draw_cost(axis: Axes, points: pd.DataFrame, page: kit.Page) -> None:
     Single masks far from the others are drawn at the edge, so that they do not flatten the rest.
     """
     low, high = _limits(points)
-    for run, style, shift in _runs(points, page):
-        _draw_costs(axis, points[points["run"] == run], style, shift)
-        masks = points[(points["run"] == run) & (points["kind"] == "one mask")]
-        for beyond, edge, marker in ((masks["value"] > high, high, "^"),
-                                     (masks["value"] < low, low, "v")):  # fmt: skip
-            hollow = {"color": style["color"], "marker": marker, "fillstyle": "none"}
+    for run, style, shift in beside(points, page):
+        rows = points[points["run"] == run]
+        x = rows["predictor"].map(COSTS.index) + shift
+        masks, means, expected = (rows["kind"] == k for k in ("one mask", "measured", "predicted"))
+        for chosen, alpha in ((masks, 0.35), (means, 1.0)):
+            axis.plot(x[chosen], rows["value"][chosen], linestyle="", alpha=alpha, **style)
+        _draw_ends(axis, x, rows, style["color"])
+        bar: dict[str, Any] = {"color": "0.2", "linewidth": 1.5, "zorder": 3}
+        axis.hlines(rows["value"][expected], x[expected] - 0.08, x[expected] + 0.08, **bar)
+        costs = rows["value"][masks]
+        for beyond, edge, marker in ((costs > high, high, "^"), (costs < low, low, "v")):
             if beyond.any():
+                hollow = {"color": style["color"], "marker": marker, "fillstyle": "none"}
                 place = COSTS.index("single") + shift
                 axis.plot(place, edge, linestyle="", clip_on=False, **hollow)
     if not points["value"].dropna().between(low, high).all():
@@ -145,9 +150,8 @@ def _limits(points: pd.DataFrame) -> tuple[float, float]:
     masks = points.loc[points["kind"] == "one mask", "value"].dropna()
     low, high = masks.quantile([0.25, 0.75])
     inside = masks[masks.between(low - 3 * (high - low), high + 3 * (high - low))]
-    values = pd.concat(
-        [points.loc[points["kind"] != "one mask", "value"], inside, pd.Series([0.0])]
-    )
+    others = points.loc[points["kind"] != "one mask", "value"]
+    values = pd.concat([others, inside, pd.Series([0.0])])
     room = 0.3 * (values.max() - values.min())  # a third as far again for wide intervals
     ends = points.loc[points["kind"] == "measured", ["low", "high"]].stack().dropna()
     values = pd.concat([values, ends.clip(values.min() - room, values.max() + room)])
@@ -155,32 +159,15 @@ def _limits(points: pd.DataFrame) -> tuple[float, float]:
     return float(values.min() - margin), float(values.max() + margin)
 
 
-def _draw_costs(axis: Axes, points: pd.DataFrame, style: dict[str, Any], shift: float) -> None:
-    x = points["predictor"].map(COSTS.index) + shift
-    for kind, alpha in (("one mask", 0.35), ("measured", 1.0)):
-        of_kind = points["kind"] == kind
-        axis.plot(x[of_kind], points["value"][of_kind], linestyle="", alpha=alpha, **style)
-    _draw_ends(axis, x, points, style["color"])
-    expected = points["kind"] == "predicted"
-    axis.hlines(
-        points["value"][expected],
-        x[expected] - 0.08,
-        x[expected] + 0.08,
-        color="0.2",
-        linewidth=1.5,
-        zorder=3,
-    )
-
-
 def _draw_ends(axis: Axes, x: pd.Series[float], points: pd.DataFrame, color: str) -> None:
-    """Draw the intervals over seeds of the points that have one."""
+    """Draw the intervals of the points that have one."""
     known = points.dropna(subset=["low", "high"])
     if not known.empty:
         axis.vlines(x[known.index], known["low"], known["high"], color=color, linewidth=0.7)
 
 
 def _draw_accuracy(axis: Axes, points: pd.DataFrame, page: kit.Page) -> None:
-    for run, style, shift in _runs(points, page):
+    for run, style, shift in beside(points, page):
         rows = points[points["run"] == run]
         ends = rows[["low", "high"]].sub(rows["value"], axis=0).abs().to_numpy().T
         x = rows["predictor"].map(SHOWN.index) + shift

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from subspace_lab import teacher_forcing
-from subspace_lab.evaluation.responses import ResponseBatch, response_batches
+from subspace_lab.evaluation.responses import ResponseBatch
 from subspace_lab.evaluation.trained_model import TrainedModel
 from subspace_lab.runs.run import Run
 from subspace_lab.tasks.examples import Example
@@ -44,14 +44,10 @@ class Predictor(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a predictor says of the response tokens of some examples.
+    """What a predictor says of the response tokens of a batch, (tokens, vocabulary).
 
-    Attributes:
-        batch: the examples.
-        predictor: which.
-        log_probabilities: (tokens, vocabulary).
-        jensen_gap: of an ensemble: mean nats of single masks minus those of the geometric ensemble,
-            summed over the tokens, from the predictions alone; of others nan.
+    The Jensen gap is that of an ensemble: mean nats of single masks minus those of the geometric
+    ensemble, summed over the tokens, from the predictions alone.
     """
 
     batch: ResponseBatch
@@ -71,23 +67,9 @@ def predictions(
     batch_size: int,
     description: str,
 ) -> Iterator[Prediction]:
-    """Predict examples, batch by batch, with each predictor and then with the ensembles of masks.
-
-    Args:
-        trained: the model.
-        examples: what is predicted.
-        contexts: what each predictor that is one forward pass stands for, see `predictors`.
-        batch_size: examples in one forward pass.
-        description: of the progress bar.
-    """
+    """Predict examples, batch by batch, with each of `predictors` and then with the ensembles."""
     masks = sum(predictor.name == "single" for predictor in contexts)
-    for batch in response_batches(
-        trained.tokenizer,
-        [(example.prompt, example.response) for example in examples],
-        batch_size=batch_size,
-        device=trained.model.device,
-        description=description,
-    ):
+    for batch in trained.batches(examples, batch_size=batch_size, description=description):
         singles = []
         for predictor, context in contexts.items():
             with context(), torch.no_grad():
@@ -104,16 +86,10 @@ def predictions(
 def predictors(
     run: Run, trained: TrainedModel, *, law: MaskLaw, masks: int
 ) -> dict[Predictor, Context]:
-    """Give a context manager for each predictor that is one forward pass.
+    """Give a context manager for each predictor that is one forward pass, of `masks` drawn ones.
 
-    Args:
-        run: the run that `trained` is of, whose trained rank is masked.
-        trained: the model; a rank mask is put on it.
-        law: of the masks, by step.
-        masks: masks drawn.
-
-    The base is the update at scale 0; where training split it, that was W_res and not the base,
-    which gets the scale nan.
+    A rank mask is put on the model. The base is the update at scale 0; where training split it,
+    that was W_res and not the base, which gets the scale nan.
     """
     from subspace_lab.adapters.mask import RankMask  # with torch._dynamo, a second
 
@@ -123,15 +99,22 @@ def predictors(
     ranks = dict(zip(run.modules["module"], run.modules["r"], strict=True))
 
     def under(gates: Mapping[str, Tensor]) -> Context:
-        return functools.partial(mask.in_evaluation, _leaving_the_start(gates, mask.ranks))
+        """Put gates, (r,) or (r, r), on the trained directions, and 1 on the start."""
+        whole = {}
+        for name, gate in gates.items():
+            ones = torch.ones(mask.ranks[name] - len(gate))
+            diagonal = gate.dim() == 1
+            whole[name] = (
+                torch.cat([gate, ones]) if diagonal else torch.block_diag(gate, ones.diag())
+            )
+        return functools.partial(mask.in_evaluation, whole)
 
     def scaled(scale: float) -> Context:
-        ones = {name: torch.ones(r) for name, r in ranks.items()}
-        return under({n: scale * (g if law.diagonal else g.diag()) for n, g in ones.items()})
+        unit = torch.ones if law.diagonal else torch.eye
+        return under({name: scale * unit(r) for name, r in ranks.items()})
 
     def single(draw: int) -> Context:
-        step = FIRST_DRAW + draw
-        gates = {name: mask.law.step_gates(step, name, r) for name, r in ranks.items()}
+        gates = {n: mask.law.step_gates(FIRST_DRAW + draw, n, r) for n, r in ranks.items()}
         return under({name: torch.from_numpy(gate).float() for name, gate in gates.items()})
 
     scale_of_base = 0.0 if ranks == mask.ranks else float("nan")
@@ -141,15 +124,4 @@ def predictors(
         Predictor("full", 0, 1.0, -1): contextlib.nullcontext,
         **{Predictor("scaled", 0, scale, -1): scaled(scale) for scale in sorted(scales)},
         **{Predictor("single", 1, 1.0, draw): single(draw) for draw in range(masks)},
-    }
-
-
-def _leaving_the_start(gates: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
-    """Extend gates of the trained directions, (r,) or (r, r), to the ranks, by ones."""
-    ones = {name: torch.ones(ranks[name] - len(gate)) for name, gate in gates.items()}
-    return {
-        name: torch.cat([gate, ones[name]])
-        if gate.dim() == 1
-        else torch.block_diag(gate, ones[name].diag())
-        for name, gate in gates.items()
     }

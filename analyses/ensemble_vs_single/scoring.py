@@ -7,8 +7,7 @@ validation examples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -16,13 +15,7 @@ import torch
 from torch import Tensor
 
 from analyses.ensemble_vs_single.predictors import Prediction, Predictor
-from subspace_lab.calibration import (
-    TEMPERATURES,
-    Reliability,
-    best_temperature,
-    loss_at,
-    nats_at_temperatures,
-)
+from subspace_lab.calibration import TEMPERATURES, Calibration, best_temperature, loss_at
 from subspace_lab.stats.intervals import ratio_interval
 from subspace_lab.tasks.examples import Example
 
@@ -36,87 +29,57 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-@dataclass
 class Tally:
-    """Sums over what one predictor says of test examples.
+    """Sums over what one predictor says of examples.
 
-    Attributes:
+    Args:
         examples: how many there are.
         place: of the validated temperature among TEMPERATURES; None: there is none.
+
+    Attributes:
         nats: of each example at all TEMPERATURES.
         tokens: of each example's response.
-        exact: how many responses greedy decoding would write.
-        jensen_gap: summed over tokens; nan of a predictor that is not an ensemble.
-        reliability: of the token predictions.
-        calibrated: the same at the validated temperature.
     """
 
-    examples: int
-    place: int | None
-    nats: Tensor = field(init=False)
-    tokens: Tensor = field(init=False)
-    exact: int = 0
-    jensen_gap: float = 0.0
-    reliability: Reliability = field(default_factory=Reliability)
-    calibrated: Reliability = field(default_factory=Reliability)
-
-    def __post_init__(self) -> None:
-        self.nats = torch.zeros(self.examples, len(TEMPERATURES), dtype=torch.float64)
-        self.tokens = torch.zeros(self.examples, dtype=torch.float64)
+    def __init__(self, examples: int, place: int | None) -> None:
+        self._calibration = Calibration(place)
+        self.nats = torch.zeros(examples, len(TEMPERATURES), dtype=torch.float64)
+        self.tokens = torch.zeros(examples, dtype=torch.float64)
+        self._exact, self._jensen_gap = 0, 0.0
 
     def add(self, prediction: Prediction) -> None:
         """Add the predictions of a batch."""
-        batch, log_probabilities = prediction.batch, prediction.log_probabilities
-        by_token = nats_at_temperatures(log_probabilities, batch.targets).double().cpu()
-        example = torch.tensor(batch.indices)[batch.rows.cpu()]
-        self.nats.index_add_(0, example, by_token)
-        self.tokens.index_add_(0, example, torch.ones(len(example), dtype=torch.float64))
-        self.exact += int(batch.scores(log_probabilities).exact.sum())
-        self.jensen_gap += prediction.jensen_gap
-        self.reliability.add(log_probabilities, batch.targets)
-        if self.place is not None:
-            softened = (log_probabilities / TEMPERATURES[self.place]).log_softmax(-1)
-            self.calibrated.add(softened, batch.targets)
+        batch = prediction.batch
+        by_token = self._calibration.add(prediction.log_probabilities, batch.targets)
+        self.nats.index_add_(0, torch.tensor(batch.indices)[batch.rows.cpu()], by_token)
+        scores = batch.scores(prediction.log_probabilities)
+        self.tokens[batch.indices] = scores.tokens.double()
+        self._exact += int(scores.exact.sum())
+        self._jensen_gap += prediction.jensen_gap
 
     def scores(self) -> dict[str, float]:
         """Give the columns that need no other predictor."""
-        oracle = best_temperature(self.nats)
-        scores = {
+        return {
             "loss": loss_at(TEMPERATURES.index(1.0), self.nats, self.tokens),
-            "accuracy": self.exact / self.examples,
-            "jensen_gap": self.jensen_gap / float(self.tokens.sum()),
-            "ece": self.reliability.ece,
-            "brier": self.reliability.brier,
-            "oracle_temperature": TEMPERATURES[oracle],
-            "oracle_loss": loss_at(oracle, self.nats, self.tokens),
-        }
-        if self.place is None:
-            return scores
-        return scores | {
-            "temperature": TEMPERATURES[self.place],
-            "calibrated_loss": loss_at(self.place, self.nats, self.tokens),
-            "calibrated_ece": self.calibrated.ece,
-            "calibrated_brier": self.calibrated.brier,
+            "accuracy": self._exact / len(self.tokens),
+            "jensen_gap": self._jensen_gap / float(self.tokens.sum()),
+            **self._calibration.summary(),
         }
 
     @property
     def calibrated_nats(self) -> Tensor:
         """Nats of each example at the validated temperature; nan without one."""
-        if self.place is None:
+        if self._calibration.place is None:
             return torch.full_like(self.tokens, torch.nan)
-        return self.nats[:, self.place]
+        return self.nats[:, self._calibration.place]
 
 
 def score_predictors(
     predict: Predict, examples: Sequence[Example], validation: Sequence[Example]
 ) -> pd.DataFrame:
-    """Score every predictor by teacher forcing.
+    """Score every predictor, which `predict` gives the predictions of, batch by batch.
 
-    Args:
-        predict: gives the predictions of all predictors for examples, batch by batch.
-        examples: what is scored.
-        validation: what chooses the temperatures; empty: none is chosen, and the columns that need
-            one are nan.
+    Without validation examples, which choose the temperatures, columns that need one are nan.
 
     Returns:
         A row for each predictor, and one, `singles`, with the means over the single masks:
@@ -130,25 +93,37 @@ def score_predictors(
         examples), `difference` of the calibrated loss to the full update's with its 95 % interval
         over examples, `difference_low` and `difference_high`, `examples`, `validation_examples`.
     """
-    places = _temperatures(predict(validation)) if validation else {}
-    tallies: dict[Predictor, Tally] = {}
-    for one in predict(examples):
-        place = places.get(one.predictor)
-        tallies.setdefault(one.predictor, Tally(len(examples), place)).add(one)
+    validated = _tally(predict(validation), len(validation), {}) if validation else {}
+    places = {predictor: best_temperature(tally.nats) for predictor, tally in validated.items()}
+    tallies = _tally(predict(examples), len(examples), places)
     full = next(tally for one, tally in tallies.items() if one.name == "full")
     rows = [
         {**_columns(one), **tally.scores(), **_difference(tally.calibrated_nats, full)}
         for one, tally in tallies.items()
     ]
-    means = pd.DataFrame(row for row in rows if row["predictor"] == "single").mean(
-        numeric_only=True
-    )
+    single = pd.DataFrame(row for row in rows if row["predictor"] == "single")
     nats = [tally.calibrated_nats for one, tally in tallies.items() if one.name == "single"]
-    difference = _difference(torch.stack(nats).mean(0), full)
-    rows.append({**means, **difference, **_columns(Predictor("singles", 1, 1.0, -1))})
+    rows.append(
+        {
+            **single.mean(numeric_only=True),
+            **_difference(torch.stack(nats).mean(0), full),
+            **_columns(Predictor("singles", 1, 1.0, -1)),
+        }
+    )
     return pd.DataFrame(rows, columns=COLUMNS).assign(
         examples=len(examples), validation_examples=len(validation)
     )
+
+
+def _tally(
+    predictions: Iterable[Prediction], examples: int, places: Mapping[Predictor, int]
+) -> dict[Predictor, Tally]:
+    tallies: dict[Predictor, Tally] = {}
+    for one in predictions:
+        if one.predictor not in tallies:
+            tallies[one.predictor] = Tally(examples, places.get(one.predictor))
+        tallies[one.predictor].add(one)
+    return tallies
 
 
 def _columns(predictor: Predictor) -> dict[str, Any]:
@@ -160,12 +135,3 @@ def _difference(nats: Tensor, full: Tally) -> dict[str, Any]:
     interval = ratio_interval(nats - full.calibrated_nats, full.tokens)
     ends = {"difference_low": interval.low, "difference_high": interval.high}
     return {"difference": interval.estimate, **ends}
-
-
-def _temperatures(predictions: Iterable[Prediction]) -> dict[Predictor, int]:
-    """Choose each predictor's temperature by its loss."""
-    nats: dict[Predictor, Tensor] = {}
-    for one in predictions:
-        of_batch = nats_at_temperatures(one.log_probabilities, one.batch.targets).double().sum(0)
-        nats[one.predictor] = nats.get(one.predictor, torch.zeros_like(of_batch)) + of_batch
-    return {predictor: best_temperature(total) for predictor, total in nats.items()}

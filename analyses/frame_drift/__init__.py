@@ -15,9 +15,8 @@ space of A; column: the column space of B), since the previous step and since th
 
 A GaLore run has no A and B: its frame is the projection that it draws at each refresh (see
 subspace_lab.adapters.galore), of one side only; the previous step is the previous refresh, and an
-orthonormal frame has no step norm. analyses.subspace_motion draws all three kinds of motion.
-After a restart the previous frame is the redrawn one, and the redraw shows in the angle to the
-start.
+orthonormal frame has no step norm. analyses.subspace_motion draws all three kinds of motion. After
+a restart the previous frame is the redrawn one; the redraw shows in the angle to the start.
 
 Under plain SGD a dropped direction does not move: leakage 0. AdamW moves it by its momentum; the
 dotted line is the prediction for stationary gradients without weight decay (T16),
@@ -52,13 +51,11 @@ SINCE: tuple[Since, ...] = ("previous", "start")
 def compute(run: Run, *, steps: kit.Steps = None, modules: kit.Modules = None) -> pd.DataFrame:
     """Compute the table of a run with recorded cores, without step 0.
 
-    A row is (run, step, module, side, since). Of GaLore a step is a refresh of its projections.
-
     Returns:
-        Columns run, step, module, layer, projection, side, since (previous, start); angles (list,
-        radians, ascending; empty where the earlier frame was still zero, as B is at the start),
-        max_angle (radians); step_norm; leakage (share in [0, 1]; nan without step masks and since
-        the start) and expected_leakage (for AdamW, else nan).
+        A row is (run, step, module, side, since). Columns run, step (of GaLore one of a refresh),
+        module, layer, projection, side, since (previous, start); angles (list, radians, ascending;
+        empty where the earlier frame was still zero), max_angle (radians); step_norm; leakage
+        (nan without step masks and since the start) and expected_leakage (for AdamW, else nan).
 
     Raises:
         UserError: if no displacements were recorded.
@@ -88,13 +85,14 @@ def compute(run: Run, *, steps: kit.Steps = None, modules: kit.Modules = None) -
         norms = stacked(X.displacement(since).norm for X, since in pairs)
         squares = [X.displacement("previous").coordinates.square().sum(-2) for X in frames]
         dropped = 1 - masks.kept(batch.steps, batch)
-        leakage = [(square * dropped).sum(-1) / square.sum(-1) for square in squares]
-        none = torch.full_like(norms[..., 0], torch.nan)
+        shares = [(square * dropped).sum(-1) / square.sum(-1) for square in squares]
+        leakage = torch.full_like(norms, torch.nan)  # since the start there is none
+        leakage[..., 0] = torch.stack(shares, dim=-1)
         columns = {
             "angles": kit.ragged(angles),
             "max_angle": largest.where(largest >= 0, torch.nan),
             "step_norm": norms,
-            "leakage": torch.stack([torch.stack(leakage, dim=-1), none], dim=-1),
+            "leakage": leakage,
             "expected_leakage": [expected, np.nan],
         }
         return kit.grid_table(run, batch, columns, axes={"side": list(SIDES), "since": SINCE})
@@ -107,26 +105,16 @@ def compute(run: Run, *, steps: kit.Steps = None, modules: kit.Modules = None) -
 def pooled_leakage(table: pd.DataFrame, by: Iterable[str]) -> pd.DataFrame:
     """Give the leakage of all rows of a group together: the ratio of sums, not a mean of ratios.
 
-    Args:
-        table: from `compute`.
-        by: columns that name the groups, each of one `since`.
-
-    Returns:
-        A row per group that has leakage: `by`, leakage, and the mean expected_leakage.
+    A row per group that has leakage: `by`, leakage, and the mean expected_leakage. A group is of
+    one `since`.
     """
     known = table.dropna(subset=["leakage"])
     squares = known["step_norm"] ** 2
-    sums = (
-        known.assign(total=squares, masked=known["leakage"] * squares)
-        .groupby(list(by), observed=True)
-        .agg({"masked": "sum", "total": "sum", "expected_leakage": "mean"})
+    groups = known.assign(total=squares, masked=known["leakage"] * squares).groupby(
+        list(by), observed=True
     )
+    sums = groups.agg({"masked": "sum", "total": "sum", "expected_leakage": "mean"})
     return sums.assign(leakage=sums["masked"] / sums["total"]).reset_index()
-
-
-def _leakage_by_step(table: pd.DataFrame) -> pd.DataFrame:
-    """Pool the leakage of all modules at each step."""
-    return pooled_leakage(table, dict.fromkeys(["run", kit.group_column(table), "step", "side"]))
 
 
 def summarize(table: pd.DataFrame) -> kit.Summary:
@@ -153,8 +141,13 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
     return summary
 
 
-def _in_degrees(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(max_angle=np.degrees(table["max_angle"]))
+def _leakage_by_step(table: pd.DataFrame) -> pd.DataFrame:
+    return pooled_leakage(table, dict.fromkeys(["run", kit.group_column(table), "step", "side"]))
+
+
+def _turns_of_rows(table: pd.DataFrame) -> pd.DataFrame:
+    rows = table[(table["since"] == "start") & (table["side"] == "row")]
+    return rows.assign(max_angle=np.degrees(rows["max_angle"]))
 
 
 by_side = functools.partial(kit.Panel, by="side", labels=SIDES)
@@ -180,8 +173,7 @@ plot = kit.curves_over_steps(
 
 modules = kit.module_map(
     "max_angle", title="Turn of row(A) since the start, at the last step", unit="largest angle (°)",
-    name="degrees_since_start",
-    rows=lambda table: _in_degrees(table[(table["since"] == "start") & (table["side"] == "row")]),
+    name="degrees_since_start", rows=_turns_of_rows
 )  # fmt: skip
 
 ANALYSIS = kit.Analysis(

@@ -27,6 +27,7 @@ machine.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -36,7 +37,7 @@ from analyses import kit
 from analyses.gate_expansion.figure import MIN_EXAMPLES, ORDERS, draw, figure_table
 from analyses.gate_expansion.gated_loss import GatedLoss
 from subspace_lab.errors import UserError, check_counts
-from subspace_lab.evaluation.trained_model import TrainedModel, evaluation_examples, load_trained
+from subspace_lab.evaluation.trained_model import TrainedModel, evaluation_examples
 from subspace_lab.runs.run import Run
 from subspace_lab.tasks.encoding import encode_prompt, encode_response
 from subspace_lab.tasks.examples import Example
@@ -50,29 +51,21 @@ BATCH_TOKENS = 128
 def compute(
     run: Run,
     *,
-    steps: Sequence[int] | None = None,
-    modules: Sequence[str] | None = None,
+    steps: kit.Steps = None,
+    modules: kit.Modules = None,
     masks: int = 8,
     examples: int = 4,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Measure the gap and its expansion.
-
-    Args:
-        run: the run.
-        steps: which snapshots; None: the last.
-        modules: must be None: the gap is one of the whole model.
-        masks: random masks, at least 2.
-        examples: of the run's eval_split (test examples where it is none).
-        seed: seed of the masks.
+    """Measure the gap and its expansion at `steps` (None: the last); `modules` must be None.
 
     Returns:
         A row is a run and step: `run, step`, `measured` (the gap, without the first order, whose
         mean is zero), `second`, `third`, `fourth`, each with its standard error over masks,
         `..._error`, `excess_error` (that of measured - second), `trustworthy`, `tolerance`
-        (relative, of that flag), `masks`, `examples`, `split` (which examples), `granularity`,
-        `keep_prob`, `factor` (s), `assumed` (whether the law is not the run's own), `dtype`
-        (what the model computed in). Losses are in nats per response token.
+        (relative, of that flag), `masks`, `examples` (of the run's eval_split; test examples where
+        it is none), `split` (which examples), `granularity`, `keep_prob`, `factor` (s), `assumed`
+        (whether the law is not the run's own), `dtype`. Losses are in nats per response token.
 
     Raises:
         UserError: if the run has no adapter to load, its masks are not independent, or an argument
@@ -89,32 +82,29 @@ def compute(
             "of: choose a run with `sampling` bernoulli"
         )
     evaluated = evaluation_examples(run, size=examples)
-    rows = []
-    for step in [None] if steps is None else steps:
-        trained = load_trained(run, step=step)
+
+    def of_snapshot(trained: TrainedModel) -> list[dict[str, Any]]:
         gap = measure(run, trained, evaluated, law, masks=masks, seed=seed)
         orders = zip(gap.orders.tolist(), gap.orders_standard_error.tolist(), strict=True)
         values = [(gap.measured, gap.measured_standard_error), *orders]
-        row = {"run": run.name, "step": trained.step}
+        row: dict[str, Any] = {}
         for name, (value, error) in zip(("measured", *ORDERS), values, strict=True):
             row |= {name: value, f"{name}_error": error}
-        rows.append(
-            row
-            | {
-                "excess_error": gap.excess_standard_error,
-                "trustworthy": gap.trustworthy,
-                "tolerance": gap.tolerance,
-                "masks": masks,
-                "examples": len(evaluated),
-                "split": run.evaluated_split,
-                "granularity": law.granularity,
-                "keep_prob": law.keep_prob,
-                "factor": law.factor,
-                "assumed": run.mask_law is None,
-                "dtype": trained.dtype,
-            }
-        )
-    return pd.DataFrame(rows)
+        row |= {
+            "excess_error": gap.excess_standard_error,
+            "trustworthy": gap.trustworthy,
+            "tolerance": gap.tolerance,
+            "masks": masks,
+            "examples": len(evaluated),
+            "split": run.evaluated_split,
+            "granularity": law.granularity,
+            "keep_prob": law.keep_prob,
+            "factor": law.factor,
+            "assumed": run.mask_law is None,
+        }
+        return [row]
+
+    return kit.over_snapshots(run, of_snapshot, steps=steps)
 
 
 def measure(
@@ -135,9 +125,8 @@ def measure(
         for i, batch in enumerate(batches):
             # Step masks are the same for all examples; others are not.
             generator = torch.Generator().manual_seed(seed + i * (law.granularity != "step"))
-            with GatedLoss(
-                trained, batch, ranks=ranks, granularity=law.granularity, bar=bar
-            ) as loss:
+            of_batch = GatedLoss(trained, batch, ranks=ranks, granularity=law.granularity, bar=bar)
+            with of_batch as loss:
                 gap = gate_gap(
                     loss,
                     loss.gates,
@@ -170,12 +159,11 @@ def batches_of(trained: TrainedModel, examples: Sequence[Example]) -> list[list[
 def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give the gap, the second order, and whether it holds."""
     return {
-        f"{row.run}, step {row.step}": f"gap {row.measured:.4g} ± {row.measured_error:.2g} "
-        f"nats/token, second order {row.second:.4g} ± {row.second_error:.2g}: "
-        + verdict(trustworthy=trustworthy, examples=examples)
-        for row, trustworthy, examples in zip(
-            table.itertuples(), table["trustworthy"], table["examples"], strict=True
-        )
+        f"{row['run']}, step {row['step']}": f"gap {row['measured']:.4g} ± "
+        f"{row['measured_error']:.2g} nats/token, second order {row['second']:.4g} ± "
+        f"{row['second_error']:.2g}: "
+        + verdict(trustworthy=row["trustworthy"], examples=row["examples"])
+        for row in table.to_dict("records")
     }
 
 

@@ -12,7 +12,6 @@ from torch.nn.functional import cross_entropy, pad
 from tqdm import tqdm
 
 from subspace_lab.adapters.modules import lora_modules
-from subspace_lab.evaluation.responses import response_batches
 from subspace_lab.evaluation.trained_model import TrainedModel
 from subspace_lab.tasks.examples import Example
 
@@ -49,19 +48,12 @@ class GatedLoss:
     ) -> None:
         self._model = trained.model.requires_grad_(False)
         self._model.set_attn_implementation("eager")
-        device = self._model.device
-        (self._batch,) = response_batches(
-            trained.tokenizer,
-            [(example.prompt, example.response) for example in examples],
-            batch_size=len(examples),
-            device=device,
-            description="",
-        )
+        (self._batch,) = trained.batches(examples, batch_size=len(examples), description="")
         size, length = self._batch.input_ids.shape
         shapes = {"step": (), "sample": (size, 1), "token": (size, length)}
         modules = lora_modules(self._model)
         self.gates = [
-            torch.empty(*shapes[granularity], ranks[module.name], device=device)
+            torch.empty(*shapes[granularity], ranks[module.name], device=self._model.device)
             for module in modules
         ]
         self._values = list(self.gates)

@@ -15,7 +15,9 @@ from analyses.kit.curves import (
 )
 from analyses.kit.modules import module_map
 from analyses.kit.needs import Needs, check_needs
+from analyses.kit.seeds import over_seeds
 from analyses.kit.selection import open_named_runs, select_modules, select_steps
+from analyses.kit.snapshots import over_snapshots
 from analyses.kit.tables import (
     concatenate,
     examples_note,
@@ -30,11 +32,41 @@ from subspace_lab.figures.panels import Panel
 from subspace_lab.runs.core_batches import CoreBatch
 
 __all__ = [
-    "Analysis", "CoreBatch", "Modules", "Needs", "Page", "Panel", "Plot", "StepMasks", "Steps",
-    "Summary", "add_width", "at_last_step", "check_needs", "concatenate", "curves_of",
-    "curves_over_steps", "default_folder", "examples_note", "grid_table", "group_column", "label",
-    "map_parallel", "markdown_table", "medians_at_last_step", "module_map", "open_named_runs",
-    "option", "over_batches", "over_cores", "page_of", "ragged", "run_analysis", "select_modules",
+    "Analysis",
+    "CoreBatch",
+    "Modules",
+    "Needs",
+    "Page",
+    "Panel",
+    "Plot",
+    "StepMasks",
+    "Steps",
+    "Summary",
+    "add_width",
+    "at_last_step",
+    "check_needs",
+    "concatenate",
+    "curves_of",
+    "curves_over_steps",
+    "default_folder",
+    "examples_note",
+    "grid_table",
+    "group_column",
+    "label",
+    "map_parallel",
+    "markdown_table",
+    "medians_at_last_step",
+    "module_map",
+    "open_named_runs",
+    "option",
+    "over_batches",
+    "over_cores",
+    "over_seeds",
+    "over_snapshots",
+    "page_of",
+    "ragged",
+    "run_analysis",
+    "select_modules",
     "select_steps",
     "summary_by",
-]  # fmt: skip
+]

@@ -3,8 +3,8 @@
     python -m analyses.rank_curve --run RUN [--run RUN2 ...] [--steps last] [--draws 8]
 
 Keeps k of the r rank directions of a trained adapter, in all modules at once, and evaluates it on
-the examples of the run's eval_split (test examples where it is none), by teacher forcing. No
-training is needed. There are four choices of the directions:
+the examples of the run's eval_split (test examples where it is none), by teacher forcing, without
+training. There are four choices of the directions:
 
 - svd: the first k singular directions of B A, the best approximation of rank k;
 - prefix: the first k trained directions, as in DyLoRA and Matryoshka adapters;
@@ -14,16 +14,15 @@ training is needed. There are four choices of the directions:
 
 If training made directions interchangeable, as a rank mask might, then every choice of k trained
 directions has the same loss: prefix lies on the mean of random, random orders do not differ, and
-leaving out any direction of a module costs the same. LoRA's directions are alike before training,
-so compare with a LoRA run, not with 1. `evenness` of a module is Kish's effective number of
-directions, (sum |c|)^2 / (r sum c^2) of the costs c of leaving out one, over r: 1 if they are
-interchangeable, 1/r if one does it all.
+leaving out any direction of a module costs the same. `evenness` of a module is Kish's effective
+number of directions, (sum |c|)^2 / sum c^2 of the costs c of leaving out one, over r: 1 if they are
+interchangeable, 1/r if one does it all. LoRA's directions are alike before training, so compare
+with a LoRA run, not with 1.
 
-Nothing is rescaled: what is kept is B diag(d) A with gates d of 0 and 1, whatever the training did.
-(A run that was trained with rescaled masks saw kept directions 1 / keep_prob times as large.)
-Loss is in nats per response token, `cost` is the loss above that of all directions. Intervals are
-95 % ones over examples, those of cost paired by example. Areas are means over the kept share k/r:
-of exact match (AURAC) and of cost.
+Nothing is rescaled: what is kept is B diag(d) A with gates d of 0 and 1. (A run that was trained
+with rescaled masks saw kept directions 1 / keep_prob times as large.) Loss is in nats per response
+token, `cost` is the loss above that of all directions. Intervals are 95 % ones over examples, those
+of cost paired by example. Areas are means over the kept share k/r: of exact match (AURAC), of cost.
 
 In modules of a rank below the largest, the same share of directions is kept. `--modules` chooses
 the modules whose directions are left out; others stay whole. Of PiSSA and MiLoRA the B A that was
@@ -33,17 +32,15 @@ model is their residual base. Of DoRA the magnitudes stay.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pandas as pd
 
 from analyses import kit
 from analyses.rank_curve.figure import draw, figure_table
+from analyses.rank_curve.kept_directions import score_probes
 from analyses.rank_curve.probes import LEFT_OUT, all_but_one, curves
-from analyses.rank_curve.scoring import score_probes
 from analyses.rank_curve.tables import MEAN, curve_rows, left_out_rows, with_evenness
 from subspace_lab.errors import check_counts
-from subspace_lab.evaluation.trained_model import evaluation_examples, load_trained
+from subspace_lab.evaluation.trained_model import TrainedModel, evaluation_examples
 from subspace_lab.models import Precision
 from subspace_lab.runs.run import Run
 
@@ -51,8 +48,8 @@ from subspace_lab.runs.run import Run
 def compute(
     run: Run,
     *,
-    steps: Sequence[int] | None = None,
-    modules: Sequence[str] | None = None,
+    steps: kit.Steps = None,
+    modules: kit.Modules = None,
     points: int = 9,
     draws: int = 8,
     left_out: int = 8,
@@ -61,28 +58,15 @@ def compute(
     seed: int = 0,
     dtype: Precision = "fp32",
 ) -> pd.DataFrame:
-    """Evaluate the adapter with some of its directions.
-
-    Args:
-        run: the run.
-        steps: which snapshots; None: the last.
-        modules: whose directions are left out; None: all modules.
-        points: kept ranks on a curve at most, from none to all.
-        draws: random orders of the directions.
-        left_out: modules whose directions are left out one at a time, evenly spread over `modules`.
-        examples: examples used at most.
-        batch_size: examples in one forward pass.
-        seed: seed of the random orders.
-        dtype: what the model computes in.
+    """Evaluate the adapters of `steps` (None: the last) with some of their directions.
 
     Returns:
         A row is a run, step, curve, kept rank and draw: `run, step, curve, kept` (directions of a
         module of the largest rank, `rank`), `draw` (-1: the mean over random orders, or none),
-        `module` and `direction` (of left_out), `loss`, `cost` and `accuracy` (share of examples
-        whose response greedy decoding would write) with `..._low` and `..._high`, `cost_area` and
-        `accuracy_area` of the curve, with theirs, `evenness`, `examples`, `split`, `draws`,
-        `granularity`, `keep_prob` and `rescale` (of the masks in training; empty, nan and empty
-        without), `dtype`.
+        `module` and `direction` (of left_out), `loss`, `cost`, `accuracy` (share of examples whose
+        response greedy decoding would write), `cost_area` and `accuracy_area` of the curve, all
+        with `..._low` and `..._high`, `evenness`, `examples`, `split`, `draws`, `granularity`,
+        `keep_prob`, `rescale` (of the masks in training; without: empty, nan, empty), `dtype`.
 
     Raises:
         UserError: if the run has no adapter to load, or an argument is out of range.
@@ -91,16 +75,15 @@ def compute(
     check_counts(0, draws=draws, left_out=left_out, seed=seed)
     check_counts(examples=examples, batch_size=batch_size)
     evaluated = evaluation_examples(run, size=examples)
-    table = run.modules.set_index("module")["r"]
-    ranks = {str(name): int(r) for name, r in table.items()}
+    ranks = dict(zip(run.modules["module"], run.modules["r"], strict=True))
     if modules is not None:
         ranks = {name: ranks[name] for name in modules}
     along = curves(ranks, points=points, draws=draws)
-    single = all_but_one(ranks, modules=left_out)
-    probes = list(dict.fromkeys([*(probe for curve in along for probe in curve.probes), *single]))
-    law, parts = run.mask_law, []
-    for step in [None] if steps is None else steps:
-        trained = load_trained(run, step=step, dtype=dtype)
+    probes = [probe for curve in along for probe in curve.probes]
+    probes = list(dict.fromkeys([*probes, *all_but_one(ranks, modules=left_out)]))
+    law = run.mask_law
+
+    def of_snapshot(trained: TrainedModel) -> pd.DataFrame:
         scores = score_probes(
             trained,
             evaluated,
@@ -110,49 +93,46 @@ def compute(
             seed=seed,
             description=f"kept directions of {run.name}",
         )
-        rows = pd.DataFrame([*curve_rows(along, probes, scores), *left_out_rows(probes, scores)])
-        rows.insert(0, "run", run.name)
-        rows.insert(1, "step", trained.step)
-        parts.append(
-            with_evenness(rows).assign(
-                rank=max(ranks.values()),
-                examples=len(evaluated),
-                split=run.evaluated_split,
-                draws=draws,
-                granularity=law.granularity if law else "",
-                keep_prob=law.keep_prob if law else float("nan"),
-                rescale=str(law.rescale) if law else "",
-                dtype=trained.dtype,
-            )
+        rows = [*curve_rows(along, probes, scores), *left_out_rows(probes, scores)]
+        return with_evenness(pd.DataFrame(rows)).assign(
+            rank=max(ranks.values()),
+            examples=len(evaluated),
+            split=run.evaluated_split,
+            draws=draws,
+            granularity=law.granularity if law else "",
+            keep_prob=law.keep_prob if law else float("nan"),
+            rescale=str(law.rescale) if law else "",
         )
-    return pd.concat(parts, ignore_index=True)
+
+    return kit.over_snapshots(run, of_snapshot, steps=steps, dtype=dtype)
 
 
 def summarize(table: pd.DataFrame) -> kit.Summary:
     """Give the areas, the losses at half the rank, and how alike the directions are."""
     summary: dict[str, str] = {}
+    titles = {
+        "cost_area": "mean cost over ranks (nats/token)",
+        "accuracy_area": "mean exact match over ranks",
+    }
     for (run, step), rows in table.groupby(["run", "step"], sort=False):
         name = f"{run}, step {step}"
         points = rows[(rows["draw"] == MEAN) & (rows["curve"] != LEFT_OUT)]
-        by_curve = points.groupby("curve", sort=False)
-        for column, title in (
-            ("cost_area", "mean cost over ranks (nats/token)"),
-            ("accuracy_area", "mean exact match over ranks"),
-        ):
+        for column, title in titles.items():
+            areas = points.drop_duplicates("curve")[
+                ["curve", column, f"{column}_low", f"{column}_high"]
+            ]
             summary[f"{name}, {title}"] = ", ".join(
-                f"{curve} {row[column]:.3g} [{row[f'{column}_low']:.3g}, "
-                f"{row[f'{column}_high']:.3g}]"
-                for curve, row in by_curve.first().iterrows()
+                f"{curve} {area:.3g} [{low:.3g}, {high:.3g}]"
+                for curve, area, low, high in areas.itertuples(index=False)
             )
-        half = points["kept"].unique()[len(points["kept"].unique()) // 2]
-        of_draws = rows.loc[(rows["kept"] == half) & (rows["draw"] > MEAN), "cost"]
-        summary[f"{name}, cost of keeping {half} of {rows['rank'].iloc[0]} directions"] = ", ".join(
-            f"{curve} {cost:.3g}"
-            for curve, cost in points[points["kept"] == half]
-            .groupby("curve", sort=False)["cost"]
-            .first()
-            .items()
-        ) + (f" (standard deviation over orders {of_draws.std():.2g})" if len(of_draws) > 1 else "")
+        kept = points["kept"].unique()
+        half = kept[len(kept) // 2]
+        at_half = rows[rows["kept"] == half]
+        costs = points.loc[points["kept"] == half].set_index("curve")["cost"]
+        text = ", ".join(f"{curve} {cost:.3g}" for curve, cost in costs.items())
+        if len(of_draws := at_half.loc[at_half["draw"] > MEAN, "cost"]) > 1:
+            text += f" (standard deviation over orders {of_draws.std():.2g})"
+        summary[f"{name}, cost of keeping {half} of {rows['rank'].iloc[0]} directions"] = text
         evenness = rows.drop_duplicates("module")["evenness"].dropna()
         if len(evenness):
             summary[f"{name}, evenness of directions left out one at a time"] = (

@@ -13,11 +13,16 @@ from analyses.rank_curve.probes import LEFT_OUT
 from analyses.rank_curve.tables import MEAN
 from subspace_lab.figures.curves import MARKED
 from subspace_lab.figures.style import LINES, MARKERS, PALETTE, PREDICTION, step_axis
-from subspace_lab.stats.intervals import mean_interval
 
 CURVES = ("svd", "prefix", "random")
 SAMPLES = ["examples", "split", "draws", "dtype"]
 QUARTILES = np.array([0.25, 0.5, 0.75])
+LABELS = {
+    "cost": ("cost (nats/token)", "directions kept"),
+    "accuracy": ("exact match", "directions kept"),
+    LEFT_OUT: ("share of the cost", "direction left out, from the costliest on"),
+}
+"""Of the vertical and horizontal axes of the panels."""
 
 
 def figure_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -34,44 +39,25 @@ def figure_table(table: pd.DataFrame) -> pd.DataFrame:
     """
     parts = []
     for run, of_run in kit.at_last_step(table).groupby("run", sort=False, observed=True):
-        points = of_run[of_run["curve"] != LEFT_OUT]
-        panels = [_points(points, panel) for panel in ("cost", "accuracy")]
+        along = of_run[of_run["curve"] != LEFT_OUT]
+        panels = [_points(along, panel) for panel in ("cost", "accuracy")]
         panels.append(_shares(of_run[of_run["curve"] == LEFT_OUT]))
         samples: dict[str, Any] = {name: of_run[name].iloc[0] for name in SAMPLES}
         samples["configuration"] = of_run[kit.group_column(table)].iloc[0]
         parts += [panel.assign(run=run, **samples) for panel in panels if len(panel)]
     points = pd.concat(parts, ignore_index=True)
-    alike = points.groupby("configuration", sort=False, observed=True)
-    curves = [_over_seeds(rows) for _, rows in alike]
-    return pd.concat(curves, ignore_index=True).drop(columns="configuration")
+    several = points.groupby("configuration", observed=True)["run"].transform("nunique") > 1
+    points["run"] = points["configuration"].where(several, points["run"])
+    points = points[~several | (points["draw"] == MEAN)].drop(columns="configuration")
+    points.insert(0, "panel", points.pop("panel"))
+    return kit.over_seeds(points, by=["run", "panel", "curve", "draw", "position"])
 
 
-def _over_seeds(points: pd.DataFrame) -> pd.DataFrame:
-    """Take means over the runs of a configuration; points of a single run stay as they are."""
-    seeds = points["run"].nunique()
-    if seeds == 1:
-        return points.assign(seeds=1)
-    means = points[points["draw"] == MEAN].groupby(["panel", "curve", "position"], sort=False)
-    rows = []
-    for _, of_seeds in means:
-        interval = mean_interval(of_seeds["value"])
-        ends = {"value": interval.estimate, "low": interval.low, "high": interval.high}
-        rows.append(of_seeds.iloc[0].to_dict() | ends)
-    return pd.DataFrame(rows).assign(run=lambda table: table["configuration"], seeds=seeds)
-
-
-def _points(points: pd.DataFrame, panel: str) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "panel": panel,
-            "curve": points["curve"].astype(str),
-            "draw": points["draw"],
-            "position": points["kept"],
-            "value": points[panel],
-            "low": points[f"{panel}_low"],
-            "high": points[f"{panel}_high"],
-        }
-    )
+def _points(along: pd.DataFrame, panel: str) -> pd.DataFrame:
+    names = {"curve": "curve", "draw": "draw", "kept": "position"}
+    names |= {panel: "value", f"{panel}_low": "low", f"{panel}_high": "high"}
+    points = along[list(names)].rename(columns=names)
+    return points.astype({"curve": str}).assign(panel=panel)
 
 
 def _shares(left_out: pd.DataFrame) -> pd.DataFrame:
@@ -84,18 +70,8 @@ def _shares(left_out: pd.DataFrame) -> pd.DataFrame:
     if known.empty:
         return pd.DataFrame()
     quartiles = known.groupby("position")["share"].quantile(QUARTILES).unstack()
-    return pd.DataFrame(
-        {
-            "panel": LEFT_OUT,
-            "curve": LEFT_OUT,
-            "draw": MEAN,
-            "position": quartiles.index,
-            "value": quartiles[0.5].to_numpy(),
-            "low": quartiles[0.25].to_numpy(),
-            "high": quartiles[0.75].to_numpy(),
-            "even": 1 / len(quartiles),
-        }
-    )
+    shares = quartiles.set_axis(["low", "value", "high"], axis=1).reset_index()
+    return shares.assign(panel=LEFT_OUT, curve=LEFT_OUT, draw=MEAN, even=1 / len(shares))
 
 
 def draw(points: pd.DataFrame, page: kit.Page) -> None:
@@ -128,33 +104,26 @@ def _draw_orders(axis: Axes, rows: pd.DataFrame, run: str, style: dict[str, Any]
     Bands of several runs are drawn of the random mean only.
     """
     for i, name in enumerate(CURVES):
-        color = style["color"] if style else PALETTE[i]
-        marker = style["marker"] if style else MARKERS[i]
+        look: dict[str, Any] = {"color": PALETTE[i], "marker": MARKERS[i], "label": name}
+        if style:
+            look = {**style, "label": run if i == 0 else None}
         curve = rows[rows["curve"] == name]
         for _, order in curve[curve["draw"] > MEAN].groupby("draw"):
-            axis.plot(order["position"], order["value"], color=color, alpha=0.25, linewidth=0.6)
-        label = name if style is None else run if i == 0 else None
-        mean = curve[curve["draw"] == MEAN]
+            pale = {"color": look["color"], "alpha": 0.25, "linewidth": 0.6}
+            axis.plot(order["position"], order["value"], **pale)
         banded = style is None or name == "random"
-        drawn: dict[str, Any] = {"color": color, "marker": marker, "linestyle": LINES[i]}
-        _draw_curve(axis, mean, banded, label=label, **drawn)
+        _draw_curve(axis, curve[curve["draw"] == MEAN], banded, linestyle=LINES[i], **look)
 
 
 def _draw_curve(axis: Axes, rows: pd.DataFrame, banded: bool = True, **style: Any) -> None:
     axis.plot(rows["position"], rows["value"], markevery=-(-len(rows) // MARKED), **style)
-    if not banded:
-        return
-    band = {"color": style["color"], "alpha": 0.12, "lw": 0}
-    axis.fill_between(rows["position"], rows["low"], rows["high"], **band)
+    if banded:
+        band = {"color": style["color"], "alpha": 0.12, "lw": 0}
+        axis.fill_between(rows["position"], rows["low"], rows["high"], **band)
 
 
 def _label(axis: Axes, panel: str, points: pd.DataFrame) -> None:
-    names = {
-        "cost": ("cost (nats/token)", "directions kept"),
-        "accuracy": ("exact match", "directions kept"),
-        LEFT_OUT: ("share of the cost", "direction left out, from the costliest on"),
-    }
-    vertical, horizontal = names[panel]
+    vertical, horizontal = LABELS[panel]
     axis.set_ylabel(vertical)
     step_axis(axis, label=horizontal)
     if panel == "accuracy":

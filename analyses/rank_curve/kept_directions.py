@@ -10,16 +10,20 @@ trailing directions: those stay whole.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor, nn
 
-from subspace_lab.adapters.modules import LoraModule, lora_modules
+from analyses.rank_curve.probes import Gauge, Probe
+from subspace_lab import teacher_forcing
+from subspace_lab.adapters.modules import lora_modules
+from subspace_lab.evaluation.trained_model import TrainedModel
 from subspace_lab.linalg.spectra import singular_vectors
-
-Gauge = Literal["trained", "singular"]
+from subspace_lab.tasks.examples import Example
 
 
 class KeptDirections:
@@ -31,13 +35,12 @@ class KeptDirections:
     """
 
     def __init__(self, model: nn.Module, ranks: Mapping[str, int]) -> None:
-        modules = {module.name: module for module in lora_modules(model)}
-        self._modules: dict[str, LoraModule] = {name: modules[name] for name in ranks}
-        trained = {
-            name: (module.B[:, : ranks[name]].detach().clone(), module.A[: ranks[name]].clone())
-            for name, module in self._modules.items()
-        }
-        singular = {name: _singular(B, A.detach()) for name, (B, A) in trained.items()}
+        self._modules = {module.name: module for module in lora_modules(model)}
+        trained, singular = {}, {}
+        for name, r in ranks.items():
+            module = self._modules[name]
+            B, A = module.B[:, :r].detach().clone(), module.A[:r].detach().clone()
+            trained[name], singular[name] = (B, A), _singular(B, A)
         self._factors = {"trained": trained, "singular": singular}
 
     @contextlib.contextmanager
@@ -63,3 +66,44 @@ def _singular(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
     US, Vh = B.new_zeros(B.shape), A.new_zeros(A.shape)
     US[:, : len(svd.S)], Vh[: len(svd.S)] = (svd.U * svd.S).to(B), svd.Vh.to(A)
     return US, Vh
+
+
+@dataclass(frozen=True)
+class ProbeScores:
+    """Scores of responses by probe and example, as in `teacher_forcing.ResponseScores`."""
+
+    nats: Float64[np.ndarray, "probes examples"]
+    exact: Bool[np.ndarray, "probes examples"]
+    tokens: Int[np.ndarray, " examples"]
+
+
+@torch.no_grad()
+def score_probes(
+    trained: TrainedModel,
+    examples: Sequence[Example],
+    probes: Sequence[Probe],
+    *,
+    ranks: Mapping[str, int],
+    batch_size: int,
+    seed: int,
+    description: str,
+) -> ProbeScores:
+    """Score examples by teacher forcing, one forward pass for each probe and batch.
+
+    `ranks` are the trained ones of the modules whose directions may be left out, and `seed` is that
+    of the random orders.
+    """
+    directions = KeptDirections(trained.model, ranks)
+    gates = [probe.gates(ranks, seed=seed) for probe in probes]
+    nats = np.empty((len(probes), len(examples)))
+    exact = np.empty(nats.shape, dtype=bool)
+    tokens = np.empty(len(examples), dtype=np.int64)
+    for batch in trained.batches(examples, batch_size=batch_size, description=description):
+        for row, (probe, kept) in enumerate(zip(probes, gates, strict=True)):
+            with directions.keeping(kept, gauge=probe.gauge):
+                logits = batch.logits(trained.model)
+            scores = batch.scores(teacher_forcing.log_probabilities(logits))
+            nats[row, batch.indices] = scores.nats
+            exact[row, batch.indices] = scores.exact
+            tokens[batch.indices] = scores.tokens
+    return ProbeScores(nats, exact, tokens)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from analyses.rank_curve.kept_directions import Gauge
+Gauge = Literal["trained", "singular"]
+"""The factorization of B A whose directions are kept."""
 
 ENDS = "ends"
 LEFT_OUT = "left_out"
@@ -34,7 +35,7 @@ class Probe(NamedTuple):
 
     @property
     def gauge(self) -> Gauge:
-        """The factorization of B A whose directions these are."""
+        """Whose directions these are."""
         return "singular" if self.curve == "svd" else "trained"
 
     def gates(self, ranks: Mapping[str, int], *, seed: int) -> dict[str, Tensor]:
@@ -44,16 +45,14 @@ class Probe(NamedTuple):
         """
         gates = {}
         for place, (name, rank) in enumerate(ranks.items()):
+            order = np.arange(rank)
             if self.curve == LEFT_OUT:
-                left_out = name == self.module
-                kept = ~((torch.arange(rank) == self.direction) & left_out)
+                kept = (order != self.direction) | (name != self.module)
             else:
-                order = np.arange(rank)
                 if self.draw >= 0:
                     order = np.random.default_rng((seed, self.draw, place)).permutation(rank)
-                share = round(self.kept * rank / max(ranks.values()))
-                kept = torch.from_numpy(order < share)
-            gates[name] = kept.float()
+                kept = order < round(self.kept * rank / max(ranks.values()))
+            gates[name] = torch.from_numpy(kept).float()
         return gates
 
 
@@ -65,6 +64,21 @@ class Curve(NamedTuple):
     probes: list[Probe]
 
 
+def curves(ranks: Mapping[str, int], *, points: int, draws: int) -> list[Curve]:
+    """Give the curves: svd, prefix, and random orders."""
+    rank = max(ranks.values())
+    _, *inner, _ = kept_ranks(rank, points=points)
+    orders = [("svd", -1), ("prefix", -1), *(("random", draw) for draw in range(draws))]
+    return [
+        Curve(
+            name,
+            draw,
+            [Probe(ENDS, 0), *(Probe(name, kept, draw) for kept in inner), Probe(ENDS, rank)],
+        )
+        for name, draw in orders
+    ]
+
+
 def kept_ranks(rank: int, *, points: int) -> list[int]:
     """Give at most `points` kept ranks from 0 to r, evenly spread.
 
@@ -72,21 +86,6 @@ def kept_ranks(rank: int, *, points: int) -> list[int]:
     ([0, 2, 4, 6, 8], [0, 1, 2])
     """
     return [int(kept) for kept in np.unique(np.linspace(0, rank, points).round())]
-
-
-def curves(ranks: Mapping[str, int], *, points: int, draws: int) -> list[Curve]:
-    """Give the curves: svd, prefix, and random orders."""
-    rank = max(ranks.values())
-    _, *inner, _ = kept_ranks(rank, points=points)
-    names = [("svd", -1), ("prefix", -1), *(("random", draw) for draw in range(draws))]
-    return [
-        Curve(
-            name,
-            draw,
-            [Probe(ENDS, 0), *(Probe(name, kept, draw) for kept in inner), Probe(ENDS, rank)],
-        )
-        for name, draw in names
-    ]
 
 
 def all_but_one(ranks: Mapping[str, int], *, modules: int) -> list[Probe]:
@@ -105,7 +104,5 @@ def evenly_spread(names: Sequence[str], most: int) -> list[str]:
     >>> evenly_spread(list("abcdef"), 3), evenly_spread(list("ab"), 8), evenly_spread(["a"], 0)
     (['a', 'c', 'f'], ['a', 'b'], [])
     """
-    if most == 0:
-        return []
     places = np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int)
     return [names[place] for place in places]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float64
 from scipy.integrate import trapezoid
 
+from analyses.rank_curve.kept_directions import ProbeScores
 from analyses.rank_curve.probes import ENDS, LEFT_OUT, Curve, Probe
-from analyses.rank_curve.scoring import ProbeScores
 from subspace_lab.stats.intervals import (
     Interval,
     accuracy_interval,
@@ -19,7 +19,6 @@ from subspace_lab.stats.intervals import (
     ratio_interval,
 )
 
-Values = Float64[np.ndarray, "points examples"]
 MEAN = -1
 """The draw of rows that hold the mean over all random orders."""
 
@@ -27,33 +26,38 @@ MEAN = -1
 def curve_rows(
     curves: Sequence[Curve], probes: Sequence[Probe], scores: ProbeScores
 ) -> Iterator[dict[str, Any]]:
-    """Give a row for each point of each curve, and of the mean of the random ones."""
+    """Give a row for each point of each curve, and of the mean of the random ones.
+
+    Each has the curve's areas: integrals over the kept share k/r in [0, 1] by the trapezoid rule,
+    which are linear in an example's scores, so that their intervals are over examples, too.
+    """
     places = {probe: place for place, probe in enumerate(probes)}
-    random: list[tuple[Values, Values]] = []
-    kept = [probe.kept for probe in curves[0].probes]
+    kept = np.array([probe.kept for probe in curves[0].probes])
     full = scores.nats[places[curves[0].probes[-1]]]
+    sampled = []  # with nats and exact matches, (points, examples)
     for curve in curves:
         rows = [places[probe] for probe in curve.probes]
-        nats, exact = scores.nats[rows], scores.exact[rows].astype(float)
-        if curve.name == "random":
-            random.append((nats, exact))
-        yield from _points(curve.name, curve.draw, kept, nats, exact, full, scores.tokens)
-    if random:
-        nats, exact = (np.mean(values, axis=0) for values in zip(*random, strict=True))
-        yield from _points("random", MEAN, kept, nats, exact, full, scores.tokens)
+        exact = scores.exact[rows].astype(float)
+        sampled.append((curve.name, curve.draw, scores.nats[rows], exact))
+    if random := [values for name, _, *values in sampled if name == "random"]:
+        sampled.append(("random", MEAN, *np.mean(random, axis=0)))
+    for name, draw, nats, exact in sampled:
+        area_nats, area_exact = (trapezoid(v, kept / kept[-1], axis=0) for v in (nats, exact))
+        areas = {
+            **_columns("cost_area", ratio_interval(area_nats - full, scores.tokens)),
+            **_columns("accuracy_area", _mean_accuracy(area_exact)),
+        }
+        for place, count in enumerate(kept.tolist()):
+            of_point = _scores(nats[place], exact[place], full, scores.tokens)
+            yield {**Probe(name, count, draw)._asdict(), **of_point, **areas}
 
 
 def left_out_rows(probes: Sequence[Probe], scores: ProbeScores) -> Iterator[dict[str, Any]]:
     """Give a row for each direction that was left out alone."""
     full = scores.nats[[probe.curve == ENDS and probe.kept > 0 for probe in probes]][0]
-    for place, probe in enumerate(probes):
+    for probe, nats, exact in zip(probes, scores.nats, scores.exact, strict=True):
         if probe.curve == LEFT_OUT:
-            nats, exact = scores.nats[place], scores.exact[place].astype(float)
-            labels = _labels(LEFT_OUT, probe.kept, MEAN, probe.module, probe.direction)
-            yield {
-                **labels,
-                **_scores(nats, exact, full, scores.tokens),
-            }
+            yield {**probe._asdict(), **_scores(nats, exact, full, scores.tokens)}
 
 
 def with_evenness(table: pd.DataFrame) -> pd.DataFrame:
@@ -63,10 +67,8 @@ def with_evenness(table: pd.DataFrame) -> pd.DataFrame:
     where all cost the same, 1/r where one costs all; nan where none costs anything.
     """
     left_out = table["curve"] == LEFT_OUT
-    table["evenness"] = np.nan
     costs = table.loc[left_out].groupby("module")["cost"]
-    table.loc[left_out, "evenness"] = costs.transform(evenness)
-    return table
+    return table.assign(evenness=costs.transform(evenness))
 
 
 def evenness(costs: pd.Series) -> float:
@@ -79,62 +81,25 @@ def evenness(costs: pd.Series) -> float:
     return float(costs.abs().sum() ** 2 / (len(costs) * squares)) if squares else float("nan")
 
 
-def _points(
-    curve: str,
-    draw: int,
-    kept: Sequence[int],
-    nats: Values,
-    exact: Values,
-    full: Float64[np.ndarray, " examples"],
-    tokens: Any,
-) -> Iterator[dict[str, Any]]:
-    """Give the points of one curve, each with the curve's areas.
-
-    An area is the integral over the kept share k/r in [0, 1] by the trapezoid rule; it is linear in
-    an example's scores, so that its interval is one over examples, too.
-    """
-    share = np.array(kept) / kept[-1]
-    area_nats, area_exact = (trapezoid(values, share, axis=0) for values in (nats, exact))
-    areas = {
-        **_interval("cost_area", ratio_interval(area_nats - full, tokens)),
-        **_interval("accuracy_area", _within_0_and_1(mean_interval(area_exact))),
-    }
-    for place, count in enumerate(kept):
-        yield {
-            **_labels(curve, count, draw),
-            **_scores(nats[place], exact[place], full, tokens),
-            **areas,
-        }
-
-
-def _labels(
-    curve: str, kept: int, draw: int, module: str = "", direction: int = -1
-) -> dict[str, Any]:
-    return {
-        "curve": curve, "kept": kept, "draw": draw, "module": module, "direction": direction,
-    }  # fmt: skip
-
-
-def _scores(nats: Any, exact: Any, full: Any, tokens: Any) -> Mapping[str, float]:
-    if set(exact) <= {0.0, 1.0}:
+def _scores(nats: Any, exact: Any, full: Any, tokens: Any) -> dict[str, float]:
+    """Give the columns of scores (examples,); exact matches are shares in a mean over orders."""
+    if set(exact) <= {0, 1}:
         accuracy = accuracy_interval(round(exact.sum()), len(exact))
     else:
-        accuracy = _within_0_and_1(mean_interval(exact))
+        accuracy = _mean_accuracy(exact)
     return {
-        **_interval("loss", ratio_interval(nats, tokens)),
-        **_interval("cost", ratio_interval(nats - full, tokens)),
-        **_interval("accuracy", accuracy),
+        **_columns("loss", ratio_interval(nats, tokens)),
+        **_columns("cost", ratio_interval(nats - full, tokens)),
+        **_columns("accuracy", accuracy),
     }
 
 
-def _within_0_and_1(interval: Interval) -> Interval:
+def _mean_accuracy(shares: Any) -> Interval:
+    interval = mean_interval(shares)
     low, high = np.clip([interval.low, interval.high], 0, 1).tolist()
-    return Interval(interval.estimate, low, high, interval.level, interval.count)
+    return replace(interval, low=low, high=high)
 
 
-def _interval(name: str, interval: Interval) -> dict[str, float]:
-    return {
-        name: float(interval.estimate),
-        f"{name}_low": float(interval.low),
-        f"{name}_high": float(interval.high),
-    }
+def _columns(name: str, interval: Interval) -> dict[str, Any]:
+    ends = {f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return {name: interval.estimate, **ends}

@@ -22,8 +22,8 @@ subtracted. DoRA: A and B, the magnitudes fixed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import pandas as pd
@@ -34,11 +34,10 @@ from tqdm import tqdm
 from analyses import kit
 from analyses.gate_expansion.gated_loss import GatedLoss
 from analyses.sharpness.eigenvalues import HessianBlock
-from subspace_lab.adapters.modules import LoraModule, lora_modules
+from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.errors import check_counts
-from subspace_lab.evaluation.trained_model import TrainedModel, evaluation_examples, load_trained
+from subspace_lab.evaluation.trained_model import TrainedModel, evaluation_examples
 from subspace_lab.runs.run import Run
-from subspace_lab.tasks.examples import Example
 from subspace_lab.theory.mask_law import DEFAULT_LAW, MaskLaw
 
 ALL = "all"
@@ -49,21 +48,13 @@ MASKS = {"none": "no mask", "drawn": "under one mask"}
 def compute(
     run: Run,
     *,
-    steps: Sequence[int] | None = None,
-    modules: Sequence[str] | None = None,
+    steps: kit.Steps = None,
+    modules: kit.Modules = None,
     masks: int = 1,
     examples: int = 8,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Measure the sharpness.
-
-    Args:
-        run: the run.
-        steps: which snapshots; None: all.
-        modules: which modules; None: all.
-        masks: masks drawn; 0: without masks only.
-        examples: examples of the loss, in one batch.
-        seed: seed of the masks and of Lanczos's start.
+    """Measure the sharpness at `steps` (None: all), with the examples in one batch.
 
     Returns:
         A row is a run, step, module (`all`: all chosen ones together) and mask (`none`, `drawn`):
@@ -80,23 +71,25 @@ def compute(
     law = mask_law_of(run, seed=seed)
     evaluated = evaluation_examples(run, size=examples)
     table = run.modules if modules is None else run.modules[run.modules["module"].isin(modules)]
-    rows = []
-    for step in sorted(run.snapshots) if steps is None else steps:
-        trained = load_trained(run, step=step)
-        description = f"sharpness of {run.name}, step {step}"
-        total = (len(table) + 1) * (1 + masks)
-        with tqdm(total=total, desc=description, unit="Hessian", disable=None) as bar:
-            for row in measure(run, trained, evaluated, law, table, masks=masks, seed=seed):
-                rows.append({"run": run.name, "step": step, **row})
-                bar.update()
-    return pd.DataFrame(rows).assign(
-        examples=len(evaluated),
-        split=run.evaluated_split,
-        keep_prob=law.keep_prob,
-        factor=law.factor,
-        assumed=run.mask_law is None,
-        dtype="fp32",
-    )
+    places = table[["module", "layer", "projection"]].to_dict("records")
+    ranks = dict(zip(run.modules["module"], run.modules["r"], strict=True))
+
+    def of_snapshot(trained: TrainedModel) -> pd.DataFrame:
+        description = f"sharpness of {run.name}, step {trained.step}"
+        total = (len(places) + 1) * (1 + masks)
+        with GatedLoss(trained, evaluated, ranks=ranks, granularity="step") as loss:
+            rows = measure(trained, loss, law, places, ranks=ranks, masks=masks, seed=seed)
+            bar = tqdm(rows, total=total, desc=description, unit="Hessian", disable=None)
+            return pd.DataFrame(bar).assign(
+                examples=len(evaluated),
+                split=run.evaluated_split,
+                keep_prob=law.keep_prob,
+                factor=law.factor,
+                assumed=run.mask_law is None,
+            )
+
+    chosen = sorted(run.snapshots) if steps is None else steps
+    return kit.over_snapshots(run, of_snapshot, steps=chosen)
 
 
 def mask_law_of(run: Run, *, seed: int) -> MaskLaw:
@@ -106,62 +99,39 @@ def mask_law_of(run: Run, *, seed: int) -> MaskLaw:
 
 
 def measure(
-    run: Run,
     trained: TrainedModel,
-    examples: Sequence[Example],
+    loss: GatedLoss,
     law: MaskLaw,
-    table: pd.DataFrame,
+    places: list[dict[Any, Any]],
     *,
+    ranks: Mapping[str, int],
     masks: int,
     seed: int,
 ) -> Iterator[dict[str, Any]]:
-    """Measure a snapshot without and under masks: each module of `table`, and all together."""
-    ranks = dict(zip(run.modules["module"], run.modules["r"], strict=True))
-    names = ("module", "layer", "projection")
-    columns = (table[name] for name in names)
-    places = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-    with GatedLoss(trained, examples, ranks=ranks, granularity="step") as loss:
-        adapted = {module.name: module for module in lora_modules(trained.model)}
-        ranks = {name: ranks[name] for name in adapted}  # in the order of the loss's gates
-        blocks = [_trained_block(adapted[place["module"]], ranks) for place in places]
-        weights = [weight.requires_grad_() for block in blocks for weight in block[0]]
-        shapes = [shape for block in blocks for shape in block[1]]
-        for draw in range(-1, masks):
-            gates = drawn_gates(law, ranks, draw) if draw >= 0 else map(torch.ones_like, loss.gates)
-            labels = {"mask": "drawn" if draw >= 0 else "none", "draw": draw}
-            gradients = torch.autograd.grad(loss(*gates), weights, create_graph=True)
-            for place, (own, own_shapes) in zip(places, blocks, strict=True):
-                first = next(i for i, weight in enumerate(weights) if weight is own[0])
-                block = HessianBlock(gradients[first : first + 2], own, own_shapes)
-                yield {**place, **labels, **_result(block, seed)}
-            together = HessianBlock(gradients, weights, shapes)
-            place = {"module": ALL, "layer": -1, "projection": ""}
-            yield {**place, **labels, **_result(together, seed)}
+    """Measure a snapshot without and under masks: each module of `places`, and all together."""
+    adapted = {module.name: module for module in lora_modules(trained.model)}
+    ranks = {name: ranks[name] for name in adapted}  # in the order of the loss's gates
+    weights: list[Tensor] = []  # A and B of each module, and the shapes of what was trained of them
+    shapes: list[tuple[int, int]] = []
+    for place in places:
+        module, rank = adapted[place["module"]], ranks[place["module"]]
+        weights += [module.A.requires_grad_(), module.B.requires_grad_()]
+        shapes += [(rank, module.A.shape[1]), (module.B.shape[0], rank)]
+    blocks = [slice(2 * i, 2 * i + 2) for i in range(len(places))]
+    together = {"module": ALL, "layer": -1, "projection": ""}
+    for draw in range(-1, masks):
+        gates = drawn_gates(law, ranks, draw) if draw >= 0 else map(torch.ones_like, loss.gates)
+        labels = {"mask": "drawn" if draw >= 0 else "none", "draw": draw}
+        gradients = torch.autograd.grad(loss(*gates), weights, create_graph=True)
+        for place, part in zip([*places, together], [*blocks, slice(None)], strict=True):
+            block = HessianBlock(gradients[part], weights[part], shapes[part])
+            yield {**place, **labels, **asdict(block.largest_eigenvalue(seed=seed))}
 
 
-def drawn_gates(law: MaskLaw, ranks: dict[str, int], draw: int) -> list[Tensor]:
+def drawn_gates(law: MaskLaw, ranks: Mapping[str, int], draw: int) -> list[Tensor]:
     """Give the gates (r,) of each module under a draw: the law's step mask times its rescale."""
     masks = (law.step_mask(draw + 1, name, rank) for name, rank in ranks.items())
     return [law.factor * torch.from_numpy(mask) for mask in masks]
-
-
-def _trained_block(
-    module: LoraModule, ranks: dict[str, int]
-) -> tuple[list[Tensor], list[tuple[int, int]]]:
-    """Give A and B of a module, and the shapes of what was trained of them."""
-    rank = ranks[module.name]
-    shapes = [(rank, module.A.shape[1]), (module.B.shape[0], rank)]
-    return [module.A, module.B], shapes
-
-
-def _result(block: HessianBlock, seed: int) -> dict[str, Any]:
-    largest = block.largest_eigenvalue(seed=seed)
-    return {
-        "sharpness": largest.value,
-        "residual": largest.residual,
-        "products": largest.products,
-        "weights": largest.size,
-    }
 
 
 def summarize(table: pd.DataFrame) -> kit.Summary:

@@ -31,16 +31,16 @@ class LargestEigenvalue:
     """The largest eigenvalue of a Hessian, with the evidence for it.
 
     Attributes:
-        value: lambda_max.
+        sharpness: lambda_max.
         residual: ||H v - lambda v|| / |lambda| of its eigenvector v.
         products: Hessian-vector products that were computed.
-        size: number of weights.
+        weights: how many there are.
     """
 
-    value: float
+    sharpness: float
     residual: float
     products: int
-    size: int
+    weights: int
 
 
 class HessianBlock:
@@ -58,10 +58,8 @@ class HessianBlock:
         weights: Sequence[Tensor],
         shapes: Sequence[tuple[int, int]],
     ) -> None:
-        self._gradients, self._weights = list(gradients), list(weights)
-        self._parts = [(slice(rows), slice(columns)) for rows, columns in shapes]
+        self._gradients, self._weights, self._shapes = gradients, weights, shapes
         self._counts = [rows * columns for rows, columns in shapes]
-        self._shapes = list(shapes)
         self.size = sum(self._counts)
         self.products = 0
 
@@ -69,10 +67,8 @@ class HessianBlock:
         """Multiply the block by a vector (size,)."""
         pieces = torch.from_numpy(np.ravel(vector)).split(self._counts)
         directions = [torch.zeros_like(weight) for weight in self._weights]
-        for whole, piece, part, shape in zip(
-            directions, pieces, self._parts, self._shapes, strict=True
-        ):
-            whole[part] = piece.view(shape).to(whole)
+        for whole, piece, (rows, columns) in zip(directions, pieces, self._shapes, strict=True):
+            whole[:rows, :columns] = piece.view(rows, columns)
         products = torch.autograd.grad(
             self._gradients,
             self._weights,
@@ -82,7 +78,8 @@ class HessianBlock:
         )
         self.products += 1
         parts = [
-            product[part].reshape(-1) for product, part in zip(products, self._parts, strict=True)
+            whole[:rows, :columns].flatten()
+            for whole, (rows, columns) in zip(products, self._shapes, strict=True)
         ]
         return torch.cat(parts).detach().cpu().double().numpy()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from subspace_lab import models, tasks
 from subspace_lab.errors import UserError
+from subspace_lab.evaluation.responses import ResponseBatch, response_batches
 from subspace_lab.module_names import unwrapped
 from subspace_lab.peft_files.weights import find_weights, read_tensors, tensor_shapes
 from subspace_lab.runs.run import Run
@@ -31,6 +32,18 @@ class TrainedModel:
     base: models.Base
     step: int
     dtype: models.Precision
+
+    def batches(
+        self, examples: Sequence[Example], *, batch_size: int, description: str
+    ) -> Iterator[ResponseBatch]:
+        """Batch examples for teacher forcing, with a progress bar (see `response_batches`)."""
+        return response_batches(
+            self.tokenizer,
+            [(example.prompt, example.response) for example in examples],
+            batch_size=batch_size,
+            device=self.model.device,
+            description=description,
+        )
 
 
 def load_trained(

@@ -26,6 +26,12 @@ def assert_one_sentence(outcome, *words: object) -> None:
         assert str(word) in outcome.err
 
 
+@pytest.mark.parametrize("name", all_analyses())
+def test_every_analysis_is_a_command(command, name):
+    outcome = command(name, "--help")
+    assert outcome.code == 0 and outcome.out.startswith(f"usage: python -m analyses.{name} ")
+
+
 @pytest.mark.parametrize("name", RECORDED)
 def test_no_run(command, name, tmp_path):
     assert_one_sentence(command(name, "--run", tmp_path / "nothing"), tmp_path / "nothing")

@@ -9,9 +9,8 @@ import torch
 
 from analyses import rank_curve
 from analyses.rank_curve.figure import figure_table
-from analyses.rank_curve.kept_directions import KeptDirections
+from analyses.rank_curve.kept_directions import KeptDirections, ProbeScores
 from analyses.rank_curve.probes import ENDS, Probe, all_but_one, curves
-from analyses.rank_curve.scoring import ProbeScores
 from analyses.rank_curve.tables import curve_rows, left_out_rows, with_evenness
 from subspace_lab.adapters.modules import lora_modules
 from subspace_lab.errors import UserError

@@ -61,7 +61,7 @@ def test_lanczos_finds_the_largest_eigenvalue_of_dense_hessians():
     block = HessianBlock(gradients, (A, B), [(2, 5), (4, 2)])
     largest = block.largest_eigenvalue(seed=0)
     assert block.size == len(matrix) == 18
-    assert largest.value == pytest.approx(float(eigenvalues[-1]), rel=1e-4)
+    assert largest.sharpness == pytest.approx(float(eigenvalues[-1]), rel=1e-4)
     assert largest.residual < 1e-2
     product = block.product(np.eye(18)[3])
     np.testing.assert_allclose(product, matrix[3], atol=1e-10)
@@ -70,7 +70,7 @@ def test_lanczos_finds_the_largest_eigenvalue_of_dense_hessians():
 def test_a_hessian_of_zero():
     weight = torch.ones(2, 2, requires_grad=True)
     gradients = torch.autograd.grad((0 * weight**2).sum(), (weight,), create_graph=True)
-    assert HessianBlock(gradients, (weight,), [(2, 2)]).largest_eigenvalue(seed=0).value == 0
+    assert HessianBlock(gradients, (weight,), [(2, 2)]).largest_eigenvalue(seed=0).sharpness == 0
 
 
 def test_a_negative_largest_eigenvalue_is_not_the_largest_in_size():
@@ -79,7 +79,7 @@ def test_a_negative_largest_eigenvalue_is_not_the_largest_in_size():
     loss = (curvatures * weight.square()).sum() / 2
     gradients = torch.autograd.grad(loss, (weight,), create_graph=True)
     largest = HessianBlock(gradients, (weight,), [(4, 1)]).largest_eigenvalue(seed=0)
-    assert largest.value == pytest.approx(-1, rel=1e-3)
+    assert largest.sharpness == pytest.approx(-1, rel=1e-3)
 
 
 def test_products_under_a_mask_are_finite_differences_of_gradients(run):
