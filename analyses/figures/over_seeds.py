@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from analyses import kit
-from subspace_lab.stats.intervals import mean_interval
 
 
 def over_seeds(plot: kit.Plot, *, keys: Sequence[str]) -> kit.Plot:
@@ -35,18 +34,7 @@ def points_over_seeds(
         of_run = dict(zip(first["run"].astype(str), first["configuration"], strict=True))
         points = points.assign(run=points["run"].astype(str).map(of_run), seeds=1)
         single = points["kind"] == "one mask" if "kind" in points else points["seeds"] == 0
-        groups = points[~single].groupby(["run", *keys], sort=False, dropna=False)
-        parts = [_reduced(rows) for _, rows in groups]
-        return pd.concat([*parts, points[single]], ignore_index=True)
+        reduced = kit.over_seeds(points[~single], by=["run", *keys])
+        return pd.concat([reduced, points[single]], ignore_index=True)
 
     return data
-
-
-def _reduced(rows: pd.DataFrame) -> pd.DataFrame:
-    """Reduce the rows of one point, a row per run, to one row."""
-    if len(rows) == 1:
-        return rows
-    interval = mean_interval(rows["value"].to_numpy())
-    flags = rows.select_dtypes("bool").all()
-    reduced = rows.iloc[:1].assign(value=interval.estimate, low=interval.low, high=interval.high)
-    return reduced.assign(seeds=len(rows), **{str(name): flag for name, flag in flags.items()})

@@ -17,11 +17,15 @@ def over_seeds(points: pd.DataFrame, *, by: Sequence[str]) -> pd.DataFrame:
         by: what tells a configuration's points apart.
 
     Returns:
-        A row for each point, with the other columns of its first seed, and `seeds`, their number.
+        A row for each point, with the other columns of its first seed, and `seeds`, their number;
+        flags hold where they hold for all.
     """
     reduced = []
-    for _, rows in points.groupby(list(by), sort=False, observed=True):
-        point = rows.iloc[:1].assign(seeds=len(rows))
+    for _, rows in points.groupby(list(by), sort=False, observed=True, dropna=False):
+        flags = rows.select_dtypes("bool").all()
+        point = rows.iloc[:1].assign(
+            seeds=len(rows), **{str(name): of for name, of in flags.items()}
+        )
         if len(rows) > 1:
             mean = mean_interval(rows["value"])
             point = point.assign(value=mean.estimate, low=mean.low, high=mean.high)
