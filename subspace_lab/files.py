@@ -72,7 +72,7 @@ def storage_error(error: Exception, path: Path) -> OSError | None:
     return None
 
 
-def write_text(path: Path, text: str) -> None:
+def write_utf8(path: Path, text: str) -> None:
     """Write a text, atomically."""
     with replacing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
@@ -80,7 +80,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON, atomically; numbers that it cannot hold become null."""
-    write_text(path, json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
+    write_utf8(path, json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
 
 
 def finite(value: Any) -> Any:

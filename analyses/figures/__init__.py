@@ -48,8 +48,8 @@ def main() -> None:
     out = arguments.out or kit.default_folder(runs) / "figures"
     width = kit.page_of(vars(arguments)).width
     drawn, missing = draw_set(runs, out, width=width)
-    files.write_text(out / "figures.tex", document(drawn))
-    files.write_text(out / "captions.md", index(drawn, missing))
+    files.write_utf8(out / "figures.tex", document(drawn))
+    files.write_utf8(out / "captions.md", index(drawn, missing))
     for figure in drawn:
         print(f"wrote {out / figure.name}.pdf, .png, .csv and .caption.tex")
     for name, reason in missing.items():

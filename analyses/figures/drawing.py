@@ -59,7 +59,7 @@ def draw_set(
                 save(image, unfinished, format=form)
         with files.replacing(out / f"{figure.name}.csv") as unfinished:
             shown.to_csv(unfinished, index=False)
-        files.write_text(out / f"{figure.name}.caption.tex", caption_file(caption))
+        files.write_utf8(out / f"{figure.name}.caption.tex", caption_file(caption))
         drawn.append(caption)
     if not drawn:
         raise UserError("these runs have nothing for any figure: " + "; ".join(missing.values()))

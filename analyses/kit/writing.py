@@ -41,7 +41,7 @@ def write_results(
     table.attrs["folder"] = str(folder)  # to which links in texts are relative
     for extension, text_of in analysis.texts.items():
         paths.append(folder / f"{name}.{extension}")
-        files.write_text(paths[-1], text_of(table))
+        files.write_utf8(paths[-1], text_of(table))
     for title, plot in analysis.plots.items() if formats else ():
         stem = name if title == analysis.name else title
         shown = plot.shown(table, by=arguments.get("by"))
