@@ -160,13 +160,19 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
 
 panels = [
     kit.Panel(
-        "value", title=measure, where={"measure": measure}, by="matrix", labels=MATRICES,
+        "value",
+        title=measure,
+        where={"measure": measure},
+        by="matrix",
+        labels=MATRICES,
         only_alone=("A", "B"),  # they would crowd a comparison
-        unit="dimensions", limits=(0, None),
-        expected="expected_rank", expected_label="keep_prob × r (exact: numerical)",
+        unit="dimensions",
+        limits=(0, None),
+        expected="expected_rank",
+        expected_label="keep_prob × r (exact: numerical)",
     )
     for measure in dict.fromkeys((*MEASURES, *get_args(Measure)))
-]  # fmt: skip
+]
 plot = kit.curves_over_steps(*panels, title="Effective ranks", panel_width=1.5)
 modules = kit.module_map(
     "value", title="Stable rank of the update at the last step", unit="dimensions",

@@ -245,29 +245,48 @@ by_projection = functools.partial(kit.Panel, over=None, by="projection")
 
 plot = kit.curves_over_steps(
     kit.Panel(
-        "singular_values", rows=functools.partial(_beside_bases, matrix="update"), over="index",
-        title="singular values of the update", unit="σ", scale="log",
-        expected="base", expected_label="base weight W₀", expected_style=REFERENCE
+        "singular_values",
+        rows=functools.partial(_beside_bases, matrix="update"),
+        over="index",
+        title="singular values of the update",
+        unit="σ",
+        scale="log",
+        expected="base",
+        expected_label="base weight W₀",
+        expected_style=REFERENCE,
     ),
     kit.Panel(
-        "change", rows=functools.partial(_beside_bases, matrix="merged"), over="index",
-        title="change of the weight's σᵢ", unit="%",
+        "change",
+        rows=functools.partial(_beside_bases, matrix="merged"),
+        over="index",
+        title="change of the weight's σᵢ",
+        unit="%",
     ),
     by_projection(
-        "update_to_base_norm", rows=_merged_at_last_step, title="size of the update",
-        unit="‖ΔW‖ / ‖W₀‖", limits=(0, None)
+        "update_to_base_norm",
+        rows=_merged_at_last_step,
+        title="size of the update",
+        unit="‖ΔW‖ / ‖W₀‖",
+        limits=(0, None),
     ),
     by_projection(
-        "intruders", rows=_with_intruders, title="intruder dimensions, all modules",
-        unit="vectors", limits=(0, None), expected="null_intruders",
-        expected_label="Gaussian base (T18)"
+        "intruders",
+        rows=_with_intruders,
+        title="intruder dimensions, all modules",
+        unit="vectors",
+        limits=(0, None),
+        expected="null_intruders",
+        expected_label="Gaussian base (T18)",
     ),
-    title="Merged spectra at the last step", panel_width=1.5,
-)  # fmt: skip
+    title="Merged spectra at the last step",
+    panel_width=1.5,
+)
 modules = kit.module_map(
-    "update_to_base_norm", title="Size of the update at the last step", unit="‖ΔW‖ / ‖W₀‖",
+    "update_to_base_norm",
+    title="Size of the update at the last step",
+    unit="‖ΔW‖ / ‖W₀‖",
     rows=_merged_at_last_step,
-)  # fmt: skip
+)
 
 ANALYSIS = kit.Analysis(
     name="merged_spectra",

@@ -102,7 +102,8 @@ def _variances(scores: dict[Run, float]) -> list[dict[str, Any]]:
 
 def as_markdown(table: pd.DataFrame) -> str:
     """Write a line for each row."""
-    cells = table.drop(columns=["method", "variance"]).assign(
+    shown = [column for column in COLUMNS if column not in ("method", "variance")]
+    cells = table[shown].assign(
         standard_deviation=table["standard_deviation"].map("{:.4g}".format),
         share=table["share"].map("{:.2f}".format),
     )

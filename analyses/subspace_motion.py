@@ -100,11 +100,18 @@ def summarize(table: pd.DataFrame) -> kit.Summary:
 
 PANELS = [
     kit.Panel(
-        "turned", title=title, by="source", labels=SOURCES, where={"side": side},
-        unit="1 − φ", scale="log", expected="null_turned", expected_label="random subspaces",
+        "turned",
+        title=title,
+        by="source",
+        labels=SOURCES,
+        where={"side": side},
+        unit="1 − φ",
+        scale="log",
+        expected="null_turned",
+        expected_label="random subspaces",
     )
     for side, title in SIDES.items()
-]  # fmt: skip
+]
 
 ANALYSIS = kit.Analysis(
     name="subspace_motion",

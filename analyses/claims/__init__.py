@@ -56,8 +56,8 @@ def compute(runs: Sequence[Run]) -> pd.DataFrame:
     Raises:
         UserError: if the runs recorded nothing that a claim is about.
     """
-    table = compared(mask_theory.join(mask_theory.compute(run, others=runs) for run in runs))
-    if table.empty:
+    table = mask_theory.join(mask_theory.compute(run, others=runs) for run in runs)
+    if table.empty or (table := compared(table)).empty:
         raise UserError("these runs recorded nothing that a claim is about")
     evidence = Evidence(runs, table)
     claims = pd.DataFrame(

@@ -114,8 +114,8 @@ def better_than_lora(
     wanted = seeds_needed(max(len(own), len(equal)))
     if not equal and not own:
         return needs(f"masked and LoRA runs that differ in the mask only, {wanted} seeds each")
-    shown = {"At equal learning rate": equal}
-    shown["With each at its own, chosen on validation examples"] = own
+    at_own = "With each at its own, chosen on validation examples"
+    shown = {"At equal learning rate": equal, at_own: own}
     text = " ".join(f"{how}: {'; '.join(map(str, of))}." for how, of in shown.items() if of)
     if not counted and not with_enough_seeds(equal):
         return Finding("not tested", f"This needs {wanted} seeds each. Seen: {text}")

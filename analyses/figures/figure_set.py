@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 from analyses import (
@@ -45,11 +44,6 @@ class SetFigure:
 def _stable_rank(table: pd.DataFrame) -> pd.DataFrame:
     of_update = table["matrix"].isin(["update", "product"])
     return table[of_update & (table["measure"] == "stable")]
-
-
-def _turn_in_degrees(table: pd.DataFrame) -> pd.DataFrame:
-    rows = table[(table["since"] == "start") & (table["side"] == "row")]
-    return rows.assign(max_angle=np.degrees(rows["max_angle"]))
 
 
 ranks = of_each_run(effective_rank.ANALYSIS)
@@ -136,7 +130,7 @@ FIGURES = (
         "frame_drift_layers",
         "Largest angle between the row space of A and that at the start, by layer over training.",
         of_each_run(frame_drift.ANALYSIS),
-        layers_over_steps("max_angle", unit="angle (degrees)", rows=_turn_in_degrees),
+        layers_over_steps("max_angle", unit="angle (degrees)", rows=frame_drift.turns_of_rows),
         samples.of_layers,
     ),
     SetFigure(

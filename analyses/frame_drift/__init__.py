@@ -145,7 +145,8 @@ def _leakage_by_step(table: pd.DataFrame) -> pd.DataFrame:
     return pooled_leakage(table, dict.fromkeys(["run", kit.group_column(table), "step", "side"]))
 
 
-def _turns_of_rows(table: pd.DataFrame) -> pd.DataFrame:
+def turns_of_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """Give the largest angles of row(A) to the start, in degrees."""
     rows = table[(table["since"] == "start") & (table["side"] == "row")]
     return rows.assign(max_angle=np.degrees(rows["max_angle"]))
 
@@ -173,7 +174,7 @@ plot = kit.curves_over_steps(
 
 modules = kit.module_map(
     "max_angle", title="Turn of row(A) since the start, at the last step", unit="largest angle (°)",
-    name="degrees_since_start", rows=_turns_of_rows
+    name="degrees_since_start", rows=turns_of_rows
 )  # fmt: skip
 
 ANALYSIS = kit.Analysis(

@@ -53,7 +53,8 @@ def run_analysis(analysis: Analysis, arguments: Sequence[str] | None = None) -> 
     Raises:
         UserError: if a run, step or module is not available, or a run lacks what is needed.
     """
-    gc.freeze()  # what imports made stays: walking through it at exit would take half a second
+    if arguments is None:
+        gc.freeze()  # what imports made stays: walking through it at exit takes half a second
     chosen = vars(parser_of(analysis).parse_args(arguments))
     runs = open_named_runs(chosen["run"] or [])
     for run in runs:

@@ -67,11 +67,11 @@ def over_batches(
     modules: Modules,
     displacements: bool = False,
 ) -> Iterator[Tables]:
-    """Apply a function to all cores of a run, a few steps at a time, in order.
+    """Apply a function to all cores of a run, a few at a time: by step, and by rank.
 
     Reading and factorising take place in the pool, too. The function makes tables with the columns
     `step` and `module` of a batch of cores (T, M) of modules that share a rank; for cores that are
-    not finite their numbers are nan.
+    not finite their numbers are nan. Displacements are read only with `displacements`.
     """
     chosen = len(run.modules if modules is None else modules)
     return map_parallel(

@@ -24,7 +24,10 @@ ONLY = ""  # the name of a panel's only curve
 
 
 def curves_over_steps(*panels: Panel, title: str, panel_width: float = PANEL_WIDTH) -> Plot:
-    """Make the plot of an analysis that draws columns of its table, mostly over steps."""
+    """Make the plot of an analysis that draws columns of its table, mostly over steps.
+
+    `panel_width` is the least width of panels that stand side by side, in inches.
+    """
     draw = functools.partial(draw_panels, panels=panels, title=title, panel_width=panel_width)
     return Plot(draw, functools.partial(curves_of, panels), splits=True)
 

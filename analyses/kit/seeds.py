@@ -20,14 +20,15 @@ def over_seeds(points: pd.DataFrame, *, by: Sequence[str]) -> pd.DataFrame:
         A row for each point, with the other columns of its first seed, and `seeds`, their number;
         flags hold where they hold for all.
     """
-    reduced = []
-    for _, rows in points.groupby(list(by), sort=False, observed=True, dropna=False):
-        flags = rows.select_dtypes("bool").all()
+    points = points.reset_index(drop=True)
+    repeated = points.duplicated(list(by), keep=False)
+    reduced = [points[~repeated].assign(seeds=1)]
+    groups = points[repeated].groupby(list(by), sort=False, observed=True, dropna=False)
+    for _, rows in groups:
+        mean = mean_interval(rows["value"])
         point = rows.iloc[:1].assign(
-            seeds=len(rows), **{str(name): of for name, of in flags.items()}
+            value=mean.estimate, low=mean.low, high=mean.high, seeds=len(rows)
         )
-        if len(rows) > 1:
-            mean = mean_interval(rows["value"])
-            point = point.assign(value=mean.estimate, low=mean.low, high=mean.high)
-        reduced.append(point)
-    return pd.concat(reduced, ignore_index=True)
+        flags = rows.select_dtypes("bool").all()
+        reduced.append(point.assign(**{str(name): flag for name, flag in flags.items()}))
+    return pd.concat(reduced).sort_index().reset_index(drop=True)

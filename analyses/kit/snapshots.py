@@ -29,7 +29,7 @@ def over_snapshots(
         dtype: what the models compute in.
 
     Returns:
-        Columns run, step, those of the tables, dtype.
+        Columns run, step, those of the tables, dtype; empty without snapshots.
     """
     tables = []
     for step in [None] if steps is None else steps:
@@ -38,4 +38,4 @@ def over_snapshots(
         table.insert(0, "run", run.name)
         table.insert(1, "step", trained.step)
         tables.append(table.assign(dtype=trained.dtype))
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

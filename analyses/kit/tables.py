@@ -84,7 +84,8 @@ def concatenate(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
 def examples_note(table: pd.DataFrame, *, examples: str = "examples") -> str:
     """Say how many examples of which split were evaluated at most, such as "64 test examples".
 
-    Empty if none were. Tables of earlier versions lack the column `split`.
+    `examples` names the column of their numbers. Empty if none were. Tables of earlier versions
+    lack the column `split`.
     """
     if examples not in table:
         return ""
@@ -109,7 +110,11 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 def summary_by(
     names: pd.Series[str], table: pd.DataFrame, **columns: str
 ) -> dict[str, dict[Any, Any]]:
-    """Give a summary of named rows: under each name some columns, by the names they have there."""
+    """Give a summary of a table's rows by name; `columns` are the table's by their names there.
+
+    >>> summary_by(pd.Series(["step"]), pd.DataFrame({"difference": [-0.5]}), by="difference")
+    {'step': {'by': -0.5}}
+    """
     chosen = table[list(columns.values())].set_axis(list(columns), axis=1)
     return dict(zip(names, chosen.to_dict("records"), strict=True))
 

@@ -25,9 +25,10 @@ def write_results(
 
     Where it is about factors, the notes on each run (`analyses.kit.notes`) are printed, and kept
     in NAME.json and in the table's attribute `notes`.
-    The arguments of the command, too, are kept in NAME.json; its `out` is the folder, or the file
-    of a text, which gives the others its name, and the format `none` alone makes neither a figure
-    nor its table.
+
+    The `arguments` of the command (out, csv, format, venue, width, title, by) are kept in
+    NAME.json, too; `out` is the folder, or the file of a text, which gives the others its name, and
+    the format `none` alone makes neither a figure nor its table.
     """
     out, csv = arguments["out"] or default_folder(runs), arguments["csv"]
     is_file = out.suffix[1:] in analysis.texts

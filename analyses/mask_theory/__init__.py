@@ -114,6 +114,8 @@ def _rows(predictions: Iterable[Prediction], subject: object) -> Iterator[dict[s
 def join(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     """Join the tables of several runs, and mark rows whose evidence an earlier run has as well."""
     table = kit.concatenate(tables)
+    if table.empty:
+        return table
     same = table.duplicated(["prediction", "where", "evidence", "measured"])
     table["repeats"] = same & (table["evidence"] != "")
     return table
@@ -138,7 +140,7 @@ def compare(
         )
         for run in runs
     )
-    if compared(table).empty:
+    if table.empty or compared(table).empty:
         raise UserError("these runs recorded nothing that a prediction is about")
     return kit.label(table, runs)
 

@@ -53,6 +53,7 @@ def _length(factor: str, side: str, width: str) -> Prediction:
         needs.ADAMW,
         needs.LEARNING_RATES,
         needs.COVERED_LAW,
+        tests="training",
     )
     def length(group: Group) -> Comparison:
         """Its squared length is kappa² of LoRA's plus 1 - kappa² of that of a random walk."""

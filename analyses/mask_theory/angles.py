@@ -133,14 +133,16 @@ residual = at_start("residual cos² at the start", NOT_RANDOM, needs.TWO_MASKS, 
     needs.TWO_MASKS,
     needs.RANDOM_START,
     LATER_CORE,
+    tests="training",
 )
 def learned(group: Group) -> Comparison:
     """Training aligns the rows of A, or not: the same sum at the last step."""
     measured, nulls = _residual_of_first_masks(group, step=group.core_steps[-1])
+    means, variances, _ = nulls.T
     return indicative(
-        nulls[:, 0].mean(),
+        means.mean(),
         float(measured.mean()),
-        tolerance=4 * nulls[:, 1].sum() ** 0.5 / len(nulls),
+        tolerance=4 * variances.sum() ** 0.5 / len(nulls),
         basis="training aligns rows: the random null is where it began",
         samples=len(measured),
     )

@@ -27,11 +27,11 @@ RANK_ROUNDING = 1e-7
 STILL = 1e-9  # radians
 
 of_sgd_steps = functools.partial(
-    prediction, always=(needs.STEP_MASKS, needs.PLAIN_SGD, needs.EVERY_STEP)
+    prediction, always=(needs.STEP_MASKS, needs.PLAIN_SGD, needs.EVERY_STEP), tests="training"
 )
 
 
-@prediction("", "weights are finite", "training diverged")
+@prediction("", "weights are finite", "training diverged", tests="training")
 def finite(group: Group) -> Comparison | None:
     """Weights are finite: a row of runs that diverged only; their other rows end before that."""
     if all(group.finite.values()):
@@ -63,6 +63,7 @@ def turning_directions(group: Group) -> Comparison:
     "steps on A and B do not balance: ||b_i||² - ||a_i||² drifts",
     needs.DISPLACEMENTS,
     needs.PLAIN_SGD,
+    tests="training",
 )
 def balance(group: Group) -> Comparison:
     """SGD: B^T dB = dA A^T on pairs of kept directions, so ||b_i||² - ||a_i||² is conserved.
@@ -98,6 +99,7 @@ def _leakage(factor: str, side: str) -> Prediction:
         needs.COVERED_LAW,
         needs.ADAMW,
         needs.EVERY_STEP,
+        tests="training",
     )
     def leakage(group: Group) -> Comparison:
         displacements = known(group.displacements)

@@ -31,7 +31,9 @@ VANISHES = "the gradient vanishes, or is not finite"
 
 BATCH_KNOWN = Need(lambda group: _samples(group) is not None, "the batch size is not known")
 
-of_first_steps = functools.partial(prediction, always=(needs.FROM_ZERO, needs.MASKS_KNOWN))
+of_first_steps = functools.partial(
+    prediction, always=(needs.FROM_ZERO, needs.MASKS_KNOWN), tests="training"
+)
 
 
 first_columns = of_first_steps(
@@ -51,6 +53,7 @@ first_columns = of_first_steps(
     needs.LAWS_OWN_GATES,
     needs.COVERED_LAW,
     BATCH_KNOWN,
+    tests="training",
 )
 def untouched(group: Group) -> Comparison:
     """With masks per sample, N of them, a column of B stays with probability (1 - q)^N.

@@ -26,7 +26,7 @@ from analyses.mask_theory.record import Group
 
 MIN_ROUNDING = 1e-3  # relative; matrix products in float32 may be taken in TF32
 
-of_gates = functools.partial(prediction, always=(needs.GATES,))
+of_gates = functools.partial(prediction, always=(needs.GATES,), tests="training")
 
 
 @of_gates(

@@ -83,7 +83,9 @@ class Prediction:
             comparison = self(subject)
         except NotTestableError as reason:
             return row | {"kind": "not testable", "basis": str(reason), "samples": 0, "unit": ""}
-        return row | asdict(comparison) | {"agrees": comparison.agrees} if comparison else None
+        if comparison is None:
+            return None
+        return row | asdict(comparison) | {"agrees": comparison.agrees}
 
 
 def prediction(
@@ -91,7 +93,7 @@ def prediction(
     name: str,
     if_it_fails: str,
     *needs: Need,
-    tests: Tests = "training",
+    tests: Tests,
     always: tuple[Need, ...] = (),
 ) -> Callable[[Compare], Prediction]:
     """Make a `Prediction` of the function that compares.

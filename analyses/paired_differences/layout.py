@@ -57,10 +57,13 @@ def as_markdown(table: pd.DataFrame) -> str:
         for rates, words in RATES.items():
             paired = rows[(rows["rates"] == rates) & rows["paired_seeds"].notna()]
             if not paired.empty:
+                compared = list(dict.fromkeys(paired["task"]))
                 parts += [
                     f"{title} ({unit}): paired difference to {baseline} {words}, 95 % interval "
                     "over seeds (standard error over test examples)",
-                    grid("configuration", tasks, cells_by("task", tasks, paired, _with_error)),
+                    grid(
+                        "configuration", compared, cells_by("task", compared, paired, _with_error)
+                    ),
                 ]
     return "\n\n".join([*parts, *remarks_text(table)]) + "\n"
 

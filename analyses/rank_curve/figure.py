@@ -50,7 +50,12 @@ def figure_table(table: pd.DataFrame) -> pd.DataFrame:
     points["run"] = points["configuration"].where(several, points["run"])
     points = points[~several | (points["draw"] == MEAN)].drop(columns="configuration")
     points.insert(0, "panel", points.pop("panel"))
-    return kit.over_seeds(points, by=["run", "panel", "curve", "draw", "position"])
+    reduced = kit.over_seeds(points, by=["run", "panel", "curve", "draw", "position"])
+    # In a curve over seeds, a point that only one of them has is without an interval.
+    over_seeds = reduced.groupby("run", observed=True)["seeds"].transform("max") > 1
+    alone = over_seeds & (reduced["seeds"] == 1)
+    reduced.loc[alone, ["low", "high"]] = np.nan
+    return reduced
 
 
 def _points(along: pd.DataFrame, panel: str) -> pd.DataFrame:

@@ -49,16 +49,16 @@ def _cells(rows: pd.DataFrame) -> Iterator[str]:
     yield html.escape(_mask(first))
     yield f"{first.learning_rate:g}" if first.learning_rate > 0 else ""
     yield str(first.steps)
-    numbers = ["first_loss", "last_loss", "first_exact_match", "last_exact_match", "step_seconds"]
+    numbers = ["first_loss", "last_loss", "first_exact_match", "step_seconds"]
     mean = rows[numbers].astype(float).mean(skipna=False)
     if first.examples > 0:
-        low, high = first.exact_match_low, first.exact_match_high
+        low, last, high = first.exact_match_low, first.last_exact_match, first.exact_match_high
         if len(rows) > 1:
             interval = mean_interval(rows["last_exact_match"])
-            low, high = interval.low, interval.high
+            low, last, high = interval.low, interval.estimate, interval.high
         yield f"{mean['first_loss']:.2f} → {mean['last_loss']:.2f}"
         ends = f"[{max(low, 0):.2f}, {min(high, 1):.2f}]"
-        yield f"{mean['first_exact_match']:.2f} → {mean['last_exact_match']:.2f} {ends}"
+        yield f"{mean['first_exact_match']:.2f} → {last:.2f} {ends}"
         yield html.escape(f"{first.examples:g} {first.split} examples")
     else:
         yield from ("", "", "nothing")

@@ -23,6 +23,11 @@ class Part:
     runs: tuple[Run, ...]
 
     @property
+    def names(self) -> set[str]:
+        """The names of the runs."""
+        return {run.name for run in self.runs}
+
+    @property
     def things(self) -> list[str]:
         """What has a color in all figures: configurations where some have several seeds."""
         labels = label_configurations({run.name: run.config for run in self.runs})
@@ -116,15 +121,14 @@ def exhibits(
             sources = dict.fromkeys(Path(one.attrs["path"]) for one in tables.values())
             missing = [run.name for run in part.runs if run not in tables]
             shown.append(Exhibit(title, table, list(sources), part.things, missing))
-        names_of_part = {run.name for run in part.runs}
         for whole, names in behind:
-            if names <= names_of_part:
+            if names <= part.names:
                 shown.append(replace(whole, title=title, things=part.things))
     return shown + [
         whole
         for whole, names in behind
-        if names <= {run.name for part in parts for run in part.runs}
-        and not any(names <= {run.name for run in part.runs} for part in parts)
+        if names <= set().union(*(part.names for part in parts))
+        and not any(names <= part.names for part in parts)
     ]
 
 

@@ -82,7 +82,7 @@ def draw_curves(
     expected: Mapping[str, Any],
     faint: Sequence[str] = (),
 ) -> None:
-    """Draw the curves of a panel over a column, with bands or intervals.
+    """Draw the curves of a panel over the column `over`, with bands or intervals.
 
     `styles` are those of measured curves, and `expected` that of predictions; where several differ,
     each has its curve's color. The curves named in `faint` are drawn pale and thin.

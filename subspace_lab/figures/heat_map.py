@@ -67,7 +67,7 @@ def draw_module_map(cells: pd.DataFrame, page: Page, *, value: str, title: str, 
     """Draw a heat map for each run or configuration on one scale, and a ranking of the modules.
 
     The cells have a row for each run or configuration and module: group, module, layer, projection,
-    place (1: the highest mean over groups), and the column of values.
+    place (1: the highest mean over groups), and the column of values that `value` names.
     """
     groups = list(dict.fromkeys(cells["group"]))
     ranking = f"highest of {cells['module'].nunique()} modules"

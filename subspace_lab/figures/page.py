@@ -69,8 +69,8 @@ class Page:
     ) -> dict[str, Axes]:
         """Make the axes of the panels by name, or take those that were given.
 
-        Sizes are in inches; `panel_width` is the least of panels that stand side by side. With
-        `share_x` all panels have one horizontal axis, labeled in the lowest.
+        Names are unique. Sizes are in inches; `panel_width` is the least of panels that stand side
+        by side. With `share_x` all panels have one horizontal axis, labeled in the lowest.
 
         Raises:
             UserError: if other axes were given than there are panels.

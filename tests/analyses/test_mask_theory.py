@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from analyses import mask_theory
+from analyses import claims, mask_theory
 from analyses.mask_theory import ANALYSIS, chance, join
 from analyses.mask_theory.comparison import NotTestableError
 from analyses.mask_theory.drawn_masks import disjoint_pairs
@@ -518,3 +518,9 @@ def test_figure_shows_every_prediction_once_in_the_row_of_its_theorem(run):
     assert not axes.texts  # nothing fails
     drawn = sum(len(line.get_xdata()) for line in axes.lines if line.get_linestyle() == "None")
     assert drawn == len(table)
+
+
+@pytest.mark.parametrize("compute", [mask_theory.compare, claims.compute])
+def test_no_runs_are_one_sentence(compute):
+    with pytest.raises(UserError, match="recorded nothing"):
+        compute([])

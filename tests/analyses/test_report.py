@@ -17,6 +17,7 @@ from analyses import learning_curves
 from analyses.kit.tables import concatenate
 from analyses.registry import all_analyses
 from analyses.report import compute
+from analyses.report.overview import overview
 from analyses.report.page import render
 from analyses.report.parts import tables_of
 from subspace_lab.errors import UserError
@@ -74,6 +75,13 @@ def test_the_overview_is_what_the_files_say(runs):
         assert (found["method"], found["steps"]) == ("droplora", "6")
         assert found["mask"] == "per step, keep_prob 0.5, × 1/keep_prob"
     assert shown["none"]["evaluated on"] == "nothing" and shown["none"]["exact match"] == ""
+
+
+def test_a_seed_that_was_not_evaluated_leaves_the_mean_of_the_others(runs):
+    table = compute([runs["test"]])
+    table = pd.concat([table] * 3, ignore_index=True)
+    table["last_exact_match"] = [0.5, 0.6, math.nan]
+    assert re.search(r" → 0.55 \[0.00, 1.00\]", overview(table))
 
 
 def test_a_run_without_a_mask_says_so_beside_one_with_a_mask(runs, tmp_path):
