@@ -12,9 +12,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float64
-from scipy.special import binom, gammaln
 from torch import Tensor
 
 
@@ -123,8 +123,8 @@ def null_overlap(n: int, kept_pmf: Float64[np.ndarray, " r_plus_1"]) -> NullOver
     i, a, b = (grid.ravel() for grid in np.indices((r + 1, r + 1, r + 1), dtype=np.int64))
     i, a, b = (count[i + a + b <= r] for count in (i, a, b))
     counts = np.stack([i, a, b, r - i - a - b])
-    arrangements = np.exp(gammaln(r + 1) - gammaln(counts + 1).sum(0))
-    of_one_mask = kept_pmf / binom(r, np.arange(r + 1))
+    arrangements = np.exp(scipy.special.gammaln(r + 1) - scipy.special.gammaln(counts + 1).sum(0))
+    of_one_mask = kept_pmf / scipy.special.binom(r, np.arange(r + 1))
     weight = arrangements * of_one_mask[i + a] * of_one_mask[i + b]
     squared_cosines = i + a * b / np.maximum(n - i, 1)
     smaller = i + np.minimum(a, b)

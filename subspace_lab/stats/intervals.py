@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import scipy
 from jaxtyping import Float
 from numpy.typing import ArrayLike
-from scipy.special import ndtri, stdtrit
 
 ROUNDING = 1e-12
 """Spread of accuracies, or of mean losses in nats, that double precision alone can make."""
@@ -57,7 +57,7 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
         mean = np.where(present, sample, 0.0).sum(-1) / count
         squares = np.where(present, (sample - mean[..., None]) ** 2, 0.0).sum(-1)
         error = np.sqrt(squares / (count - 1) / count)
-        half = stdtrit(count - 1, (1 + level) / 2) * error
+        half = scipy.special.stdtrit(count - 1, (1 + level) / 2) * error
     return Interval(
         _plain(mean), _plain(mean - half), _plain(mean + half), level=level, count=_plain(count)
     )
@@ -109,7 +109,7 @@ def accuracy_interval(correct: int, total: int, *, level: float = 0.95) -> Inter
     """
     if not 0 <= correct <= total or total == 0:
         raise ValueError(f"{correct} correct answers of {total} examples")
-    share, z = correct / total, float(ndtri((1 + level) / 2))
+    share, z = correct / total, float(scipy.special.ndtri((1 + level) / 2))
     scale = 2 * (total + z**2)
     center = (2 * correct + z**2) / scale
     half = z / scale * math.sqrt(4 * correct * (1 - share) + z**2)

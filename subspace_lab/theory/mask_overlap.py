@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int
-from scipy.special import binom, gammaln, xlog1py, xlogy
 
 from subspace_lab.theory._checks import check_keep_prob, check_kept
 
@@ -77,8 +77,10 @@ def exact_k_overlap_pmf(
     check_kept(kept, rank)
     check_kept(next_kept, rank)
     overlap = np.arange(rank + 1)
-    chosen = binom(kept, overlap) * binom(rank - kept, next_kept - overlap)
-    return np.asarray(chosen / binom(rank, next_kept))
+    chosen = scipy.special.binom(kept, overlap) * scipy.special.binom(
+        rank - kept, next_kept - overlap
+    )
+    return np.asarray(chosen / scipy.special.binom(rank, next_kept))
 
 
 def jaccard_moments(rank: int, *, keep_prob: float) -> JaccardMoments:
@@ -220,7 +222,11 @@ def _binomial_pmf(
     """P(X = k) for X ~ Bin(n, p); `scipy.stats`, which has it, takes long to import."""
     rest = np.maximum(n - outcomes, 0)
     if n <= MAX_PRODUCT:
-        return np.asarray(binom(n, outcomes) * p**outcomes * (1 - p) ** rest)
-    log_binom = gammaln(n + 1) - gammaln(outcomes + 1) - gammaln(rest + 1)
-    pmf = np.exp(log_binom + xlogy(outcomes, p) + xlog1py(rest, -p))
+        return np.asarray(scipy.special.binom(n, outcomes) * p**outcomes * (1 - p) ** rest)
+    log_binom = (
+        scipy.special.gammaln(n + 1)
+        - scipy.special.gammaln(outcomes + 1)
+        - scipy.special.gammaln(rest + 1)
+    )
+    pmf = np.exp(log_binom + scipy.special.xlogy(outcomes, p) + scipy.special.xlog1py(rest, -p))
     return np.where(outcomes <= n, pmf, 0.0)
