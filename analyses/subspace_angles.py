@@ -68,7 +68,7 @@ def compute(run: Run, *, steps: kit.Steps = None, modules: kit.Modules = None) -
         on_weights = [linalg.masked_angles(frame.R, mask, following).angles for frame in frames]
         on_coordinates = _coordinate_angles(mask, following)
         angles = torch.stack([on_coordinates, *on_weights], dim=-2)  # (T, M, space, r)
-        shared, union = ((mask & following).sum(-1), (mask | following).sum(-1))
+        shared, union = (mask & following).sum(-1), (mask | following).sum(-1)
         jaccard = torch.where(union > 0, shared.double() / union, 1.0)  # two empty masks: 1
         of_masks = {
             "kept": mask.sum(-1),

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from subspace_lab import tasks
 from subspace_lab.errors import exit_code_2_on_user_error
-from subspace_lab.files import replacing
+from subspace_lab.files import write_utf8
 from subspace_lab.models import find_base, load_tokenizer
 from subspace_lab.tasks.encoding import encode_prompt, encode_response
 from subspace_lab.tasks.examples import Example
@@ -46,9 +46,8 @@ def main() -> None:
     ]
     short = short_problems(examples, load_tokenizer(find_base("smollm2")))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with replacing(arguments.out / NAME) as unfinished:
-        lines = "".join(json.dumps(problem) + "\n" for problem in short)
-        unfinished.write_text(lines, encoding="utf-8")
+    lines = "".join(json.dumps(problem) + "\n" for problem in short)
+    write_utf8(arguments.out / NAME, lines)
     print(f"wrote {len(short)} of {len(examples)} problems to {arguments.out / NAME}")
 
 
