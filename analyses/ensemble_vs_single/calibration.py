@@ -55,8 +55,12 @@ def draw(points: pd.DataFrame, page: kit.Page) -> None:
     if "temperature" in axes:
         axes["temperature"].axhline(1, color="0.8", linewidth=0.6, zorder=0)
     first = next(iter(axes.values()))
+    first.update_datalim([(0, 0)])  # so that the margin above the points is one of the whole axis
+    first.autoscale_view()
     first.set_ylim(bottom=0)
     for kind, face in ((AS_IT_IS, "white"), (VALIDATED, "0.35")):
+        if kind not in set(points["kind"]):
+            continue
         marker: dict[str, Any] = {"color": "0.35", "marker": "o", "markerfacecolor": face}
         first.plot([], [], label=kind, linestyle="", **marker)
     count, seeds = int(points["masks"].max()), int(points["seeds"].max())

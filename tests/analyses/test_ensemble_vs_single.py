@@ -221,7 +221,13 @@ def test_the_calibration_figure_shows_each_predictor_before_and_after(table):
     assert len(plot(table).axes) == 2
     unvalidated = table.assign(temperature=float("nan"), calibrated_ece=float("nan"))
     assert set(plot.shown(unvalidated)["kind"]) == {"as it is"}
-    assert len(plot(unvalidated).axes) == 1
+    alike = unvalidated.assign(ece=[0.12 + i / 1000 for i in range(len(table))])
+    figure = plot(alike)
+    (axis,) = figure.axes
+    highest = plot.shown(alike)["value"].max()
+    assert axis.get_ylim() == (0, pytest.approx(1.05 * highest))
+    names = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+    assert "as it is" in names and "at the validated temperature" not in names
 
 
 def test_what_the_model_computed_in_stands_in_every_result(pocket_run, table, command, tmp_path):
